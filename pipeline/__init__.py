@@ -1,0 +1,1 @@
+"""Audio Barlow Twins: the library behind the pipeline's stages."""

@@ -1,0 +1,144 @@
+"""The two views: Mixup, random resize crop, random linear fader (paper section 2.1).
+
+Everything works on batches [B, F, T] of normalized log-mels (standard deviations of the dataset)
+on the device where training runs, with an explicit generator; each item and each view draws for
+itself.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from pipeline.params.method import AugmentParams
+
+EPSILON = torch.finfo(torch.float32).eps
+CUBIC_A = -0.75  # of the bicubic kernel, as in torch.nn.functional.interpolate
+
+
+class Views:
+    """Draws two views of each crop; keeps the bank of earlier crops that Mixup mixes in."""
+
+    def __init__(
+        self, params: AugmentParams, n_mels: int, frames: int, generator: Generator
+    ) -> None:
+        self.params = params
+        self.generator = generator
+        device = generator.device
+        self.bank = torch.zeros(params.mixup_bank, n_mels, frames, device=device)
+        self.bank_clip = torch.full((params.mixup_bank,), -1, device=device)  # -1: empty
+        self.bank_next = 0
+
+    def __call__(
+        self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
+        """Return two views of each crop; `clip` holds the index of the clip that it is from."""
+        views = self._view(x, clip), self._view(x, clip)
+        if self.params.mixup:
+            self._store(x, clip)
+        return views
+
+    def _view(self, x: Tensor, clip: Tensor) -> Tensor:
+        p, generator = self.params, self.generator
+        if p.mixup:
+            weight = p.mixup_alpha * torch.rand(len(x), generator=generator, device=x.device)
+            entry, found = self._draw_background(clip)
+            x = mixup(x, self.bank[entry], weight * found)
+        if p.rrc:
+            x = random_resize_crop(x, p, generator)
+        if p.rlf:
+            x = random_linear_fader(x, p.rlf_gain, generator)
+        return x
+
+    def _draw_background(self, clip: Tensor) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
+        """For each item a random bank entry from another clip, and whether there is one."""
+        allowed = (self.bank_clip >= 0) & (self.bank_clip != clip[:, None])  # [B, bank]
+        order = torch.rand(allowed.shape, generator=self.generator, device=clip.device)
+        best = order.masked_fill(~allowed, -1.0).max(dim=1)
+        return best.indices, best.values >= 0
+
+    def _store(self, x: Tensor, clip: Tensor) -> None:
+        """Put the unmixed crops into the bank, replacing the oldest."""
+        x, clip = x[-len(self.bank) :], clip[-len(self.bank) :]
+        slots = (self.bank_next + torch.arange(len(x), device=x.device)) % len(self.bank)
+        self.bank[slots] = x
+        self.bank_clip[slots] = clip
+        self.bank_next = (self.bank_next + len(x)) % len(self.bank)
+
+
+def mixup(
+    x: Float[Tensor, "B F T"], background: Float[Tensor, "B F T"], weight: Float[Tensor, " B"]
+) -> Float[Tensor, "B F T"]:
+    """Mix in the linear domain: log((1 - weight) exp(x) + weight exp(background) + eps).
+
+    The domain is that of the normalized log-mel, as in BYOL-A and the paper. Items of weight 0 are
+    returned as they are.
+    """
+    w = weight[:, None, None]
+    mixed = ((1 - w) * x.exp() + w * background.exp() + EPSILON).log()
+    return torch.where(w > 0, mixed, x)
+
+
+def random_resize_crop(
+    x: Float[Tensor, "B F T"], params: AugmentParams, generator: Generator
+) -> Float[Tensor, "B F T"]:
+    """Cut a random box out of a canvas of zeros around x and resize it to x's size, bicubically.
+
+    Zero is the dataset's mean level. Both axes draw the size of the box, U(scale_min, scale_max)
+    times the input's, limited by the canvas, and then its place, uniformly.
+    """
+    mel_weights, frame_weights = (
+        resize_weights(*_draw_box(len(x), size, canvas, params, generator), size, canvas)
+        for size, canvas in (
+            (x.shape[1], int(params.rrc_canvas_mels * x.shape[1])),
+            (x.shape[2], int(params.rrc_canvas_frames * x.shape[2])),
+        )
+    )
+    return mel_weights @ x @ frame_weights.transpose(1, 2)
+
+
+def _draw_box(
+    batch: int, size: int, canvas: int, params: AugmentParams, generator: Generator
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """First position and length of the box along one axis of the canvas, for each item."""
+    scale, place = torch.rand(2, batch, generator=generator, device=generator.device)
+    low, high = params.rrc_scale_min, params.rrc_scale_max
+    length = ((low + (high - low) * scale) * size).long().clamp(1, canvas)
+    start = (place * (canvas - length + 1)).long().clamp_max(canvas - length)
+    return start, length
+
+
+def resize_weights(
+    start: Int[Tensor, " B"], length: Int[Tensor, " B"], size: int, canvas: int
+) -> Float[Tensor, "B size size"]:
+    """Return matrices that crop [start, start + length) of a canvas and resize it to `size`.
+
+    Row o holds the weights of the input for output o: the bicubic kernel of
+    `interpolate(mode="bicubic", align_corners=True)`, whose taps are clamped inside the crop. Taps
+    that fall on the canvas around the input, which is zero, have no column.
+    """
+    output = torch.arange(size, device=start.device)
+    place = output * ((length[:, None] - 1) / max(size - 1, 1))  # [B, size], inside the crop
+    base = place.floor()
+    taps = base.long()[..., None] + torch.arange(-1, 3, device=start.device)  # [B, size, 4]
+    taps = torch.minimum(taps.clamp_min(0), (length - 1)[:, None, None])
+    column = start[:, None, None] + taps - (canvas - size) // 2
+    inside = (column >= 0) & (column < size)
+    weights = torch.zeros(len(start), size, size, device=start.device)
+    values = _cubic_weights(place - base) * inside
+    return weights.scatter_add_(2, column.clamp(0, size - 1), values)
+
+
+def _cubic_weights(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 4"]:
+    """Weights of the taps at -1, 0, 1, 2 for a position t in [0, 1) (Keys 1981)."""
+    distance = torch.stack([1 + t, t, 1 - t, 2 - t], dim=-1)
+    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
+    far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
+    return torch.where(distance <= 1, near, far)
+
+
+def random_linear_fader(
+    x: Float[Tensor, "B F T"], gain: float, generator: Generator
+) -> Float[Tensor, "B F T"]:
+    """Add a straight line over time, its ends drawn from U(-gain, gain): a fade in or out."""
+    ends = gain * (2 * torch.rand(2, len(x), 1, 1, generator=generator, device=x.device) - 1)
+    return x + torch.lerp(ends[0], ends[1], torch.linspace(0, 1, x.shape[2], device=x.device))

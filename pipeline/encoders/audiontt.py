@@ -1,0 +1,63 @@
+"""AudioNTT, the convolutional encoder of BYOL-A v2 (paper section 2.2; report section 3.2).
+
+Two convolution blocks shrink frequency and time by 4; an MLP mixes the features of each remaining
+frame; local features (convolution) and global ones (MLP) stand side by side and are pooled over
+time by maximum plus mean. 6,333,376 parameters at 64 mel bins and 3072 dimensions.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, cat, nn
+
+from pipeline.params.method import AudioNTTParams
+
+STRIDE = 4  # input frames, and mel bins, per output position
+
+
+class AudioNTT(nn.Module):
+    """Convolutional encoder for any number of frames from 4 up."""
+
+    segment_frames = None
+
+    def __init__(self, params: AudioNTTParams, n_mels: int) -> None:
+        super().__init__()
+        local_dim = params.channels * (n_mels // STRIDE)
+        if n_mels % STRIDE:
+            raise ValueError(f"AudioNTT needs logmel.n_mels divisible by {STRIDE}, got {n_mels}.")
+        if params.embed_dim <= local_dim:
+            raise ValueError(
+                f"encoders.audiontt.embed_dim must exceed the {local_dim} local features that it "
+                f"includes (channels = {params.channels}, n_mels = {n_mels}), "
+                f"got {params.embed_dim}."
+            )
+        self.embed_dim = params.embed_dim
+        self.conv = nn.Sequential(
+            _block(1, params.channels), _block(params.channels, params.channels)
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(local_dim, params.hidden_dim),
+            nn.ReLU(),
+            nn.Dropout(params.dropout),
+            nn.Linear(params.hidden_dim, params.embed_dim - local_dim),
+            nn.ReLU(),
+        )
+
+    def forward_frames(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B T_out D"]:
+        """Return one embedding for every 4 input frames."""
+        h = self.conv(x)  # [B, C, F/4, T/4]
+        h = h.permute(0, 3, 2, 1).flatten(2)  # [B, T/4, F/4 * C], channels fastest
+        return cat([h, self.mlp(h)], dim=-1)
+
+    def forward(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B D"]:
+        """Return one representation for the whole input."""
+        frames = self.forward_frames(x)
+        return frames.amax(dim=1) + frames.mean(dim=1)
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Convolution, batch norm, ReLU and pooling, which commute: so ReLU has a quarter the work."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+    )

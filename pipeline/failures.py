@@ -1,0 +1,110 @@
+"""Why a clip cannot be had: the classes of the ledger, recognized in what yt-dlp and FFmpeg say.
+
+gone        removed, private, terminated, 404, 410, 451
+geo         not offered in this country
+login       wants an account, a proof of age or a membership; 401, 403
+blocked     the site turns this client away for now; 429, captcha
+transient   may pass: time-outs, broken connections, 5xx, 403 of the media itself
+no_audio    what is there holds no audio, a web page for example
+corrupt     it is damaged
+short       the recording ends before the segment begins
+"""
+
+import errno
+import re
+
+from yt_dlp.networking.exceptions import HTTPError
+from yt_dlp.utils import GeoRestrictedError, UnsupportedError
+
+GONE = {404, 410, 451}
+LOGIN = {401, 403, 407}
+BLOCKED = {429}
+
+# The first match counts: "Sign in to confirm you're not a bot" is no matter of an account.
+EXTRACTION_MESSAGES = [
+    ("blocked", r"not a bot|captcha|rate.?limit|too many requests"),
+    ("geo", r"in your (country|location|region)|geo.?restrict"),
+    ("gone", r"private video|removed|terminated|no longer available|video unavailable|copyright"),
+    ("gone", r"does(n't| not) exist|deleted|not found"),
+    ("login", r"confirm your age|sign in|log.?in|members.only|join this channel|age.restricted"),
+]
+CUTTING_MESSAGES = [
+    ("blocked", r"returned 429|too many requests"),
+    ("login", r"returned 401"),
+    ("transient", r"returned (403|5XX)|timed out|reset by peer|refused|broken pipe"),
+    ("transient", r"ends prematurely|input/output error|unreachable|failed to resolve"),
+    ("gone", r"returned 4(04|XX)|no such file"),
+    ("no_audio", r"matches no streams|does not contain any stream"),
+]
+
+
+class UnavailableError(Exception):
+    """A clip that cannot be had: `kind` is its status in the ledger, the message says why."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+
+def of_extraction(error: BaseException) -> UnavailableError:
+    """Return the class and reason of an error that yt-dlp raised about a recording's address."""
+    text = _essence(str(error))
+    for cause in _causes(error):
+        if isinstance(cause, HTTPError):
+            return UnavailableError(_of_status(cause.status), text)
+        if isinstance(cause, GeoRestrictedError):
+            return UnavailableError("geo", text)
+        if isinstance(cause, UnsupportedError):
+            return UnavailableError("no_audio", "the address leads to a page, not to a recording")
+    return UnavailableError(_match(EXTRACTION_MESSAGES, text) or "transient", text)
+
+
+def of_cutting(stderr: str) -> UnavailableError:
+    """Return the class and reason of what FFmpeg wrote when it could not cut a segment.
+
+    Raises:
+        OSError: this machine's disk is full, which is no fault of the recording.
+    """
+    if "No space left on device" in stderr:
+        raise OSError(errno.ENOSPC, "No space left on device while a clip was written")
+    lines = [_essence(line) for line in stderr.splitlines() if line.strip()]
+    for kind, pattern in CUTTING_MESSAGES:
+        for line in lines:
+            if re.search(pattern, line, re.IGNORECASE):
+                return UnavailableError(kind, line)
+    return UnavailableError("corrupt", lines[0] if lines else "FFmpeg failed without a message")
+
+
+def _of_status(status: int) -> str:
+    for kind, statuses in (("gone", GONE), ("login", LOGIN), ("blocked", BLOCKED)):
+        if status in statuses:
+            return kind
+    return "transient"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what led to it; yt-dlp keeps that in `exc_info` and `cause`."""
+    causes: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or current in causes:
+            continue
+        causes.append(current)
+        exc_info = getattr(current, "exc_info", None) or (None, None, None)
+        pending += [getattr(current, "cause", None), exc_info[1], current.__cause__]
+    return causes
+
+
+def _match(messages: list[tuple[str, str]], text: str) -> str | None:
+    return next((k for k, pattern in messages if re.search(pattern, text, re.IGNORECASE)), None)
+
+
+def _essence(text: str) -> str:
+    """Drop what differs from clip to clip, run to run or machine to machine, and colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", text)  # FFmpeg's component and its address
+    text = re.sub(r"^ERROR: (\[\S+\] )?([^\s:]+: )?", "", text)  # yt-dlp's extractor and id
+    text = re.sub(r" \(caused by .*", "", text, flags=re.DOTALL)
+    return " ".join(text.split())

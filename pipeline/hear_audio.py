@@ -1,0 +1,74 @@
+"""The audio of HEAR tasks: checked, and published at the rate of the front end."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32
+from tqdm import tqdm
+
+from pipeline import audio
+from pipeline.audio import BadAudioError
+from pipeline.hear_tasks import METADATA, VOCABULARY, Task, existing
+
+SUFFIXES = (".wav", ".flac")
+
+
+def publish_task(task: Task, target: Path, sample_rate: int) -> None:
+    """Copy a task into an existing folder, its audio at `sample_rate`.
+
+    Files of that rate are copied as they are, others resampled and written with 16 bits.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: one is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits)):
+        shutil.copyfile(existing(task.folder / name), target / name)
+    source_rate = _source_rate(task, sample_rate)
+    for split, files in task.labels.items():
+        folder = target / str(sample_rate) / split
+        folder.mkdir(parents=True)
+        for name in tqdm(files, desc=split, unit="clip", disable=None):
+            _publish(task.audio(source_rate, split) / name, folder / name, sample_rate)
+
+
+def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
+    """Return a mono file's samples in [-1, 1] and its sample rate.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: a clip of a HEAR task must be {' or '.join(SUFFIXES)}.")
+    try:
+        wave, rate = audio.decode(existing(path).read_bytes())
+    except BadAudioError as error:
+        raise ValueError(f"{path}: {error.reason}. Replace the file.") from error
+    if wave.shape[1] != 1:
+        raise ValueError(f"{path} has {wave.shape[1]} channels, expected 1. Mix it down first.")
+    if not len(wave):
+        raise ValueError(f"{path} holds no samples. Replace the file.")
+    return wave[:, 0], rate
+
+
+def _publish(path: Path, target: Path, sample_rate: int) -> None:
+    wave, rate = read_clip(path)
+    if rate == sample_rate:
+        shutil.copyfile(path, target)
+    else:
+        resampled = audio.quantize(audio.resample(wave, rate, sample_rate))
+        soundfile.write(target, resampled, sample_rate, subtype="PCM_16")
+
+
+def _source_rate(task: Task, sample_rate: int) -> int:
+    """Return the rate wanted if the task has it, else its highest one, from which to resample."""
+    rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
+    if not rates:
+        raise FileNotFoundError(
+            f"{task.folder} has no folder of audio, such as "
+            f"{sample_rate}/{task.metadata.splits[0]}. Fetch the task again."
+        )
+    return sample_rate if sample_rate in rates else max(rates)

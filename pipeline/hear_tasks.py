@@ -1,0 +1,240 @@
+"""HEAR tasks on disk: metadata, vocabulary and labels, checked as a whole before any work.
+
+One folder per task, as hear-preprocess writes it and hear-eval-kit reads it:
+
+    task_metadata.json    kind of task, names of its splits, metrics (the first one counts)
+    labelvocabulary.csv   header idx,label; idx from 0 without gaps
+    <split>.json          scene: {file: [label, ...]}; event: {file: [{"label", "start", "end"}]}
+                          with times in ms
+    <rate>/<split>/<file> mono audio, one folder per sample rate
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
+
+METADATA = "task_metadata.json"
+VOCABULARY = "labelvocabulary.csv"
+TRAIN_VALID_TEST = ["train", "valid", "test"]
+MIN_FOLDS = 3  # one to test, one to validate, the rest to train
+SCENE_METRICS = ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc")
+EVENT_METRICS = (
+    "event_onset_200ms_fms",
+    "event_onset_50ms_fms",
+    "event_onset_offset_50ms_20perc_fms",
+    "segment_1s_er",
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _plain(name: str) -> str:
+    if not name.strip(".") or set(name) & set("/\\"):
+        raise ValueError(f"{name!r} must be the plain name of a file or folder.")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]
+
+
+class Metadata(BaseModel):
+    """What hear-eval-kit reads of task_metadata.json; its other fields are left as they are."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    task_name: str = Field(min_length=1)
+    embedding_type: Literal["scene", "event"]
+    prediction_type: Literal["multiclass", "multilabel"]
+    split_mode: Literal["trainvaltest", "new_split_kfold", "presplit_kfold"]
+    splits: list[Name]
+    sample_duration: PositiveFloat | None  # seconds
+    evaluation: list[str] = Field(min_length=1)  # metrics
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Metadata":
+        if self.embedding_type == "event" and self.prediction_type != "multilabel":
+            raise ValueError(
+                f"prediction_type = {self.prediction_type!r}: an event task must be 'multilabel'."
+            )
+        metrics = SCENE_METRICS if self.embedding_type == "scene" else EVENT_METRICS
+        unknown = [name for name in self.evaluation if name not in metrics]
+        if unknown:
+            raise ValueError(
+                f"evaluation = {unknown}: no metric of a {self.embedding_type} task, "
+                f"which has {', '.join(metrics)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _splits_fit_mode(self) -> "Metadata":
+        if self.split_mode == "trainvaltest":
+            if self.splits != TRAIN_VALID_TEST:
+                raise ValueError(f"splits = {self.splits}: must be {TRAIN_VALID_TEST}.")
+        elif len(set(self.splits)) != len(self.splits) or len(self.splits) < MIN_FOLDS:
+            raise ValueError(
+                f"splits = {self.splits}: must be at least {MIN_FOLDS} different folds."
+            )
+        return self
+
+
+class Event(BaseModel):
+    """One sound event of a file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    label: str | int
+    start: float = Field(ge=0)  # ms
+    end: float  # ms
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Event":
+        if self.end < self.start:
+            raise ValueError(f"end = {self.end} ms is before start = {self.start} ms.")
+        return self
+
+
+Labels = list[str | int] | list[Event]  # of one file
+
+
+class SceneFile(RootModel[dict[Name, list[str | int]]]):
+    """<split>.json of a scene task."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class EventFile(RootModel[dict[Name, list[Event]]]):
+    """<split>.json of an event task."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose metadata, vocabulary and labels are checked; its audio is not."""
+
+    folder: Path
+    metadata: Metadata
+    labels: Mapping[str, Mapping[str, Labels]]  # split -> file -> labels, files in stored order
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, `<task>-<version>-<mode>`."""
+        return self.folder.name
+
+    def audio(self, sample_rate: int, split: str) -> Path:
+        """Return the folder of one split's audio."""
+        return self.folder / str(sample_rate) / split
+
+
+def available_tasks(folder: Path) -> list[str]:
+    """Return the names of all tasks in a folder; none if there is no such folder."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{METADATA}"))
+
+
+def find_task(folder: Path, name: str) -> Path:
+    """Return the folder of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    available = available_tasks(folder)
+    if name not in available:
+        known = ", ".join(available) or "none"
+        raise ValueError(f"hear.tasks: {name!r} is no task in {folder}; available: {known}.")
+    return folder / name
+
+
+def read_task(folder: Path) -> Task:
+    """Read a task's metadata, vocabulary and labels.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a field is missing or faulty, the vocabulary has gaps, or a label is not in it.
+    """
+    metadata = _check(Metadata, folder / METADATA)
+    vocabulary = _read_vocabulary(folder / VOCABULARY)
+    kind: type[SceneFile | EventFile] = (
+        SceneFile if metadata.embedding_type == "scene" else EventFile
+    )
+    labels = {split: _check(kind, folder / f"{split}.json").root for split in metadata.splits}
+    for split, files in labels.items():
+        _check_labels(files, metadata, vocabulary, folder / f"{split}.json")
+    return Task(folder, metadata, labels)
+
+
+def _check(kind: type[M], path: Path) -> M:
+    """Return a JSON file's content as its class, or raise one message for its first fault."""
+    try:
+        return kind.model_validate_json(existing(path).read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        where = f"{path}, field {field!r}" if field else str(path)
+        if fault["type"] == "value_error":
+            raise ValueError(f"{where}: {fault['ctx']['error']}") from None
+        value = "" if fault["type"] == "missing" else f", got {str(fault['input'])[:80]!r}"
+        raise ValueError(f"{where}: {fault['msg']}{value}.") from None
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    """Return the labels in the order of their indices."""
+    with existing(path).open(newline="", encoding="utf-8") as file:
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    if header != ["idx", "label"]:
+        raise ValueError(f"{path}: the header must be idx,label, got {','.join(header)[:80]!r}.")
+    by_index = {row[0]: row[1] for row in rows if len(row) == 2 and row[1]}
+    expected = [str(index) for index in range(len(rows))]
+    if not rows or set(by_index) != set(expected):
+        raise ValueError(
+            f"{path}: idx must count from 0 without gaps, with one label each, "
+            f"got {[','.join(row) for row in rows[:20]]}."
+        )
+    labels = [by_index[index] for index in expected]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ValueError(f"{path}: label {repeated[0]!r} stands more than once.")
+    return labels
+
+
+def _check_labels(
+    files: Mapping[str, Labels], metadata: Metadata, vocabulary: Sequence[str], path: Path
+) -> None:
+    if not files:
+        raise ValueError(f"{path} lists no files.")
+    known = set(vocabulary)
+    for name, labels in files.items():
+        texts = [str(x.label if isinstance(x, Event) else x) for x in labels]
+        unknown = [text for text in texts if text not in known]
+        if unknown:
+            raise ValueError(
+                f"{path}, file {name!r}: label {unknown[0]!r} is not in {VOCABULARY}, "
+                f"which has {', '.join(vocabulary[:20])}."
+            )
+        if metadata.prediction_type == "multiclass" and len(texts) != 1:
+            raise ValueError(
+                f"{path}, file {name!r}: a multiclass task has one label per file, got {texts}."
+            )
+
+
+def existing(path: Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Restore it, or fetch the task again.")
+    return path

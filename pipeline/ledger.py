@@ -1,0 +1,155 @@
+"""The ledger: what became of every row of the segment list, carried from stage to stage.
+
+CSV with one line per row, in the list's order:
+
+    row         0-based row of the segment list
+    clip_id     "<ytid>_<start in ms>"
+    ytid, start_s, end_s, labels    as in the segment list; labels comma-joined
+    status      "ok", or the class of the failure: gone, geo, login, blocked, transient, no_audio,
+                corrupt, short, silent
+    stage       stage in which it failed; empty if ok
+    reason      why it failed
+    bytes, sha256    of the clip as fetched
+    duration_s  of what was fetched; less than end_s - start_s where the recording ends early
+    frames      of its log-mel
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.segments import Segment
+
+OK = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the ledger."""
+
+    row: int
+    clip_id: str
+    ytid: str
+    start_s: float
+    end_s: float
+    labels: str
+    status: str = OK
+    stage: str = ""
+    reason: str = ""
+    bytes: int | None = None
+    sha256: str = ""
+    duration_s: float | None = None
+    frames: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the clip is usable so far."""
+        return self.status == OK
+
+    def failed(self, stage: str, status: str, reason: str) -> "Row":
+        """Return this row with its failure in a stage."""
+        return replace(self, status=status, stage=stage, reason=reason)
+
+
+COLUMNS = [field.name for field in fields(Row)]
+_PARSERS: dict[str, Any] = {
+    **dict.fromkeys(("row", "bytes", "frames"), int),
+    **dict.fromkeys(("start_s", "end_s", "duration_s"), float),
+}
+
+
+def from_segment(segment: Segment) -> Row:
+    """Return the row that a segment starts with."""
+    return Row(
+        row=segment.row,
+        clip_id=segment.clip_id,
+        ytid=segment.ytid,
+        start_s=segment.start_s,
+        end_s=segment.end_s,
+        labels=segment.labels,
+    )
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write a ledger; a value that is not known is an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a ledger.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the columns are not a ledger's, or a value is not a number.
+    """
+    with path.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(
+                f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
+                f"got {','.join(reader.fieldnames or [])}."
+            )
+        return [_parse(path, reader.line_num, line) for line in reader]
+
+
+def _parse(path: Path, number: int, line: dict[str, str]) -> Row:
+    try:
+        values = {
+            name: (parse(line[name]) if line[name] else None) for name, parse in _PARSERS.items()
+        }
+        return Row(**{**line, **values})  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}, line {number} is broken: {error}") from error
+
+
+def counts(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many rows have each status, "ok" first, then the commonest failure."""
+    found = Counter(row.status for row in rows)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != OK, -item[1], item[0])))
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """Return the counts in words, for a log line."""
+    return ", ".join(f"{count} {status}" for status, count in counts(rows).items())
+
+
+def check_failed(rows: Sequence[Row], stage: str, max_failed: float, path: Path) -> None:
+    """Stop when more than a share of the clips that reached a stage failed in it.
+
+    Raises:
+        RuntimeError: with the share, the limit, the commonest reason and where the ledger is.
+    """
+    failed = [row for row in rows if row.stage == stage]
+    reached = len(failed) + sum(row.ok for row in rows)
+    if len(failed) <= max_failed * reached:
+        return
+    raise RuntimeError(
+        f"{len(failed)} of {reached} clips ({len(failed) / reached:.1%}) failed, more than "
+        f"{stage}.max_failed = {max_failed:.1%} allows. {_commonest(failed)} All are in {path}. "
+        f"Mend the source, or raise {stage}.max_failed in params.yaml."
+    )
+
+
+def check_any(rows: Sequence[Row], path: Path) -> None:
+    """Stop when no clip is left.
+
+    Raises:
+        RuntimeError: with the commonest reason and where the ledger is.
+    """
+    if not any(row.ok for row in rows):
+        raise RuntimeError(f"None of {len(rows)} clips is left. {_commonest(rows)} See {path}.")
+
+
+def _commonest(failed: Sequence[Row]) -> str:
+    status, count = Counter(row.status for row in failed).most_common(1)[0]
+    example = next(row for row in failed if row.status == status)
+    return (
+        f"The commonest failure is {status!r} ({count}), for example {example.clip_id}: "
+        f"{example.reason}."
+    )

@@ -1,0 +1,58 @@
+"""The Barlow Twins objective (paper equations 1 and 2), always in float32."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.params.method import LossParams
+
+EPSILON = 1e-5  # added to the variance of each dimension, as batch normalization does
+
+
+class BarlowTwinsLoss(NamedTuple):
+    """The two weighted terms of equation 1; the objective is their sum."""
+
+    invariance: Float[Tensor, ""]  # alpha * sum_i (C_ii - 1)^2
+    redundancy: Float[Tensor, ""]  # lambda * sum_{i != j} C_ij^2
+
+
+def cross_correlation(
+    z: Float[Tensor, "B D"], z_prime: Float[Tensor, "B D"]
+) -> Float[Tensor, "D D"]:
+    """Return the cross-correlation matrix C of two batches of embeddings (equation 2).
+
+    Each dimension is standardized over the batch; C_ij is the mean over the batch of z_i z'_j. The
+    paper writes a sum; only the mean has the range [-1, 1] that equation 1 needs.
+
+    Raises:
+        ValueError: fewer than two items, so that a batch has no variance.
+    """
+    if len(z) < 2:
+        raise ValueError(f"Cross-correlation needs a batch of at least 2, got {len(z)}.")
+
+    def standardize(x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=0, correction=0)
+        return (x - mean) * torch.rsqrt(variance + EPSILON)
+
+    with torch.autocast(z.device.type, enabled=False):
+        return standardize(z.float()).T @ standardize(z_prime.float()) / len(z)
+
+
+def barlow_twins_loss(c: Float[Tensor, "D D"], params: LossParams) -> BarlowTwinsLoss:
+    """Return the weighted invariance and redundancy terms of equation 1."""
+    diagonal = c.diagonal()
+    off_diagonal = c.square().sum() - diagonal.square().sum()
+    return BarlowTwinsLoss(
+        invariance=params.alpha * (diagonal - 1).square().sum(),
+        redundancy=params.lambda_ * off_diagonal,
+    )
+
+
+def noise_floor(params: LossParams, dim: int, batch_size: int) -> float:
+    """Redundancy term that independent embeddings have by chance: lambda D (D - 1) / B.
+
+    Losses can only be compared at equal dimension and batch size.
+    """
+    return params.lambda_ * dim * (dim - 1) / batch_size

@@ -1,0 +1,96 @@
+"""`manifest.json`: what the output folder of a data stage must hold to be complete.
+
+    {"shards": n, "rows": n, "clips": n, "clips_per_shard": n}
+
+Shard i is the file "<i, five digits>.<suffix>" and holds the usable clips among the rows
+[i * clips_per_shard, (i + 1) * clips_per_shard) of the segment list, in their order.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline import ledger
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of `manifest.json`."""
+
+    shards: int
+    rows: int
+    clips: int
+    clips_per_shard: int
+
+    def rows_of(self, rows: Sequence[ledger.Row]) -> list[list[ledger.Row]]:
+        """Return the rows of a ledger shard by shard."""
+        size = self.clips_per_shard
+        return [list(rows[i * size : (i + 1) * size]) for i in range(self.shards)]
+
+
+def of(rows: Sequence[ledger.Row], clips_per_shard: int) -> Manifest:
+    """Return the manifest of a folder whose ledger has these rows."""
+    return Manifest(
+        shards=-(-len(rows) // clips_per_shard),
+        rows=len(rows),
+        clips=sum(row.ok for row in rows),
+        clips_per_shard=clips_per_shard,
+    )
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`."""
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def shard_path(folder: Path, shard: int, suffix: str) -> Path:
+    """Return where shard number `shard` is, for example clips/00003.tar."""
+    return folder / f"{shard:05d}{suffix}"
+
+
+def shard_paths(folder: Path, manifest: Manifest, suffix: str) -> list[Path]:
+    """Return where all shards are, in order."""
+    return [shard_path(folder, shard, suffix) for shard in range(manifest.shards)]
+
+
+def verify(folder: Path, suffix: str, stage: str) -> Manifest:
+    """Return the manifest of a stage's output folder after checking that the shards are all there.
+
+    Raises:
+        FileNotFoundError: there is no manifest, or a shard is missing (a partial `dvc pull`).
+        ValueError: the folder holds no clips.
+    """
+    remedy = f"Run `dvc repro {stage}`, or `dvc pull {stage}` if it was pushed."
+    try:
+        manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no {folder}/manifest.json, so {folder} is missing or incomplete. {remedy}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/manifest.json is broken ({error}). {remedy}") from error
+    missing = [p.name for p in shard_paths(folder, manifest, suffix) if not p.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of {manifest.shards} shards, first {missing[0]}. "
+            f"{remedy}"
+        )
+    if manifest.clips == 0:
+        raise ValueError(f"{folder} holds no clips; see why in its ledger.csv. {remedy}")
+    return manifest
+
+
+def read_ledger(folder: Path, manifest: Manifest, stage: str) -> list[ledger.Row]:
+    """Return the rows of a stage's ledger.csv after checking them against its manifest.
+
+    Raises:
+        ValueError: the ledger and the manifest do not belong together.
+    """
+    rows = ledger.read(folder / "ledger.csv")
+    if of(rows, manifest.clips_per_shard) != manifest:
+        raise ValueError(
+            f"{folder}/ledger.csv ({len(rows)} rows, {ledger.summary(rows)}) does not belong to "
+            f"its manifest.json ({manifest}). Run `dvc repro -f {stage}`."
+        )
+    return rows

@@ -1,0 +1,75 @@
+"""The whole of params.yaml as one class, for checking it before any work starts."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from pipeline.params import PARAMS_FILE, Section, check, read
+from pipeline.params.data import (
+    SOURCES,
+    ComputeParams,
+    DownloadParams,
+    LogMelParams,
+    ResampleParams,
+    SourceParams,
+)
+from pipeline.params.hear import HearParams, ReportParams, ScoreParams
+from pipeline.params.method import (
+    AudioNTTParams,
+    AugmentParams,
+    LossParams,
+    PretrainParams,
+    ProjectorParams,
+    ViTParams,
+    check_encoder,
+)
+
+
+class Encoders(Section):
+    """Section `encoders`."""
+
+    audiontt: AudioNTTParams
+    vitc: ViTParams
+    vit: ViTParams
+
+
+class Sources(Section):
+    """Section `sources`."""
+
+    sample: SourceParams
+
+
+class Config(Section):
+    """All of params.yaml."""
+
+    source: str
+    sources: Sources
+    download: DownloadParams
+    resample: ResampleParams
+    logmel: LogMelParams
+    encoder: str
+    encoders: Encoders
+    augment: AugmentParams
+    projector: ProjectorParams
+    loss: LossParams
+    pretrain: PretrainParams
+    hear: HearParams
+    score: ScoreParams
+    report: ReportParams
+    compute: ComputeParams = Field()
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "Config":
+        check_encoder(self.encoder)
+        if self.source not in SOURCES:
+            raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}.")
+        return self
+
+
+def load_config(path: Path = PARAMS_FILE) -> Config:
+    """Return the whole file, checked.
+
+    Raises:
+        ValueError: names every faulty key, its value and what was expected.
+    """
+    return check(read(path), Config, path=path)

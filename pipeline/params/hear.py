@@ -1,0 +1,57 @@
+"""Sections of params.yaml that the evaluation reads: hear, score, report."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from pipeline.params import Section
+from pipeline.params.data import LogMelParams
+
+
+class HearParams(Section):
+    """Section `hear`."""
+
+    source: Literal["sample"]  # tasks are in data/<source>/tasks
+    tasks: list[str] = Field(min_length=1)  # folder names in the HEAR format
+    normalization: Literal["dataset"]
+    window_ms: PositiveFloat  # of a timestamp embedding
+    hop_ms: PositiveFloat  # between timestamps
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: list[str]) -> list[str]:
+        repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} stands more than once. Remove the repetition.")
+        return tasks
+
+
+def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:
+    """Return a duration of `hear` in hops of the front end.
+
+    A timestamp's window is a slice of the clip's one STFT, so window and hop must be whole.
+
+    Raises:
+        ValueError: the duration is no whole number of hops.
+    """
+    hops = milliseconds * log_mel.sample_rate / 1000 / log_mel.hop_length
+    if hops < 1 or abs(hops - round(hops)) > 1e-6:
+        step = 1000 * log_mel.hop_length / log_mel.sample_rate
+        raise ValueError(
+            f"hear.{key} = {milliseconds} ms is {hops:g} hops of the front end, which must be a "
+            f"whole number from 1 up: take a multiple of {step:g} ms."
+        )
+    return round(hops)
+
+
+class ScoreParams(Section):
+    """Section `score`: hear-eval-kit's options."""
+
+    grid: Literal["default", "fast", "faster"]
+    grid_points: PositiveInt
+
+
+class ReportParams(Section):
+    """Section `report`."""
+
+    clips: PositiveInt  # shown with their two views

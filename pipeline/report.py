@@ -1,0 +1,250 @@
+"""The page about a run: its numbers, and their layout by `report.html.j2`.
+
+The page is one file that loads nothing: figures are inline SVG. Its numbers are computed here and
+in `score_table`; the template only lays them out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from pipeline import figures
+from pipeline.report_inputs import Pretraining
+from pipeline.score_table import ScoreTable
+
+ENCODER_NAMES = {"audiontt": "AudioNTT", "vitc": "ViT_C", "vit": "ViT"}
+OPTIMIZER_NAMES = {"lars": "LARS", "adamw": "AdamW"}
+LOSS_COLUMNS = ["loss", "invariance", "redundancy", "noise_floor"]
+DATA_STAGES = ["download", "resample", "logmel"]
+PACKAGES = ["torch", "torchaudio", "heareval", "pytorch-lightning", "numpy", "soxr", "h5py", "dvc"]
+MAX_REASONS, MAX_EXAMPLES, MAX_LABELS = 20, 3, 10
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Clips that failed for one reason."""
+
+    stage: str
+    status: str
+    reason: str
+    clips: int
+    examples: str
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What was asked for, what was obtained and what failed."""
+
+    asked: int
+    asked_hours: float
+    obtained: int
+    obtained_hours: float
+    failed: list[tuple[str, str, int]]  # stage, class, clips
+    failures: list[Failure]  # by reason, most frequent first
+    labels: list[tuple[str, int]]  # of obtained clips, most frequent first
+    n_labels: int
+
+
+def summarize_data(ledger: pd.DataFrame) -> DataSummary:
+    """Count the clips of a ledger by what became of them."""
+    ok = ledger[ledger["status"] == "ok"]
+    failed = ledger[ledger["status"] != "ok"]
+    labels = ok["labels"].str.split(",").explode().value_counts()
+    labels = labels[labels.index != ""].sort_index().sort_values(ascending=False, kind="stable")
+    groups = failed.groupby(["stage", "status"]).size()
+    return DataSummary(
+        asked=len(ledger),
+        asked_hours=float((ledger["end_s"] - ledger["start_s"]).sum()) / 3600,
+        obtained=len(ok),
+        obtained_hours=float(ok["duration_s"].sum()) / 3600,
+        failed=sorted(
+            ((stage, status, int(n)) for (stage, status), n in groups.items()),
+            key=lambda group: (_stage_order(group[0]), -group[2], group[1]),
+        ),
+        failures=_failures(failed),
+        labels=[(str(label), int(n)) for label, n in labels.head(MAX_LABELS).items()],
+        n_labels=len(labels),
+    )
+
+
+def summarize_loss(history: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the loss and its parts `before` any update and `after`, the mean of the last epoch."""
+    later = history.iloc[1:] if len(history) > 1 else history
+    last_epoch = later[later["epoch"] > later["epoch"].max() - 1 + 1e-9]
+    return {
+        "before": history[LOSS_COLUMNS].iloc[0].to_dict(),
+        "after": last_epoch[LOSS_COLUMNS].mean().round(6).to_dict(),
+    }
+
+
+def count_steps(history: pd.DataFrame, epochs: int) -> int:
+    """Return the number of updates, also where not every step was logged."""
+    step, epoch = history[["step", "epoch"]].iloc[-1]
+    return round(step / epoch * epochs) if epoch > 0 else 1
+
+
+def summarize_correlation(matrix: Float[np.ndarray, "D D"]) -> dict[str, float]:
+    """Return the mean of the diagonal and the root mean square of all other entries."""
+    others = matrix[~np.eye(len(matrix), dtype=bool)].astype(np.float64)
+    return {"diagonal": float(np.diag(matrix).mean()), "others": float(np.sqrt((others**2).mean()))}
+
+
+def summarize_runtimes(runtimes: dict[str, float], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each stage how many of its instances ran here and how long they took together."""
+    models = ("pretrain", "random")
+    instances = {name: [name] for name in ("validate", *DATA_STAGES, "pretrain")}
+    instances["hear_tasks"] = [f"hear_tasks-{task}" for task in tasks]
+    for name in ("embed", "score"):
+        instances[name] = [f"{name}-{task}-{model}" for task in tasks for model in models]
+    rows = []
+    for name, expected in instances.items():
+        seconds = [runtimes[instance] for instance in expected if instance in runtimes]
+        rows.append({"stage": name, "of": len(expected), "n": len(seconds), "s": sum(seconds)})
+    return rows
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested parameters under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def render(
+    run: Pretraining,
+    table: ScoreTable,
+    ledger: pd.DataFrame,
+    values: dict[str, Any],
+    runtimes: dict[str, float],
+) -> str:
+    """Return the page.
+
+    Args:
+        values: the parameters of the run by key, as a stage has read them.
+        runtimes: seconds by instance of a stage; none is needed.
+    """
+    params = flatten(values)
+    return _template().render(
+        encoder=ENCODER_NAMES.get(run.encoder, run.encoder),
+        encoder_settings=run.encoder_params,
+        optimizer=OPTIMIZER_NAMES.get(run.optimizer["name"], run.optimizer["name"]),
+        learning_rate=run.optimizer["lr"],
+        table=table,
+        data=summarize_data(ledger),
+        loss=summarize_loss(run.history),
+        steps=count_steps(run.history, params["pretrain.epochs"]),
+        correlation={name: summarize_correlation(c) for name, c in run.correlation.items()},
+        params=params,
+        stages=summarize_runtimes(runtimes, [row.task for row in table.rows]),
+        versions=installed_versions(),
+        svg=draw(run),
+        clips=draw_clips(run, ledger, params["report.clips"]),
+        max_reasons=MAX_REASONS,
+    )
+
+
+def draw(run: Pretraining) -> dict[str, Markup]:
+    """Draw the page's single figures."""
+    svg = {
+        "loss": figures.learning_curves(run.history),
+        "lr": figures.learning_rate(run.history),
+        "before": figures.correlation_map(run.correlation["before"], "before"),
+        "after": figures.correlation_map(run.correlation["after"], "after"),
+    }
+    return {name: Markup(text) for name, text in svg.items()}
+
+
+def draw_clips(run: Pretraining, ledger: pd.DataFrame, count: int) -> list[dict[str, Any]]:
+    """Draw clips from all over the examples; colors mean the same in all of them."""
+    labels = dict(zip(ledger["clip_id"], ledger["labels"], strict=True))
+    available = len(run.clip_ids)
+    chosen = np.arange(min(count, available)) * available // min(count, available)
+    limits = figures.color_limits(run.pictures[chosen])
+    return [
+        {
+            "id": run.clip_ids[i],
+            "labels": labels.get(run.clip_ids[i], ""),
+            "svg": Markup(
+                figures.clip_and_views(run.pictures[i], limits, run.log_mel, f"clip-{i}")
+            ),
+        }
+        for i in chosen
+    ]
+
+
+def signed(value: float, digits: int = 0) -> str:
+    """Write a number with its sign: "+17", "−3"."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as "4.2 s", "3 min 20 s" or "2 h 5 min"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    return f"{hours} h {rest_minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def share(part: int, whole: int) -> str:
+    """Write a part as percent of the whole."""
+    return f"{100 * part / whole:.1f}%"
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages on which results depend, without importing them."""
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {name: installed(name) for name in PACKAGES}
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"signed": signed, "duration": duration, "share": share}
+    return environment.get_template("report.html.j2")
+
+
+def _failures(failed: pd.DataFrame) -> list[Failure]:
+    """Group by reason, most frequent first."""
+    pairs = zip(failed["reason"], failed["clip_id"], strict=True)
+    reasons = [_without_names(reason, clip_id) for reason, clip_id in pairs]
+    groups = failed.assign(reason=reasons).groupby(["stage", "status", "reason"])["clip_id"]
+    found = [
+        Failure(stage, status, reason, len(ids), ", ".join(ids.head(MAX_EXAMPLES)))
+        for (stage, status, reason), ids in groups
+    ]
+    return sorted(found, key=lambda f: (-f.clips, _stage_order(f.stage), f.status, f.reason))
+
+
+def _without_names(reason: str, clip_id: str) -> str:
+    """Remove what tells apart the same reason of two clips: their ids."""
+    ytid = clip_id.rpartition("_")[0]
+    return reason.replace(clip_id, "…").replace(ytid or clip_id, "…")
+
+
+def _stage_order(stage: str) -> int:
+    return DATA_STAGES.index(stage) if stage in DATA_STAGES else len(DATA_STAGES)

@@ -1,0 +1,156 @@
+"""The report's inputs, read and checked: the ledger and what `data/pretrain` tells of the run.
+
+data/ledger.csv    one row per row of the segment list: what became of it
+data/pretrain/     encoder.json      the encoder's name, settings and front end
+history.csv       loss, its parts and the learning rate over the steps
+correlation.npz   before, after: [D, D]
+views.npz         clip_id [N]; crop, view_1, view_2: [N, F, T]
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from pipeline.params import check
+from pipeline.params.data import LogMelParams
+
+LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
+LEDGER_NUMBERS = ["start_s", "end_s", "duration_s"]
+HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What `data/pretrain` tells of the run, besides the weights."""
+
+    encoder: str
+    encoder_params: dict[str, Any]  # without the optimizer's
+    optimizer: dict[str, Any]  # name, lr
+    log_mel: LogMelParams
+    history: pd.DataFrame
+    correlation: dict[str, np.ndarray]  # "before", "after": [D, D]
+    clip_ids: list[str]
+    pictures: Float[np.ndarray, "N 3 F T"]  # clip, view 1, view 2
+
+
+def read_pretraining(folder: Path, encoder: str) -> Pretraining:
+    """Read `data/pretrain`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file has another content than its format says, or it is of another encoder.
+    """
+    path = _existing(folder / "encoder.json")
+    try:
+        saved = json.loads(path.read_bytes())
+        name, log_mel = saved["encoder"], saved["logmel"]
+        params = {k: v for k, v in saved["params"].items() if k != "optimizer"}
+        optimizer = {key: saved["params"]["optimizer"][key] for key in ("name", "lr")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} describes no encoder ({error!r}). {_again('pretrain')}") from None
+    if name != encoder:
+        raise ValueError(f"{path} is of encoder {name}, not {encoder}. {_again('pretrain')}")
+    clip_ids, pictures = _read_views(folder / "views.npz")
+    return Pretraining(
+        encoder=name,
+        encoder_params=params,
+        optimizer=optimizer,
+        log_mel=check(log_mel, LogMelParams, prefix="logmel", path=path),
+        history=read_history(folder / "history.csv"),
+        correlation=_read_correlation(folder / "correlation.npz"),
+        clip_ids=clip_ids,
+        pictures=pictures,
+    )
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Read the curves of pre-training.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, there are no rows, or a value is not a finite number.
+    """
+    history = _read_csv(path, HISTORY_COLUMNS, "pretrain")
+    values = history.apply(pd.to_numeric, errors="coerce")
+    faulty = ~np.isfinite(values.to_numpy(dtype=float)).all(axis=1)
+    if faulty.any():
+        row = int(faulty.argmax())
+        raise ValueError(
+            f"{path}, row {row + 1}: not all values are finite numbers: "
+            f"{history.iloc[row].to_dict()}. {_again('pretrain')}"
+        )
+    return values
+
+
+def read_ledger(path: Path) -> pd.DataFrame:
+    """Read the ledger.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing or there are no rows.
+    """
+    ledger = _read_csv(path, LEDGER_TEXT + LEDGER_NUMBERS, "logmel")
+    ledger[LEDGER_NUMBERS] = ledger[LEDGER_NUMBERS].apply(pd.to_numeric, errors="coerce").fillna(0)
+    return ledger
+
+
+def _again(stage: str) -> str:
+    return f"Run `dvc repro {stage}`."
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}. {_again(path.parent.name)}")
+    return path
+
+
+def _read_csv(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
+    """Read the named columns as text; none of them may be missing, nor all rows."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}. {_again(stage)}")
+    try:
+        content = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+    except ValueError as error:  # also pandas' own parser errors
+        raise ValueError(f"{path}: {error} {_again(stage)}") from None
+    if content.empty:
+        raise ValueError(f"{path} has no rows. {_again(stage)}")
+    return content
+
+
+def _read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    with _existing(path).open("rb") as file:
+        try:
+            content = np.load(file)
+            return {key: content[key] for key in keys}
+        except (KeyError, ValueError, EOFError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} must hold the arrays {', '.join(keys)}: {error}. {_again('pretrain')}"
+            ) from None
+
+
+def _read_correlation(path: Path) -> dict[str, np.ndarray]:
+    content = _read_npz(path, ["before", "after"])
+    shapes = {matrix.shape for matrix in content.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or shape[0] != shape[1] or shape[0] < 2:
+        found = ", ".join(f"{name} {matrix.shape}" for name, matrix in content.items())
+        raise ValueError(f"{path}: expected two square matrices, got {found}. {_again('pretrain')}")
+    return content
+
+
+def _read_views(path: Path) -> tuple[list[str], Float[np.ndarray, "N 3 F T"]]:
+    content = _read_npz(path, ["clip_id", "crop", "view_1", "view_2"])
+    pictures = [content[name] for name in ("crop", "view_1", "view_2")]
+    shapes = [picture.shape for picture in pictures]
+    n = len(content["clip_id"])
+    if n == 0 or len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != n:
+        raise ValueError(
+            f"{path}: expected crop, view_1, view_2 of shape [clips, mel bins, frames] and as many "
+            f"clip_id, got {shapes} and {n}. {_again('pretrain')}"
+        )
+    return [str(name) for name in content["clip_id"]], np.stack(pictures, axis=1)

@@ -1,0 +1,240 @@
+"""Scores of the pre-trained encoder beside those of the random one (paper tables 1-3).
+
+A score file is `reports/scores/<model>/<task>.json`, model `pretrain` or `random`:
+
+    {"task", "model", "metric", "score", "std" (null unless k-fold), "grid", "grid_points", ...}
+
+The paper's "% over random" is the relative increase of a score over that of the same encoder with
+its initial weights; that of a mean is taken from the two means. A mean is over all tasks asked for
+or it is not given.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.params.hear import ScoreParams
+
+Model = Literal["pretrain", "random"]
+HEAR_PROTOCOL = ScoreParams(grid="default", grid_points=8)
+FULL_MODES = ("full", "small")  # of a task's name; other modes ("5h", "50h") tell tasks apart
+METRICS = {  # heareval's name: (kind of task, name to read)
+    "top1_acc": ("scene, multiclass", "top-1 accuracy"),
+    "pitch_acc": ("scene, multiclass", "pitch accuracy"),
+    "chroma_acc": ("scene, multiclass", "chroma accuracy"),
+    "mAP": ("scene, multilabel", "mAP"),
+    "d_prime": ("scene, multilabel", "d prime"),
+    "aucroc": ("scene, multilabel", "ROC AUC"),
+    "event_onset_200ms_fms": ("timestamp", "onset F1, 200 ms"),
+    "event_onset_50ms_fms": ("timestamp", "onset F1, 50 ms"),
+    "event_onset_offset_50ms_20perc_fms": ("timestamp", "onset and offset F1, 50 ms"),
+    "segment_1s_er": ("timestamp", "error rate, 1 s (lower is better)"),
+}
+NOT_AVERAGED = {"segment_1s_er": "is an error rate", "d_prime": "has no upper limit of 1"}
+
+
+class Score(BaseModel):
+    """What the report needs of a score file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    task: str
+    model: Model
+    metric: str
+    score: float | None  # None: evaluated, without a result
+    std: float | None  # over the folds
+    grid: str
+    grid_points: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task with both models' scores; None where there is none."""
+
+    task: str
+    name: str
+    pretrain: Score | None
+    random: Score | None
+
+    @property
+    def metric(self) -> str | None:
+        """Name of the metric as heareval writes it."""
+        found = self.pretrain or self.random
+        return found.metric if found else None
+
+    @property
+    def kind(self) -> str:
+        """Kind of task, as far as the metric tells."""
+        return METRICS.get(self.metric or "", ("", ""))[0]
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric for readers."""
+        return METRICS.get(self.metric or "", ("", self.metric or ""))[1]
+
+    @property
+    def difference(self) -> float | None:
+        """Score of the pre-trained encoder minus that of the random one."""
+        value, baseline = value_of(self.pretrain), value_of(self.random)
+        return None if value is None or baseline is None else value - baseline
+
+    @property
+    def percent(self) -> float | None:
+        """Relative difference in percent."""
+        return percent_over(value_of(self.pretrain), value_of(self.random))
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All tasks asked for, in the order of `hear.tasks`."""
+
+    rows: tuple[Row, ...]
+    protocol: ScoreParams
+
+    @property
+    def is_hear_protocol(self) -> bool:
+        """Whether the scores are comparable with published ones."""
+        return self.protocol == HEAR_PROTOCOL
+
+    @property
+    def missing(self) -> list[str]:
+        """Tasks without a score of one or both models."""
+        pairs = [(row.task, (row.pretrain, row.random)) for row in self.rows]
+        return [task for task, scores in pairs if None in map(value_of, scores)]
+
+    @property
+    def why_no_mean(self) -> str:
+        """Reason for which no mean is given, or an empty string."""
+        if self.missing:
+            return f"scores are missing for {len(self.missing)} of {len(self.rows)} tasks"
+        odd = [row for row in self.rows if row.metric in NOT_AVERAGED]
+        return f"{odd[0].metric} {NOT_AVERAGED[odd[0].metric or '']}" if odd else ""
+
+    def mean(self, model: Model) -> float | None:
+        """Mean score over all tasks; None if one of them is missing or cannot be averaged."""
+        if self.why_no_mean:
+            return None
+        values = [value_of(getattr(row, model)) or 0.0 for row in self.rows]
+        return round(sum(values) / len(values), 6)
+
+    @property
+    def percent(self) -> float | None:
+        """Relative difference of the means in percent."""
+        return percent_over(self.mean("pretrain"), self.mean("random"))
+
+
+def value_of(score: Score | None) -> float | None:
+    """Return the number, if there is one."""
+    return None if score is None else score.score
+
+
+def percent_over(value: float | None, baseline: float | None) -> float | None:
+    """Return how much `value` exceeds `baseline`, in percent of it; None where that is undefined.
+
+    >>> percent_over(0.6, 0.5)
+    20.0
+    """
+    if value is None or not baseline:
+        return None
+    return round(100 * (value - baseline) / baseline, 6)
+
+
+def short_names(tasks: Sequence[str]) -> dict[str, str]:
+    """Map folder names to column names: `<task>`, with the mode if it is not the whole task.
+
+    `speech_commands-v0.0.2-5h` is `speech_commands_5h` and `-full` is `speech_commands`, whatever
+    other tasks there are, so that the columns of two runs agree. Names that would still collide
+    keep their mode, then their version.
+    """
+    parts = {task: task.split("-") for task in tasks}
+    with_mode = {task: f"{part[0]}_{part[-1]}" for task, part in parts.items() if len(part) > 1}
+    short = {
+        task: part[0] if part[-1] in FULL_MODES else with_mode.get(task, task)
+        for task, part in parts.items()
+    }
+    for longer in (with_mode, {task: task for task in tasks}):
+        count = Counter(short.values())
+        short = {t: longer.get(t, t) if count[name] > 1 else name for t, name in short.items()}
+    return {task: name.replace(".", "_") for task, name in short.items()}
+
+
+def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Score | None:
+    """Return a score file's content, or None if there is no file.
+
+    Raises:
+        ValueError: it is not a score file, or one of another task, model or protocol.
+    """
+    remedy = "Delete the file and run `dvc repro`."
+    if not path.exists():
+        return None
+    try:
+        score = Score.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise ValueError(f"{path} is no score file: {where}: {first['msg']}. {remedy}") from None
+    if (score.task, score.model) != (task, model):
+        raise ValueError(f"{path} holds the score of {score.task} ({score.model}). {remedy}")
+    if (score.grid, score.grid_points) != (protocol.grid, protocol.grid_points):
+        raise ValueError(
+            f"{path} was scored with grid {score.grid}, {score.grid_points} points; score.grid = "
+            f"{protocol.grid}, score.grid_points = {protocol.grid_points} is asked for. {remedy}"
+        )
+    return score
+
+
+def read_table(folder: Path, tasks: Sequence[str], protocol: ScoreParams) -> ScoreTable:
+    """Return the scores of the tasks asked for; other files in the folder are not looked at.
+
+    Raises:
+        ValueError: a file is faulty, or the two models have different metrics.
+    """
+    names = short_names(tasks)
+
+    def row(task: str) -> Row:
+        pretrain = read_score(folder / "pretrain" / f"{task}.json", task, "pretrain", protocol)
+        random = read_score(folder / "random" / f"{task}.json", task, "random", protocol)
+        if pretrain and random and pretrain.metric != random.metric:
+            raise ValueError(
+                f"{task}: {pretrain.metric} of the pre-trained encoder cannot be compared with "
+                f"{random.metric} of the random one. Delete both files and run `dvc repro`."
+            )
+        return Row(task, names[task], pretrain, random)
+
+    return ScoreTable(tuple(row(task) for task in dict.fromkeys(tasks)), protocol)
+
+
+def metrics(table: ScoreTable, loss: float) -> dict[str, Any]:
+    """Return the content of `reports/metrics.json`: the columns of `dvc exp show`."""
+    score = {"mean": table.mean("pretrain")} | {r.name: value_of(r.pretrain) for r in table.rows}
+    content = {
+        "loss": loss,
+        "score": score,
+        "random": {"mean": table.mean("random")},
+        "over_random_percent": table.percent,
+    }
+    return without_gaps(content)
+
+
+def without_gaps(content: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values without those that are None, so that DVC shows no number for them."""
+    inner = {k: without_gaps(v) if isinstance(v, dict) else v for k, v in content.items()}
+    return {k: v for k, v in inner.items() if v is not None and v != {}}
+
+
+def to_csv(table: ScoreTable) -> str:
+    """Return the table as CSV for `dvc plots`; a missing score is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", "metric", "pretrain", "random", "difference", "over_random_percent"])
+    for row in table.rows:
+        pretrain, random = value_of(row.pretrain), value_of(row.random)
+        difference = None if row.difference is None else round(row.difference, 6)
+        writer.writerow([row.name, row.metric, pretrain, random, difference, row.percent])
+    return text.getvalue()

@@ -1,0 +1,123 @@
+"""Segment lists in AudioSet's format: which seconds of which recording make up a clip.
+
+    # any number of comment lines
+    # YTID, start_seconds, end_seconds, positive_labels
+    --PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
+
+Copies of the published files vary: fewer comment lines, a header without `#`, integer seconds,
+Windows line ends. All of these are read; anything else that differs is an error with its line.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+COLUMNS = 4
+EXAMPLE = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
+SHOWN_ERRORS = 10
+FILE_NAME = re.compile(r"[\w-][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One row of a segment list."""
+
+    row: int  # 0-based, without comments and header
+    ytid: str
+    start_s: float
+    end_s: float
+    labels: str  # AudioSet ids, comma-joined
+
+    @property
+    def clip_id(self) -> str:
+        """Name of the clip that is cut out, "<ytid>_<start in ms>"."""
+        return f"{self.ytid}_{round(self.start_s * 1000)}"
+
+    @property
+    def duration_s(self) -> float:
+        """Wanted duration; the recording may end earlier."""
+        return self.end_s - self.start_s
+
+
+def read(path: Path) -> list[Segment]:
+    """Return the rows of a segment list in their order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not text, lists nothing, or has broken or repeated rows; the message
+            names the line and the value of each (the first ten).
+    """
+    segments: list[Segment] = []
+    line_of: dict[str, int] = {}  # clip id -> line
+    errors = []
+    for number, cells in _rows(path):
+        try:
+            segment = _parse(len(segments), cells)
+            first = line_of.setdefault(segment.clip_id, number)
+            if first != number:
+                raise ValueError(f"clip {segment.clip_id!r} is listed on line {first} already")
+        except ValueError as error:
+            errors.append(f"  line {number}: {error}")
+        else:
+            segments.append(segment)
+    if errors:
+        raise ValueError(_broken(path, errors))
+    if not segments:
+        raise ValueError(f"{path} lists no segments; expected rows such as {EXAMPLE}.")
+    return segments
+
+
+def _broken(path: Path, errors: list[str]) -> str:
+    shown = errors[:SHOWN_ERRORS]
+    more = [f"  and {len(errors) - len(shown)} more"] if len(errors) > len(shown) else []
+    title = f"{path}: {len(errors)} broken row(s); correct or remove them, {EXAMPLE} is a good one."
+    return "\n".join([title, *shown, *more])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number (from 1) and stripped cells of each row that is no comment, header or blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no segment list {path}; correct `segments` of the source in params.yaml, "
+            "or put the file there."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True, strict=True))
+        except csv.Error as error:
+            cells = [f"{line.strip()} ({error})"]
+        if cells[0].strip().casefold() != "ytid":
+            yield number, [cell.strip() for cell in cells]
+
+
+def _parse(row: int, cells: list[str]) -> Segment:
+    if len(cells) != COLUMNS:
+        raise ValueError(f"expected {COLUMNS} columns, got {len(cells)}: {', '.join(cells)}")
+    ytid, start, end, labels = cells
+    if not FILE_NAME.fullmatch(ytid):
+        raise ValueError(f"id {ytid!r} must be of letters, digits, '-', '_' and '.'")
+    start_s, end_s = _seconds("start", start), _seconds("end", end)
+    if start_s < 0:
+        raise ValueError(f"start {start} is negative")
+    if end_s <= start_s:
+        raise ValueError(f"end {end} must be later than start {start}")
+    return Segment(row, ytid, start_s, end_s, ",".join(x.strip() for x in labels.split(",")))
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in text:
+        raise ValueError(f"{name} {text!r} is not a number of seconds")
+    return value

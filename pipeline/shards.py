@@ -1,0 +1,93 @@
+"""HDF5 shards of log-mel spectrograms.
+
+Layout of one shard, written once and never changed:
+
+    /log_mel    float16 [total_frames, F]   clips end to end, time first; contiguous, uncompressed
+    /start      int64   [clips + 1]         clip i is log_mel[start[i]:start[i + 1]]
+    /clip_id    utf-8   [clips]             "<ytid>_<start in ms>"
+    /labels     utf-8   [clips]             AudioSet ids, comma-joined
+    attributes  logmel                      front end: section `logmel` of params.yaml as JSON
+                count, sum, sumsq           of the values before they were rounded to float16
+
+A crop of consecutive frames is one read of consecutive bytes. The same clips make the same bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Float16, Int64
+
+from pipeline import stats
+from pipeline.params import check
+from pipeline.params.data import LogMelParams
+from pipeline.stats import Totals
+
+SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Log-mel of one clip, on its way into a shard."""
+
+    clip_id: str
+    labels: str
+    frames: Float16[np.ndarray, "T F"]
+    totals: Totals
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Content of one shard."""
+
+    frames: Float16[np.ndarray, "total F"]
+    start: Int64[np.ndarray, " clips_plus_1"]
+    clip_id: list[str]
+    labels: list[str]
+    log_mel: LogMelParams
+    totals: Totals
+
+
+def write(path: Path, clips: Sequence[Clip], log_mel: LogMelParams) -> Totals:
+    """Write a shard and return the totals of its values; it may hold no clips."""
+    start = np.cumsum([0, *(len(clip.frames) for clip in clips)], dtype=np.int64)
+    totals = stats.merge(clip.totals for clip in clips)
+    with h5py.File(path, "w", libver="latest") as file:
+        frames = file.create_dataset("log_mel", (int(start[-1]), log_mel.n_mels), np.float16)
+        for first, clip in zip(start, clips, strict=False):
+            frames[first : first + len(clip.frames)] = clip.frames
+        file["start"] = start
+        text = h5py.string_dtype()
+        file.create_dataset("clip_id", data=[clip.clip_id for clip in clips], dtype=text)
+        file.create_dataset("labels", data=[clip.labels for clip in clips], dtype=text)
+        file.attrs["logmel"] = log_mel.model_dump_json()
+        file.attrs.update(count=totals.count, sum=totals.sum, sumsq=totals.sumsq)
+    return totals
+
+
+def read(path: Path) -> Shard:
+    """Read a shard into memory.
+
+    Raises:
+        ValueError: the file is no shard, or is damaged.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return Shard(
+                frames=file["log_mel"][:],
+                start=file["start"][:],
+                clip_id=file["clip_id"].asstr()[:].tolist(),
+                labels=file["labels"].asstr()[:].tolist(),
+                log_mel=check(json.loads(file.attrs["logmel"]), LogMelParams, "logmel", path),
+                totals=Totals(
+                    int(file.attrs["count"]), float(file.attrs["sum"]), float(file.attrs["sumsq"])
+                ),
+            )
+    except (KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} is no shard of log-mels, or is damaged ({error}). Remove it and run `dvc pull "
+            "logmel`, or run `dvc repro -f logmel`."
+        ) from error

@@ -1,0 +1,42 @@
+"""Stage `score <task> <model>`: scores of one task's embeddings by hear-eval-kit.
+
+Reads   data/embeddings/<model>/<task> (model is `pretrain` or `random`)
+Writes  reports/scores/<model>/<task>.json
+Params  score
+"""
+
+import json
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline import params, scores
+from pipeline.hear_tasks import read_task
+from pipeline.params.data import ComputeParams
+from pipeline.params.hear import ScoreParams
+from pipeline.stage import Stage, run
+
+logger = logging.getLogger(__name__)
+
+
+def main(stage: Stage, name: str, model_name: str) -> None:
+    """Run the stage."""
+    score_params = stage.load("score", ScoreParams)
+    device = params.load("compute", ComputeParams).device
+    embeddings = Path("data/embeddings", model_name, name)
+    metric = read_task(embeddings).metadata.evaluation[0]
+    with (
+        stage.output(f"reports/scores/{model_name}/{name}.json", file=True) as result,
+        TemporaryDirectory(dir=stage.work_folder()) as scratch,
+    ):
+        raw = scores.run_heareval(embeddings, Path(scratch), score_params, device)
+        summary = scores.summarize(raw, name, model_name, metric, score_params)
+        result.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    logger.info("%s, %s: %s = %s", name, model_name, metric, summary["score"])
+
+
+if __name__ == "__main__":
+    name, model_name = sys.argv[1:]
+    run("score", partial(main, name=name, model_name=model_name), name, model_name)

@@ -1,0 +1,126 @@
+"""A web site on the loopback interface whose recordings fail in every way that real ones do.
+
+The first word of a recording's name says how it behaves: `ok-a.wav` is served, `n404-a.wav` is not
+found, and so on (`Site.answer`).
+"""
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Site(ThreadingHTTPServer):
+    """Serves the files of a folder; counts requests and bytes by name."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.requests = Counter[str]()
+        self.bytes_sent = 0
+        self.delay_s = 0.0
+
+    @property
+    def template(self) -> str:
+        """URL template of a source."""
+        return f"http://127.0.0.1:{self.server_port}/{{ytid}}.wav"
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients that hang up early are no error."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    protocol_version = "HTTP/1.1"
+    server: Site
+
+    def log_message(self, format, *args) -> None:
+        """Stay quiet."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = Path(self.path).name
+        self.server.requests[name] += 1
+        time.sleep(self.server.delay_s)
+        with contextlib.suppress(ConnectionError):
+            self.answer(name, name.split("-")[0].removesuffix(".wav"))
+
+    def answer(self, name: str, kind: str) -> None:
+        count = self.server.requests[name]
+        if re.fullmatch(r"n\d{3}", kind):  # always this status
+            self.send_error(int(kind[1:]))
+        elif (match := re.fullmatch(r"s(\d{3})x(\d)", kind)) and count <= int(match[2]):
+            self.send_error(int(match[1]))  # the first requests only
+        elif kind == "html":
+            self.send_body(b"<html><head><title>x</title></head><body>No video</body></html>",
+                           "text/html")  # fmt: skip
+        elif (match := re.fullmatch(r"media(\d{3})", kind)) and "Range" in self.headers:
+            self.send_error(int(match[1]))  # found, but FFmpeg does not get it
+        elif kind == "reset":
+            self.hang_up()
+        elif kind == "hang" and "Range" in self.headers:
+            time.sleep(5)
+        else:
+            self.send_file(self.server.folder / name, kind)
+
+    def send_file(self, path: Path, kind: str) -> None:
+        if not path.exists():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        start, end = 0, len(content)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if match and kind != "norange":
+            start = int(match[1])
+            end = min(int(match[2]) + 1, end) if match[2] else end
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        if kind != "norange":
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Type", "audio/x-wav")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        if kind == "trunc":
+            end = min(end, len(content) // 2)
+        for first in range(start, end, 1 << 16):
+            block = content[first : min(first + (1 << 16), end)]
+            self.wfile.write(block)
+            self.server.bytes_sent += len(block)
+        if kind == "trunc":
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def send_body(self, body: bytes, content_type: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def serve(folder: Path):
+    """Run a site until the block ends."""
+    site = Site(folder)
+    thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield site
+    finally:
+        site.shutdown()
+        thread.join()
+        site.server_close()

@@ -1,0 +1,165 @@
+"""A made-up run: every input of the report, in the documented formats, in seconds.
+
+run = SyntheticRun(tmp_path)        # writes params.yaml, data/ and reports/scores/ there
+run.score("random", TASKS[0], 0.25) # one more or another score
+run.set("hear.tasks", [...])        # another parameter
+"""
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+PARAMS = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "params.yaml")
+TASKS = ("toy_kind-v1-small", "toy_beats-v1-small")
+METRICS = {"toy_kind-v1-small": "top1_acc", "toy_beats-v1-small": "event_onset_200ms_fms"}
+SCORES = {"pretrain": (0.6, 0.3), "random": (0.5, 0.25)}
+HISTORY_FIELDS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
+
+
+class SyntheticRun:
+    """Files of a run under `root`, with methods that change single ones."""
+
+    def __init__(self, root: Path, dims: int = 24, steps_per_epoch: int = 7) -> None:
+        self.root = root
+        self.random = np.random.default_rng(0)
+        self.params = copy.deepcopy(PARAMS)
+        self.set("hear.tasks", list(TASKS))
+        for model, values in SCORES.items():
+            for task, value in zip(TASKS, values, strict=True):
+                self.score(model, task, value)
+        self.ledger([ledger_row(row) for row in range(20)])
+        self.encoder()
+        self.history(steps_per_epoch)
+        self.correlation(dims)
+        self.views(clips=6)
+
+    def set(self, key: str, value: Any) -> None:
+        """Change one parameter, by its dotted key."""
+        *sections, name = key.split(".")
+        section = self.params
+        for part in sections:
+            section = section[part]
+        section[name] = value
+        YAML(typ="safe", pure=True).dump(self.params, self.root / "params.yaml")
+
+    def score(
+        self, model: str, task: str, score: float | None, changes: dict[str, Any] | None = None
+    ) -> Path:
+        """Write a score file; `changes` replace or add fields."""
+        path = self.root / "reports" / "scores" / model / f"{task}.json"
+        content = {
+            "task": task,
+            "model": model,
+            "metric": METRICS.get(task, "top1_acc"),
+            "score": score,
+            "std": None,
+            "metrics": {METRICS.get(task, "top1_acc"): score},
+            "splits": {"test": {"test_score": score}},
+            "grid": self.params["score"]["grid"],
+            "grid_points": self.params["score"]["grid_points"],
+            "hparams": {"lr": 0.001},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content | (changes or {})))
+        return path
+
+    def ledger(self, rows: list[dict[str, Any]]) -> None:
+        """Write data/ledger.csv."""
+        path = self.root / "data" / "ledger.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(ledger_row(0)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def encoder(self) -> None:
+        """Write data/pretrain/encoder.json for the encoder that params.yaml names."""
+        name = self.params["encoder"]
+        content = {
+            "encoder": name,
+            "params": self.params["encoders"][name],
+            "logmel": self.params["logmel"],
+            "mean": -7.0,
+            "std": 4.0,
+            "crop_frames": self.params["pretrain"]["crop_frames"],
+        }
+        self._pretrain("encoder.json").write_text(json.dumps(content))
+
+    def history(self, steps_per_epoch: int) -> None:
+        """Write curves that fall from the value at initialization towards the noise floor."""
+        floor = noise_floor(self.params)
+        epochs = self.params["pretrain"]["epochs"]
+        with self._pretrain("history.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(HISTORY_FIELDS)
+            for step in range(epochs * steps_per_epoch):
+                done = step / (epochs * steps_per_epoch)
+                invariance = 250 * np.exp(-3 * done) * (1 + 0.05 * self.random.standard_normal())
+                redundancy = floor * (1 + 2 * np.exp(-8 * done))
+                lr = 0.1 * min(1.0, step / steps_per_epoch) * (1 + np.cos(np.pi * done)) / 2
+                loss = invariance + redundancy
+                writer.writerow(
+                    [step, step / steps_per_epoch, loss, invariance, redundancy, floor, lr]
+                )
+
+    def correlation(self, dims: int) -> None:
+        """Write two matrices: diagonal 0.1 and 0.9 among noise."""
+        noise = self.random.standard_normal((2, dims, dims)) * 0.15
+        for matrix, diagonal in zip(noise, (0.1, 0.9), strict=True):
+            np.fill_diagonal(matrix, diagonal)
+        before, after = noise.astype(np.float32)
+        np.savez(self._pretrain("correlation.npz"), before=before, after=after)
+
+    def views(self, clips: int) -> None:
+        """Write smooth pictures of the clips in the ledger's first rows."""
+        mels, frames = self.params["logmel"]["n_mels"], self.params["pretrain"]["crop_frames"]
+        f, t = np.mgrid[0 : 1 : mels * 1j, 0 : 1 : frames * 1j]
+        crop = np.stack([1.5 * np.sin(9 * f + (3 + i) * 5 * t) - f for i in range(clips)])
+        views = [0.8 * np.roll(crop, shift, axis=(1, 2)) + 0.3 for shift in (5, -9)]
+        crop, view_1, view_2 = (x.astype(np.float32) for x in (crop, *views))
+        ids = [ledger_row(row)["clip_id"] for row in range(clips)]
+        path = self._pretrain("views.npz")
+        np.savez(path, clip_id=ids, crop=crop, view_1=view_1, view_2=view_2)
+
+    def _pretrain(self, name: str) -> Path:
+        folder = self.root / "data" / "pretrain"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def ledger_row(row: int, **changes: Any) -> dict[str, Any]:
+    """Return one row of a ledger: a clip of 9 s out of a segment of 10 s."""
+    ytid = f"toy{row:08d}"
+    content = {
+        "row": row,
+        "clip_id": f"{ytid}_30000",
+        "ytid": ytid,
+        "start_s": 30.0,
+        "end_s": 40.0,
+        "labels": "/m/09x0r,/m/04rlf" if row % 4 == 0 else "/m/09x0r",
+        "status": "ok",
+        "stage": "",
+        "reason": "",
+        "bytes": 1000,
+        "sha256": "0" * 64,
+        "duration_s": 9.0,
+        "frames": 901,
+    }
+    return content | changes
+
+
+def failed_row(row: int, stage: str, status: str, reason: str) -> dict[str, Any]:
+    """Return the row of a segment that failed."""
+    nothing: dict[str, Any] = {"bytes": "", "sha256": "", "duration_s": "", "frames": ""}
+    return ledger_row(row, stage=stage, status=status, reason=reason, **nothing)
+
+
+def noise_floor(params: dict[str, Any]) -> float:
+    """Return lambda D (D - 1) / B."""
+    dims, batch = params["projector"]["out_dim"], params["pretrain"]["batch_size"]
+    return float(params["loss"]["lambda"] * dims * (dims - 1) / batch)

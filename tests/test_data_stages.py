@@ -1,0 +1,283 @@
+"""Stages download, resample and logmel as they are run: outputs, messages, interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from media_server import serve
+from ruamel.yaml import YAML
+
+import stages.download
+import stages.logmel
+import stages.resample
+from pipeline import ledger, manifest, shards, tarshards
+from pipeline.stage import run
+
+ROOT = Path(__file__).parents[1]
+MAINS = {
+    "download": stages.download.main,
+    "resample": stages.resample.main,
+    "logmel": stages.logmel.main,
+}
+RATE = 22050
+# yt-dlp leaves the file of a file:// URL to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
+)
+
+
+@pytest.fixture(autouse=True)
+def _leave_signals_as_they_were():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """A folder with the committed parameters and a small source: 3 recordings, 9 segments."""
+    folder = tmp_path / "data" / "sample"
+    (folder / "videos").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("-a", "b_b"):
+        soundfile.write(folder / "videos" / f"{name}.ogg", rng.uniform(-0.3, 0.3, 6 * RATE), RATE)
+    soundfile.write(folder / "videos" / "still.ogg", np.zeros(6 * RATE), RATE)
+    rows = [f'{n}, {s}.000, {s + 2}.000, "/m/1,/m/2"' for n in ("-a", "b_b") for s in (0, 2, 4)]
+    rows += ['b_b, 5.000, 9.000, "/m/1"', 'still, 1.000, 3.000, ""', 'lost, 0.000, 2.000, "/m/1"']
+    (folder / "segments.csv").write_text("# a list\n" + "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    set_params({"download": {"clips_per_shard": 4, "tries": 2, "timeout_s": 2.0},
+                "resample": {"max_failed": 0.2}, "compute": {"workers": 1, "connections": 1}},
+               source=ROOT / "params.yaml")  # fmt: skip
+    return tmp_path
+
+
+def set_params(changes, source=Path("params.yaml")):
+    """Write params.yaml with some values of some sections changed."""
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(source)
+    for section, items in changes.items():
+        values[section] |= items
+    yaml.dump(values, Path("params.yaml"))
+
+
+def use_site(site):
+    """Make the recordings come from a web site."""
+    url = site.template.replace(".wav", ".ogg")
+    set_params({"sources": {"sample": {"segments": "data/sample/segments.csv", "url": url}}})
+
+
+def run_stages(*names):
+    for name in names:
+        run(name, MAINS[name])
+
+
+def failure_of(name, caplog):
+    """The message with which a stage stops."""
+    with pytest.raises(SystemExit) as stop:
+        run_stages(name)
+    assert stop.value.code == 1
+    return caplog.records[-1].getMessage()
+
+
+def content_of(folder):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def test_segments_become_features_and_a_ledger_that_accounts_for_every_row():
+    run_stages("download", "resample", "logmel")
+    rows = ledger.read(Path("data/ledger.csv"))
+    assert [row.row for row in rows] == list(range(9))
+    assert ledger.counts(rows) == {"ok": 7, "gone": 1, "silent": 1}
+    assert [(row.ytid, row.stage) for row in rows if not row.ok] == [
+        ("still", "resample"), ("lost", "download"),
+    ]  # fmt: skip
+    assert [row.frames for row in rows] == [201] * 6 + [101, None, None]
+    assert rows[6].duration_s == 1.0
+
+    stored = [shards.read(Path(f"data/logmel/0000{i}.h5")) for i in range(3)]
+    assert [shard.clip_id for shard in stored] == [
+        ["-a_0", "-a_2000", "-a_4000", "b_b_0"], ["b_b_2000", "b_b_4000", "b_b_5000"], [],
+    ]  # fmt: skip
+    assert stored[0].labels == ["/m/1,/m/2"] * 4
+    values = np.concatenate([shard.frames for shard in stored]).astype(np.float64)
+    found = json.loads(Path("data/logmel/stats.json").read_text())
+    assert found["count"] == values.size == (6 * 201 + 101) * 64
+    assert found["clips"] == 7
+    assert found["mean"] == pytest.approx(values.mean(), abs=1e-3)
+    assert found["std"] == pytest.approx(values.std(), abs=1e-3)
+
+
+def test_every_folder_is_complete_by_its_manifest():
+    run_stages("download", "resample", "logmel")
+    for folder, suffix, clips in (
+        ("clips", ".tar", 8),
+        ("audio16k", ".tar", 7),
+        ("logmel", ".h5", 7),
+    ):
+        found = manifest.verify(Path("data", folder), suffix, folder)
+        assert found == manifest.Manifest(shards=3, rows=9, clips=clips, clips_per_shard=4)
+    assert set(content_of("data/clips")) == {
+        "00000.tar", "00001.tar", "00002.tar", "ledger.csv", "manifest.json",
+    }  # fmt: skip
+
+
+def test_results_do_not_depend_on_the_number_of_workers():
+    run_stages("download", "resample", "logmel")
+    one = [content_of(f"data/{name}") for name in ("clips", "audio16k", "logmel")]
+    set_params({"compute": {"workers": 2, "connections": 3}})
+    run_stages("download", "resample", "logmel")
+    assert [content_of(f"data/{name}") for name in ("clips", "audio16k", "logmel")] == one
+
+
+def test_a_second_download_needs_no_recording_even_with_other_limits():
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        run_stages("download")
+        first = content_of("data/clips")
+        assert site.requests["-a.ogg"] >= 3
+        site.requests.clear()
+        set_params({"download": {"max_failed": 0.9, "tries": 7, "timeout_s": 9.0}})
+        run_stages("download")
+        assert not site.requests
+    assert content_of("data/clips") == first
+
+
+def test_other_shards_are_packed_from_the_same_clips():
+    run_stages("download")
+    set_params({"download": {"clips_per_shard": 9}})
+    run_stages("download")
+    rows = ledger.read(Path("data/clips/ledger.csv"))
+    usable = [row.clip_id for row in rows if row.ok]
+    assert [c for c, _ in tarshards.read(Path("data/clips/00000.tar"), usable, "x")] == usable
+
+
+def test_a_clip_that_arrives_later_changes_one_shard_only():
+    run_stages("download")
+    before = content_of("data/clips")
+    soundfile.write("data/sample/videos/lost.ogg", np.ones(3 * RATE) / 3, RATE)
+    run_stages("download")
+    after = content_of("data/clips")
+    assert {name for name in after if after[name] != before[name]} == {
+        "00002.tar", "ledger.csv", "manifest.json",
+    }  # fmt: skip
+
+
+def test_too_many_unavailable_clips_stop_the_download(caplog):
+    set_params({"download": {"max_failed": 0.1}})
+    message = failure_of("download", caplog)
+    assert "1 of 9 clips (11.1%) failed, more than download.max_failed = 10.0%" in message
+    assert "'gone' (1), for example lost_0: there is no file lost.ogg" in message
+    path = Path(message.split("All are in ")[1].split(". Mend")[0])
+    assert ledger.counts(ledger.read(path)) == {"ok": 8, "gone": 1}
+    assert not Path("data/clips").exists()
+
+
+def test_too_many_unusable_clips_stop_resampling(caplog):
+    run_stages("download")
+    set_params({"resample": {"max_failed": 0.05}})
+    message = failure_of("resample", caplog)
+    assert "1 of 8 clips (12.5%) failed, more than resample.max_failed = 5.0%" in message
+    assert "'silent' (1), for example still_1000: peak -inf dB" in message
+
+
+def test_no_clip_left_stops_even_without_a_limit(caplog):
+    set_params({"download": {"max_failed": 1.0}})
+    for path in Path("data/sample/videos").iterdir():
+        path.unlink()
+    assert "None of 9 clips is left" in failure_of("download", caplog)
+
+
+def test_a_broken_list_stops_before_anything_is_fetched(caplog):
+    with Path("data/sample/segments.csv").open("a") as segments:
+        segments.write("x, 9.0, 8.0, y\n")
+    assert "line 11: end 8.0 must be later than start 9.0" in failure_of("download", caplog)
+
+
+@pytest.mark.parametrize(
+    ("consumer", "folder", "producer"),
+    [("resample", "data/clips", "download"), ("logmel", "data/audio16k", "resample")],
+)
+def test_a_partial_pull_is_noticed(caplog, consumer, folder, producer):
+    message = failure_of(consumer, caplog)
+    assert f"There is no {folder}/manifest.json" in message
+    assert f"`dvc repro {producer}`" in message
+    run_stages("download", "resample")
+    Path(folder, "00001.tar").unlink()
+    message = failure_of(consumer, caplog)
+    assert f"{folder} lacks 1 of 3 shards, first 00001.tar" in message
+    assert f"`dvc pull {producer}`" in message
+
+
+def test_features_at_another_rate_than_the_audio_are_refused(caplog):
+    run_stages("download", "resample")
+    set_params({"logmel": {"sample_rate": 22050}})
+    message = failure_of("logmel", caplog)
+    assert "-a_0 has 16000 Hz, expected logmel.sample_rate = 22050 Hz" in message
+
+
+def test_a_full_disk_is_one_message_without_a_traceback(caplog, monkeypatch):
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device", "data/clips/00000.tar")
+
+    monkeypatch.setattr(tarshards.tarfile.TarFile, "addfile", no_space)
+    message = failure_of("download", caplog)
+    assert "no space left on the device" in message
+    assert not Path("data/clips").exists()
+
+
+def start_download():
+    """The stage in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.download"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_half_way(site, process, how):
+    """Send a signal when some clips are fetched; return the exit code and what was logged."""
+    while process.poll() is None and sum(site.requests.values()) < 8:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, messages = process.communicate()
+    return process.returncode, messages
+
+
+def test_a_killed_download_goes_on_where_it_stopped():
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        site.delay_s = 0.1
+        code, messages = end_half_way(site, start_download(), signal.SIGKILL)
+        assert code == -signal.SIGKILL, messages
+        assert not Path("data/clips").exists()
+        (journal,) = Path(".work").rglob("journal.jsonl")
+        assert 1 <= len(journal.read_text().strip().splitlines()) < 9
+
+        site.delay_s = 0.0
+        run_stages("download")
+        assert len(journal.read_text().strip().splitlines()) == 9  # nothing was fetched twice
+        resumed = content_of("data/clips")
+        journal.unlink()
+        run_stages("download")
+        assert content_of("data/clips") == resumed
+
+
+def test_a_download_that_is_asked_to_end_says_how_to_go_on():
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        site.delay_s = 0.1
+        code, messages = end_half_way(site, start_download(), signal.SIGTERM)
+    assert code == 130
+    assert "interrupted; run it again to go on" in messages
+    assert "Traceback" not in messages
+    assert not Path("data/clips").exists()

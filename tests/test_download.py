@@ -1,0 +1,355 @@
+"""Fetching clips from a web site and from files: exact cuts, classes of failures, going on."""
+
+import gc
+import os
+import shutil
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import soundfile
+from media_server import serve
+
+from pipeline import download
+from pipeline.clipstore import ClipStore
+from pipeline.download import Fetcher, key
+from pipeline.params.data import DownloadParams
+from pipeline.segments import Segment
+
+# yt-dlp leaves the file of a file:// URL to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
+)
+
+RATE = 44100
+LENGTH_S = 30
+BEHAVIOURS = [
+    "media403",
+    "media404",
+    "media429",
+    "html",
+    "reset",
+    "hang",
+    "norange",
+    "trunc",
+    "s503x1",
+]
+PARAMS = DownloadParams(max_failed=0.5, tries=2, timeout_s=1.0, clips_per_shard=4)
+
+
+def ffmpeg(*arguments):
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture(scope="module")
+def signal():
+    """Stereo samples of a known recording; smooth noise, so that only one lag fits."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((LENGTH_S * RATE, 2))
+    smooth = np.stack([np.convolve(n, np.hanning(50), "same") for n in noise.T], axis=1)
+    return np.round(smooth / np.abs(smooth).max() * 20000).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory, signal):
+    """A folder with the known recording in several formats, and bad ones."""
+    folder = tmp_path_factory.mktemp("recordings")
+    soundfile.write(folder / "ok-a.wav", signal, RATE)
+    soundfile.write(folder / "ok-a.ogg", signal, RATE, format="OGG", subtype="VORBIS")
+    ffmpeg("-i", folder / "ok-a.wav", "-c:a", "aac", "-b:a", "192k", folder / "ok-a.m4a")
+    ffmpeg("-i", folder / "ok-a.wav", "-c:a", "libopus", "-b:a", "192k", folder / "ok-a.webm")
+    soundfile.write(folder / "ok-14s.wav", signal[: 14 * RATE], RATE)
+    (folder / "ok-corrupt.wav").write_bytes(np.random.default_rng(1).bytes(100_000))
+    (folder / "ok-empty.wav").touch()
+    ffmpeg("-f", "lavfi", "-i", "testsrc=d=25:s=64x64:r=5", "-f", "matroska", folder / "film.mkv")
+    shutil.move(folder / "film.mkv", folder / "ok-silentfilm.wav")
+    shutil.copy(folder / "ok-a.wav", folder / "ok-b.wav")
+    for behaviour in BEHAVIOURS:
+        shutil.copy(folder / "ok-a.wav", folder / f"{behaviour}-a.wav")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collect_before_other_tests():
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def site(recordings):
+    with serve(recordings) as site:
+        yield site
+
+
+@pytest.fixture
+def fetcher(tmp_path, monkeypatch):
+    """A function that makes a fetcher for a URL template, as a new process would."""
+    monkeypatch.setattr(download, "BACKOFF_S", 0.02)
+    (tmp_path / "store").mkdir()
+
+    def make(template, **params):
+        store = ClipStore(tmp_path / "store")
+        changed = PARAMS.model_copy(update=params)
+        return Fetcher(template, store, tmp_path / "partial", changed)
+
+    return make
+
+
+def segment(ytid, start_s=10.0, end_s=20.0, row=0):
+    return Segment(row, ytid, start_s, end_s, "/m/1")
+
+
+def fetch_one(fetcher, asked):
+    """The ledger's row and the samples (None if failed) of one segment."""
+    (row,) = fetcher.run([asked], connections=1)
+    if not row.ok:
+        return row, None
+    samples, rate = soundfile.read(fetcher.store.path(key(asked)), dtype="int16")
+    assert rate == RATE
+    return row, samples
+
+
+def lag(clip, expected):
+    """Samples that a clip is late, by cross-correlation of the first channel."""
+    size = len(clip) + len(expected)
+    spectra = [np.fft.rfft(x[:, 0].astype(float), size) for x in (clip, expected)]
+    best = int(np.argmax(np.fft.irfft(spectra[0] * spectra[1].conj(), size)))
+    return best if best < size // 2 else best - size
+
+
+CUTS = [(0.0, 10.0), (0.5, 3.0), (10.0, 20.0), (12.34, 15.68), (20.0, 30.0)]
+
+
+def fetch_cuts(fetcher, template):
+    """Samples (float) of the known recording's cuts, with start, end and rate."""
+    fetch = fetcher(template)
+    asked = [segment("ok-a", *cut, row=i) for i, cut in enumerate(CUTS)]
+    for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
+        assert row.ok, row.reason
+        samples, rate = soundfile.read(fetch.store.path(key(wanted)))
+        assert row.duration_s == pytest.approx(wanted.duration_s, abs=1.1 / rate)
+        yield wanted.start_s, wanted.end_s, samples, rate
+
+
+@pytest.mark.parametrize("way", ["web", "file"])
+def test_cuts_of_a_wav_have_exactly_the_samples_of_the_segments(
+    fetcher, site, recordings, signal, way
+):
+    template = site.template if way == "web" else str(recordings / "{ytid}.wav")
+    for start_s, end_s, samples, _ in fetch_cuts(fetcher, template):
+        expected = signal[round(start_s * RATE) : round(end_s * RATE)]
+        np.testing.assert_array_equal(samples * 2**15, expected)
+
+
+def test_cuts_of_an_ogg_equal_the_decoded_recording(fetcher, recordings):
+    whole, _ = soundfile.read(recordings / "ok-a.ogg")
+    for start_s, end_s, samples, _ in fetch_cuts(fetcher, str(recordings / "{ytid}.ogg")):
+        expected = whole[round(start_s * RATE) : round(end_s * RATE)]
+        np.testing.assert_allclose(samples, expected, rtol=0, atol=0.6 / 2**15)
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "webm"])
+def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, suffix):
+    template = str(recordings / f"{{ytid}}.{suffix}")
+    for start_s, end_s, samples, rate in fetch_cuts(fetcher, template):
+        times = np.arange(round((end_s - start_s) * rate)) / rate + start_s
+        source = np.arange(len(signal)) / RATE
+        expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)
+        assert abs(lag(samples, expected)) <= 0.002 * rate
+
+
+def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, recordings):
+    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    row, _ = fetch_one(fetch, segment("ok-a"))
+    path = fetch.store.path(key(segment("ok-a")))
+    info = soundfile.info(path)
+    assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 2)
+    assert (row.status, row.stage, row.reason) == ("ok", "", "")
+    assert (row.bytes, row.duration_s, row.clip_id) == (path.stat().st_size, 10.0, "ok-a_10000")
+    assert len(row.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason", "requests"),
+    [
+        ("n404", "gone", "HTTP Error 404", 1),
+        ("n410", "gone", "HTTP Error 410", 1),
+        ("n401", "login", "HTTP Error 401", 1),
+        ("n403", "login", "HTTP Error 403", 1),
+        ("n429", "blocked", "HTTP Error 429", 1),
+        ("n503", "transient", "HTTP Error 503", 2),
+        ("missing", "gone", "HTTP Error 404", 1),
+        ("media404-a", "gone", "404 Not Found", None),
+        ("media403-a", "transient", "403 Forbidden", None),
+        ("media429-a", "blocked", "429 Too Many Requests", None),
+        ("reset-a", "transient", "", 2),
+        ("hang-a", "transient", "timed out", None),
+        ("trunc-a", "transient", "", None),
+        ("html-a", "no_audio", "leads to a page", 1),
+        ("ok-silentfilm", "no_audio", "matches no streams", None),
+        ("ok-corrupt", "corrupt", "Invalid data", None),
+        ("ok-empty", "corrupt", "", None),
+    ],
+)
+def test_a_failure_has_its_class_and_reason(fetcher, site, name, status, reason, requests):
+    fetch = fetcher(site.template)
+    row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
+    assert (row.status, row.stage) == (status, "download")
+    assert reason in row.reason
+    assert row.bytes is row.duration_s is None
+    if requests is not None:
+        assert site.requests[f"{name}.wav"] == requests
+    assert not list(fetch.partial.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("missing", "gone"), ("ok-corrupt", "corrupt"), ("ok-empty", "corrupt"),
+     ("ok-silentfilm", "no_audio")],
+)  # fmt: skip
+def test_files_fail_in_the_same_classes(fetcher, recordings, name, status):
+    row, _ = fetch_one(fetcher(str(recordings / "{ytid}.wav")), segment(name))
+    assert row.status == status
+    assert str(recordings) not in row.reason
+
+
+def test_a_fault_that_passes_is_tried_again(fetcher, site):
+    row, samples = fetch_one(fetcher(site.template), segment("s503x1-a"))
+    assert row.ok
+    assert len(samples) == 10 * RATE
+
+
+def test_a_server_that_ignores_ranges_gives_the_same_clip(fetcher, site, signal):
+    _, samples = fetch_one(fetcher(site.template), segment("norange-a"))
+    np.testing.assert_array_equal(samples, signal[10 * RATE : 20 * RATE])
+
+
+@pytest.mark.parametrize("way", ["web", "file"])
+def test_a_recording_that_ends_early_gives_what_there_is(fetcher, site, recordings, signal, way):
+    template = site.template if way == "web" else str(recordings / "{ytid}.wav")
+    row, samples = fetch_one(fetcher(template), segment("ok-14s"))
+    np.testing.assert_array_equal(samples, signal[10 * RATE : 14 * RATE])
+    assert row.duration_s == 4.0
+
+
+@pytest.mark.parametrize("suffix", ["wav", "ogg", "m4a", "webm"])
+def test_segments_at_or_behind_the_end_are_short(fetcher, recordings, suffix):
+    asked = [segment("ok-a", 29.95, 40.0), segment("ok-a", 40.0, 50.0, row=1)]
+    for row in fetcher(str(recordings / f"{{ytid}}.{suffix}")).run(asked, connections=1):
+        assert row.status == "short"
+        assert "the recording ends before it: 0.0" in row.reason
+
+
+def test_ffmpeg_reads_only_what_the_segment_needs(fetcher, recordings, tmp_path, signal):
+    soundfile.write(tmp_path / "ok-long.wav", np.concatenate([signal] * 20), RATE)
+    with serve(tmp_path) as site:
+        row, _ = fetch_one(fetcher(site.template), segment("ok-long", 30.0, 33.0))
+        assert row.ok
+        assert site.bytes_sent < 0.3 * (tmp_path / "ok-long.wav").stat().st_size
+
+
+def test_a_second_run_asks_for_nothing_and_changes_nothing(fetcher, site, tmp_path):
+    asked = [
+        segment(name, row=i) for i, name in enumerate(["ok-a", "n404", "ok-b", "html-a", "n401"])
+    ]
+    rows = fetcher(site.template).run(asked, connections=3)
+    assert [row.status for row in rows] == ["ok", "gone", "ok", "no_audio", "login"]
+    before = {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    site.requests.clear()
+    assert fetcher(site.template, tries=5, max_failed=0.1).run(asked, connections=8) == rows
+    assert not site.requests
+    assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
+
+
+def test_a_later_run_tries_again_what_may_have_passed(fetcher, site):
+    asked = [segment("s503x1-a"), segment("n429", row=1), segment("n404", row=2)]
+    first = fetcher(site.template, tries=1).run(asked, connections=1)
+    assert [row.status for row in first] == ["transient", "blocked", "gone"]
+    again = fetcher(site.template, tries=1).run(asked, connections=1)
+    assert [row.status for row in again] == ["ok", "blocked", "gone"]
+    assert site.requests["n429.wav"] == 2
+    assert site.requests["n404.wav"] == 1
+
+
+def test_a_clip_that_was_lost_is_fetched_again(fetcher, site):
+    asked = [segment("ok-a"), segment("ok-b", row=1)]
+    fetch = fetcher(site.template)
+    rows = fetch.run(asked, connections=1)
+    fetch.store.path(key(asked[0])).unlink()
+    site.requests.clear()
+    assert fetcher(site.template).run(asked, connections=1) == rows
+    assert set(site.requests) == {"ok-a.wav"}
+
+
+def test_a_replaced_or_new_file_is_fetched_again(fetcher, tmp_path, signal):
+    template = str(tmp_path / "{ytid}.wav")
+    asked = [segment("a", 1.0, 2.0), segment("b", 1.0, 2.0, row=1)]
+    soundfile.write(tmp_path / "a.wav", signal[: 3 * RATE], RATE)
+    first = fetcher(template).run(asked, connections=1)
+    assert [row.status for row in first] == ["ok", "gone"]
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", signal[RATE : 4 * RATE], RATE)
+    second = fetcher(template).run(asked, connections=1)
+    assert [row.status for row in second] == ["ok", "ok"]
+    assert first[0].sha256 != second[0].sha256 == second[1].sha256
+
+
+def test_the_same_segment_makes_the_same_bytes(fetcher, recordings):
+    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    hashes = set()
+    for name in ("ok-a", "ok-b"):  # copies of each other
+        hashes |= {fetch_one(fetch, segment(name))[0].sha256}
+    assert len(hashes) == 1
+
+
+def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
+    asked = [segment(n, row=i) for i, n in enumerate(["n503", "ok-a", "n404", "ok-b"])]
+    rows = fetcher(site.template).run(asked, connections=4)
+    assert [row.ytid for row in rows] == ["n503", "ok-a", "n404", "ok-b"]
+
+
+def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monkeypatch):
+    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    command = download.cut_command
+    monkeypatch.setattr(download, "cut_command", lambda *args: [*command(*args)[:-1], "/dev/full"])
+    with pytest.raises(OSError, match="No space left on device"):
+        fetch.run([segment("ok-a"), segment("ok-b", row=1)], connections=2)
+    assert fetch.store.last(key(segment("ok-a"))) is None
+
+
+def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
+    folder = tmp_path / "a b%20#ü"
+    folder.mkdir()
+    soundfile.write(folder / "-_x.wav", signal[: 3 * RATE], RATE)
+    row, _ = fetch_one(fetcher(str(folder / "{ytid}.wav")), segment("-_x", 1.0, 2.0))
+    assert row.ok
+
+
+def test_a_relative_template_is_relative_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = download.recording_url("data/{ytid}.ogg", "a")
+    assert download.local_path(url) == tmp_path / "data" / "a.ogg"
+    assert download.recording_url("https://x.org/watch?v={ytid}", "-_a") == (
+        "https://x.org/watch?v=-_a"
+    )
+    assert download.local_path("https://x.org/a.ogg") is None
+
+
+def test_ffmpeg_waits_for_the_network_only(tmp_path):
+    asked = segment("a")
+    web = download.cut_command(download.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
+    assert web[web.index("-rw_timeout") + 1] == "2500000"
+    assert web[web.index("-headers") + 1] == "A: b\r\n"
+    local = download.cut_command(download.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5)
+    assert "-rw_timeout" not in local
+    assert "-headers" not in local
+
+
+def test_leftovers_of_a_killed_process_are_removed(fetcher, recordings):
+    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch.partial.mkdir()
+    (fetch.partial / "half.flac").write_bytes(b"x")
+    fetch_one(fetch, segment("ok-a"))
+    assert os.listdir(fetch.partial) == []

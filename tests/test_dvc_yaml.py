@@ -1,0 +1,145 @@
+"""The pipeline definition: every stage lists exactly the code, parameters and data it uses."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.params import read
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "stages")
+
+
+def stage_definitions():
+    """Name -> definition, the body of a foreach or matrix stage as one."""
+    stages = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    return {name: {**body, **body.get("do", {})} for name, body in stages.items()}
+
+
+STAGES = stage_definitions()
+
+
+def module_file(name: str) -> Path | None:
+    """File of a module of ours, relative to the root, or None for others' modules."""
+    path = Path(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / candidate).exists() and path.parts[0] in PACKAGES:
+            return candidate
+    return None
+
+
+def imports(path: Path) -> set[Path]:
+    """Files of ours that a file imports, the __init__ of their packages included."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names |= {".".join(n.split(".")[:i]) for n in names for i in range(1, n.count(".") + 1)}
+    return {file for name in names if (file := module_file(name))}
+
+
+def import_closure(script: Path) -> set[Path]:
+    """The script, the __init__ of its package, and all that they import, directly or not."""
+    found, queue = set(), {script, script.parent / "__init__.py"}
+    while queue:
+        found |= queue
+        queue = {file for path in queue for file in imports(path)} - found
+    return found
+
+
+def loaded_keys(script: Path) -> set[str]:
+    """Keys that a script reads with stage.load and stage.value, spelt as in dvc.yaml."""
+    keys = set()
+    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("load", "value")
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "stage"
+        ):
+            keys.add(ast.unparse(node.args[0]).strip("'").removeprefix("f'").replace("{", "${"))
+    return keys
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_deps_are_the_script_and_everything_it_imports(name):
+    listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.endswith((".py", ".j2"))}
+    code = {path for path in listed if path.suffix == ".py"}
+    assert code == import_closure(Path("stages", f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "validate"])
+def test_params_are_exactly_those_that_the_stage_reads(name):
+    assert set(STAGES[name].get("params", [])) == loaded_keys(Path("stages", f"{name}.py"))
+
+
+def test_validate_reads_the_whole_file_and_comes_before_every_first_stage():
+    assert STAGES["validate"]["params"] == [{"params.yaml": None}]
+    data_deps = {
+        name: [d for d in body["deps"] if d.startswith(("data/", "reports/"))]
+        for name, body in STAGES.items()
+    }
+    outputs = {out for out, _ in produced()}
+    for name, deps in data_deps.items():
+        made_by_stages = [d for d in deps if d in outputs]
+        assert name == "validate" or made_by_stages, f"{name} may start before validate"
+
+
+def produced():
+    """(path, stage) of every output and metric."""
+    for name, body in STAGES.items():
+        for out in [*body.get("outs", []), *body.get("metrics", []), *body.get("plots", [])]:
+            yield (next(iter(out)) if isinstance(out, dict) else out), name
+
+
+def generic(path: str) -> str:
+    """The path with every placeholder spelt alike."""
+    for name in ("${item.task}", "${item}"):
+        path = path.replace(name, "<task>")
+    return path.replace("${item.model}", "<model>")
+
+
+def test_a_data_dependency_is_exactly_another_stages_output_or_tracked_by_git():
+    outputs = {generic(path) for path, _ in produced()}
+    outputs |= {f"data/{model}" for model in ("<model>",)}  # data/pretrain and data/random
+    tracked = {"data/${source}", "data/${hear.source}/tasks/<task>", "reports/scores"}
+    for name, body in STAGES.items():
+        for dep in body["deps"]:
+            if dep.startswith(("data/", "reports/")):
+                assert generic(dep) in outputs | tracked, f"{name}: {dep}"
+
+
+@pytest.mark.parametrize("model", ["pretrain", "random"])
+def test_both_models_of_the_evaluation_are_outputs_of_pretrain(model):
+    assert model in STAGES["embed"]["matrix"]["model"] == STAGES["score"]["matrix"]["model"]
+    assert f"data/{model}" in STAGES["pretrain"]["outs"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_commands_run_modules(name):
+    assert STAGES[name]["cmd"].startswith(f"python -m stages.{name}")
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "vitc", "vit"])
+def test_every_listed_parameter_exists(encoder):
+    content = read(ROOT / "params.yaml")
+    for name, body in STAGES.items():
+        for key in body.get("params", []):
+            if isinstance(key, dict):
+                continue
+            value = content
+            for part in (
+                key.replace("${encoder}", encoder).replace("${source}", "sample").split(".")
+            ):
+                assert part in value, f"{name}: {key}"
+                value = value[part]
+
+
+def test_heavy_outputs_are_cached_so_that_a_remote_can_restore_them():
+    for name in ("download", "resample", "logmel", "pretrain", "embed"):
+        assert all(isinstance(out, str) for out in STAGES[name]["outs"]), name

@@ -1,0 +1,279 @@
+"""The HEAR API: a clip's embedding depends on that clip alone, and is what it is declared to be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic_hear import MEAN, RATE, SMALL, STD, old_tool_environment, write_checkpoint
+from torch import nn
+
+from pipeline import hear_api
+from pipeline.features import SILENCE, LogMel
+from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
+from pipeline.params.config import load_config
+
+WINDOW, HOP = 15_200, 800  # samples of a timestamp's window and between timestamps
+ENCODERS = ("audiontt", "vitc")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Checkpoints of a small AudioNTT and of ViT_C tiny."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "audiontt": write_checkpoint(root / "audiontt", "audiontt", **SMALL),
+        "vitc": write_checkpoint(root / "vitc", "vitc", size="tiny"),
+    }
+
+
+@pytest.fixture(params=ENCODERS)
+def model(request, folders):
+    return load_model(str(folders[request.param]))
+
+
+@pytest.fixture
+def audiontt(folders):
+    return load_model(str(folders["audiontt"]))
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Clips of noise of different loudness."""
+    generator = torch.Generator().manual_seed(seed)
+    loudness = torch.logspace(-3, 0, shape[0])[:, None]
+    return (loudness * torch.randn(*shape, generator=generator)).clamp(-1, 1)
+
+
+def samples(seconds: float) -> int:
+    return round(seconds * RATE)
+
+
+def check_that_a_clip_alone_decides(model) -> None:
+    """Embeddings of a clip are the same alone, in batches of any size, and every time."""
+    audio = noise(5, samples(0.7))
+    model.train()
+    scenes = get_scene_embeddings(audio, model)
+    events, _ = get_timestamp_embeddings(audio[:3], model)
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(get_scene_embeddings(audio, model), scenes, rtol=0, atol=0)
+    for i in (0, 2):
+        alone = audio[i : i + 1]
+        pairs = [(scenes, get_scene_embeddings(alone, model))]
+        pairs += [(scenes, get_scene_embeddings(audio[i : i + 2], model))]
+        pairs += [(events, get_timestamp_embeddings(alone, model)[0])]
+        for together, apart in pairs:
+            error = (together[i] - apart[0]).abs().max() / together[i].abs().max()
+            assert error < 1e-5
+
+
+def test_a_clip_alone_decides_its_embedding_whatever_its_batch_and_the_mode_it_came_in(model):
+    check_that_a_clip_alone_decides(model)
+
+
+def test_running_statistics_do_not_drift(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    get_scene_embeddings(noise(4, RATE), model.train())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def train_mode(self):
+    return self.train(True)
+
+
+def batch_statistics(self, audio):
+    log_mel = self.log_mel(audio)
+    return (log_mel - log_mel.mean()) / log_mel.std()
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"), [("eval", train_mode), ("normalized", batch_statistics)]
+)
+def test_the_check_finds_train_mode_and_batch_statistics(audiontt, monkeypatch, method, fault):
+    monkeypatch.setattr(hear_api.HearModel, method, fault)
+    with pytest.raises(AssertionError):
+        check_that_a_clip_alone_decides(audiontt)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.96, 4.0])
+def test_shapes_types_and_declared_sizes(model, seconds):
+    audio = noise(2, samples(seconds)).double()
+    scenes = get_scene_embeddings(audio, model)
+    events, timestamps = get_timestamp_embeddings(audio, model)
+    count = samples(seconds) // HOP + 1
+    assert scenes.shape == (2, model.scene_embedding_size)
+    assert events.shape == (2, count, model.timestamp_embedding_size)
+    assert timestamps.shape == (2, count)
+    assert scenes.dtype == events.dtype == torch.float32
+    assert scenes.isfinite().all()
+    assert events.isfinite().all()
+
+
+def test_sizes_of_the_paper(tmp_path):
+    model = load_model(str(write_checkpoint(tmp_path / "full", "audiontt")))
+    assert (model.scene_embedding_size, model.timestamp_embedding_size) == (3072, 3072)
+    assert get_scene_embeddings(noise(1, RATE), model).shape == (1, 3072)
+    assert get_timestamp_embeddings(noise(1, HOP), model)[0].shape == (1, 2, 3072)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(4.0, 81), (0.049, 1), (0.05, 2), (1.07, 22)])
+def test_timestamps_are_in_ms_from_0_in_steps_of_the_hop(audiontt, seconds, count):
+    _, timestamps = get_timestamp_embeddings(noise(3, samples(seconds)), audiontt)
+    assert timestamps.tolist() == [[50.0 * i for i in range(count)]] * 3
+
+
+def test_two_minutes_give_2401_timestamps_in_batches_of_bounded_size(audiontt, monkeypatch):
+    sizes = []
+    hook = audiontt.encoder.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape))
+    embeddings, timestamps = get_timestamp_embeddings(noise(1, samples(120)), audiontt)
+    hook.remove()
+    assert embeddings.shape == (1, 2401, 80)
+    assert timestamps[0, -1] == 120_000
+    assert sum(shape[0] for shape in sizes) == 2401
+    assert max(shape[0] * shape[-1] for shape in sizes) <= hear_api.BATCH_FRAMES
+
+
+def test_two_minutes_have_a_scene_embedding(model):
+    assert get_scene_embeddings(noise(1, samples(120)), model).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 160, 512])
+def test_a_clip_too_short_for_a_frame_is_followed_by_zeros(model, length):
+    clip = noise(1, length)
+    padded = torch.nn.functional.pad(clip, (0, 513 - length))
+    expected = get_scene_embeddings(padded, model)
+    torch.testing.assert_close(get_scene_embeddings(clip, model), expected, rtol=0, atol=0)
+    assert get_timestamp_embeddings(clip, model)[1].tolist() == [[0.0]]
+
+
+def normalized(audio: torch.Tensor) -> torch.Tensor:
+    """[B, 1, F, T] as the encoder was trained on."""
+    return ((LogMel(load_config().logmel)(audio) - MEAN) / STD)[:, None]
+
+
+@torch.no_grad()
+def test_a_scene_of_audiontt_is_one_forward_pass_over_the_whole_clip(audiontt):
+    audio = noise(2, samples(3.21))
+    expected = audiontt.encoder.eval()(normalized(audio))
+    torch.testing.assert_close(get_scene_embeddings(audio, audiontt), expected)
+
+
+@pytest.mark.parametrize("frames", [50, 96, 192, 193, 300])
+@torch.no_grad()
+def test_a_scene_of_vitc_is_the_mean_of_its_segments_weighted_by_real_frames(folders, frames):
+    model = load_model(str(folders["vitc"]))
+    audio = noise(2, 160 * (frames - 1))
+    log_mel = normalized(audio)
+    assert log_mel.shape[-1] == frames
+    expected = torch.zeros(2, 192)
+    for start in range(0, frames, 96):
+        segment = torch.full((2, 1, 64, 96), (SILENCE - MEAN) / STD)
+        real = min(96, frames - start)
+        segment[..., :real] = log_mel[..., start : start + real]
+        expected += model.encoder(segment) * real / frames
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    torch.testing.assert_close(get_scene_embeddings(audio, model), expected, atol=1e-5, rtol=1e-5)
+    assert sum(seen) == 2 * len(range(0, frames, 96))  # no empty segment
+
+
+def windows_by_hand(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows around each timestamp, cut from one STFT of the padded clip and each with its own."""
+    padded = torch.nn.functional.pad(audio, (WINDOW // 2, WINDOW // 2))
+    whole = normalized(padded)[0]
+    cut, own = [], []
+    for k in range(audio.shape[-1] // HOP + 1):
+        cut.append(whole[..., 5 * k : 5 * k + 96])
+        own.append(normalized(padded[:, k * HOP : k * HOP + WINDOW])[0])
+    return torch.stack(cut), torch.stack(own)
+
+
+@torch.no_grad()
+def test_a_timestamp_embedding_is_that_of_the_window_centred_on_it(model):
+    audio = noise(1, samples(0.83))
+    cut, own = windows_by_hand(audio)
+    embeddings, _ = get_timestamp_embeddings(audio, model)
+    torch.testing.assert_close(embeddings[0], model.encoder(cut), atol=1e-5, rtol=1e-5)
+    inner = slice(4, 92)  # frames whose 1024 samples lie within the window
+    torch.testing.assert_close(cut[..., inner], own[..., inner], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_click_is_seen_first_by_the_window_that_it_enters(audiontt):
+    silent, click = torch.zeros(1, 2 * RATE), torch.zeros(1, 2 * RATE)
+    click[0, RATE] = 1.0
+    without, _ = get_timestamp_embeddings(silent, audiontt)
+    differs = get_timestamp_embeddings(click, audiontt)[0] != without
+    heard = 50.0 * differs[0].any(dim=1).nonzero().flatten()
+    reach = 475 + 32  # half a window and half an STFT window, ms
+    assert heard.min() >= 1000 - reach
+    assert heard.max() <= 1000 + reach
+    assert (heard.min() + heard.max()) / 2 == 1000
+
+
+def test_window_and_hop_can_be_chosen_and_vitc_takes_windows_of_any_length(folders):
+    model = load_model(str(folders["vitc"]), window_ms=1500.0, hop_ms=100.0)
+    embeddings, timestamps = get_timestamp_embeddings(noise(2, samples(0.5)), model)
+    assert timestamps[0].tolist() == [0.0, 100.0, 200.0, 300.0, 400.0, 500.0]
+    assert embeddings.shape == (2, 6, 192)
+
+
+def test_the_callers_autocast_does_not_lower_the_precision(audiontt):
+    audio = noise(2, RATE)
+    expected = get_scene_embeddings(audio, audiontt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = get_scene_embeddings(audio, audiontt)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (torch.zeros(RATE), r"shape \[clips, samples\].*got \[16000\]"),
+        (torch.zeros(1, 1, RATE), r"got \[1, 1, 16000\]"),
+        (torch.zeros(1, 0), r"got \[1, 0\]"),
+        (torch.zeros(0, RATE), r"got \[0, 16000\]"),
+        (torch.zeros(1, RATE, dtype=torch.int16), "floating point.*torch.int16"),
+        (torch.tensor([[0.0, 0.1], [0.0, torch.nan]]), r"not finite in clips \[1\]"),
+        (torch.tensor([[0.0, torch.inf]]), r"not finite in clips \[0\]"),
+    ],
+)
+@pytest.mark.parametrize("function", [get_scene_embeddings, get_timestamp_embeddings])
+def test_faulty_audio_is_refused(audiontt, function, audio, message):
+    with pytest.raises(ValueError, match=message):
+        function(audio, audiontt)
+
+
+def test_a_checkpoint_is_named_by_its_folder_or_its_weights(folders):
+    folder = folders["audiontt"]
+    for path in (folder, folder / "encoder.safetensors"):
+        model = load_model(str(path))
+        assert isinstance(model, nn.Module)
+        assert model.sample_rate == 16_000
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model_file_path": ""}, ValueError, "needs the path of a checkpoint.*data/pretrain"),
+        ({"model_file_path": "nowhere"}, FileNotFoundError, r"encoder\.safetensors"),
+        ({"normalization": "batch"}, ValueError, "hear.normalization = 'batch'.*'dataset'"),
+        ({"window_ms": 955.0}, ValueError, r"window_ms = 955.0 ms is 95.5 hops.*multiple of 10 ms"),
+        ({"hop_ms": 5.0}, ValueError, r"hear.hop_ms = 5.0 ms is 0.5 hops"),
+        ({"window_ms": 30.0}, ValueError, "window_ms = 30.0 ms is shorter than the 513 samples"),
+    ],
+)
+def test_wrong_options_are_refused(folders, options, error, message):
+    with pytest.raises(error, match=message):
+        load_model(**{"model_file_path": str(folders["audiontt"]), **options})
+
+
+def test_the_official_validator_accepts_the_module(folders, tmp_path):
+    command = [Path(sys.executable).with_name("hear-validator"), "pipeline.hear_api"]
+    command += ["--model", folders["audiontt"], "--device", "cpu"]
+    done = subprocess.run(
+        command, env=old_tool_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Looks good!" in done.stdout
+    assert "You won't have embeddings for events" not in done.stderr

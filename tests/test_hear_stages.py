@@ -1,0 +1,139 @@
+"""Stages hear_tasks, embed and score as they are run: what they publish and what they say."""
+
+import json
+import shutil
+import signal
+from functools import partial
+
+import pytest
+from synthetic_hear import MEAN, ROOT, SMALL, write_checkpoint, write_scene_task
+
+import stages.embed
+import stages.hear_tasks
+import stages.score
+from pipeline import hear_api, scores
+from pipeline.stage import run
+
+TASK = "toy-v1-small"
+RESULT = {
+    "test": {"test_score": 0.5, "test_loss": 1.0, "validation_score": 0.75, "epoch": 2},
+    "hparams": {"lr": 0.001},
+    "postprocessing": [],
+}
+
+
+@pytest.fixture(autouse=True)
+def _leave_signals_as_they_were():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """A folder with the committed parameters, a task and two checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_scene_task(tmp_path / "data/sample/tasks" / TASK)
+    for model in ("pretrain", "random"):
+        write_checkpoint(tmp_path / "data" / model, "audiontt", **SMALL)
+    return tmp_path
+
+
+def publish_task(name=TASK):
+    run("hear_tasks", partial(stages.hear_tasks.main, name=name), name)
+
+
+def embed(model="random"):
+    main = partial(stages.embed.main, name=TASK, model_name=model)
+    run("embed", main, TASK, model)
+
+
+def score(model="random"):
+    main = partial(stages.score.main, name=TASK, model_name=model)
+    run("score", main, TASK, model)
+
+
+def test_each_model_ends_in_one_score_file(repository, monkeypatch):
+    publish_task()
+    monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
+    for model in ("pretrain", "random"):
+        embed(model)
+        score(model)
+        summary = json.loads((repository / f"reports/scores/{model}/{TASK}.json").read_text())
+        assert (summary["task"], summary["model"], summary["metric"]) == (TASK, model, "top1_acc")
+        assert summary["score"] == 0.5
+    assert len(list((repository / "data/embeddings/pretrain" / TASK).iterdir())) == 14
+
+
+def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch):
+    publish_task()
+    options = {}
+
+    def load_model(path, **found):
+        options.update(found, path=path)
+        return original(path, **found)
+
+    original = hear_api.load_model
+    monkeypatch.setattr(hear_api, "load_model", load_model)
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("window_ms: 950.0", "window_ms: 500.0"))
+    embed("pretrain")
+    assert options.pop("path") == "data/pretrain"
+    assert options == {"window_ms": 500.0, "hop_ms": 50.0, "normalization": "dataset"}
+
+
+def test_scratch_files_do_not_pile_up(repository, monkeypatch):
+    def leave_a_file(embeddings, scratch, *_):
+        (scratch / "large.ckpt").write_text("")
+        return RESULT
+
+    publish_task()
+    embed()
+    monkeypatch.setattr(scores, "run_heareval", leave_a_file)
+    score()
+    assert not list((repository / ".work").rglob("*.ckpt"))
+
+
+def message(caplog, stage, *arguments) -> str:
+    """What a failing stage says; nothing else, and no traceback."""
+    with pytest.raises(SystemExit) as error:
+        stage(*arguments)
+    assert error.value.code == 1
+    assert "Traceback" not in caplog.text
+    return caplog.records[-1].getMessage()
+
+
+def test_an_unknown_task_is_answered_with_those_there_are(caplog):
+    assert f"'esc50' is no task in data/sample/tasks; available: {TASK}" in message(
+        caplog, publish_task, "esc50"
+    )
+
+
+def test_a_faulty_task_publishes_nothing(repository, caplog):
+    (repository / "data/sample/tasks" / TASK / "16000/test/2.wav").write_bytes(b"")
+    text = message(caplog, publish_task)
+    assert f"data/sample/tasks/{TASK}/16000/test/2.wav: the file is empty" in text
+    assert not (repository / "data/hear").exists()
+
+
+def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog):
+    publish_task()
+    path = repository / "data/random/encoder.json"
+    settings = json.loads(path.read_text())
+    assert settings["mean"] == MEAN
+    settings["logmel"]["sample_rate"] = 32_000
+    path.write_text(json.dumps(settings))
+    text = message(caplog, embed)
+    assert "32000" in text
+    assert "Traceback" not in text
+
+
+def test_a_failing_heareval_is_one_message(repository, caplog, monkeypatch):
+    publish_task()
+    embed()
+    monkeypatch.setattr(scores.sys, "executable", "false")
+    text = message(caplog, score)
+    assert f"hear-eval-kit failed on {TASK} with exit status 1" in text
+    assert not (repository / "reports").exists()

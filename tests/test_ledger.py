@@ -1,0 +1,86 @@
+"""The ledger: round trip, counts and the limits on failures."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import ledger
+from pipeline.ledger import Row
+from pipeline.segments import Segment
+
+
+def rows(*statuses, stage="download"):
+    """Rows with these statuses, the failed ones in `stage`."""
+    made = []
+    for i, status in enumerate(statuses):
+        row = ledger.from_segment(Segment(i, f"id-{i}", 1.5, 11.5, "/m/1,/m/2"))
+        made.append(row if status == "ok" else row.failed(stage, status, f'why "{i}", exactly'))
+    return made
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    path = tmp_path / "ledger.csv"
+    full = Row(
+        row=7, clip_id="a_1", ytid="a", start_s=0.001, end_s=1 / 3, labels="x,y",
+        bytes=12, sha256="00ff", duration_s=0.332, frames=34,
+    )  # fmt: skip
+    written = [*rows("ok", "gone", "silent"), full]
+    ledger.write(path, written)
+    assert ledger.read(path) == written
+
+
+def test_the_file_is_a_plain_csv_with_the_documented_columns(tmp_path):
+    ledger.write(tmp_path / "ledger.csv", rows("gone"))
+    assert (tmp_path / "ledger.csv").read_bytes() == (
+        b"row,clip_id,ytid,start_s,end_s,labels,status,stage,reason,bytes,sha256,duration_s,frames"
+        b'\n0,id-0_1500,id-0,1.5,11.5,"/m/1,/m/2",gone,download,"why ""0"", exactly",,,,\n'
+    )
+
+
+def test_counts_have_ok_first_and_then_the_commonest_failure():
+    found = ledger.counts(rows("gone", "ok", "short", "gone"))
+    assert list(found.items()) == [("ok", 1), ("gone", 2), ("short", 1)]
+    assert ledger.summary(rows("ok", "gone")) == "1 ok, 1 gone"
+
+
+def test_failures_up_to_the_limit_pass():
+    ledger.check_failed(rows("ok", "ok", "gone", "ok"), "download", 0.25, Path("ledger.csv"))
+
+
+def test_more_failures_than_the_limit_name_share_limit_reason_and_ledger():
+    failed = rows("ok", "gone", "short", "gone")
+    with pytest.raises(
+        RuntimeError,
+        match=r"3 of 4 clips \(75\.0%\) failed, more than download\.max_failed = 50\.0% .*"
+        r"'gone' \(2\), for example id-1_1500: why \"1\".* in ledger\.csv\..*raise download\.max",
+    ):
+        ledger.check_failed(failed, "download", 0.5, Path("ledger.csv"))
+
+
+def test_the_share_is_of_the_clips_that_reached_the_stage():
+    mixed = [*rows("gone", "gone", "gone"), *rows("ok", "silent", stage="resample")]
+    ledger.check_failed(mixed, "resample", 0.5, Path("ledger.csv"))
+    with pytest.raises(RuntimeError, match=r"1 of 2 clips \(50\.0%\)"):
+        ledger.check_failed(mixed, "resample", 0.4, Path("ledger.csv"))
+
+
+def test_no_clip_left_is_an_error_whatever_the_limit():
+    ledger.check_any(rows("ok", "gone"), Path("ledger.csv"))
+    with pytest.raises(RuntimeError, match=r"None of 2 clips is left\. .*'gone' \(2\)"):
+        ledger.check_any(rows("gone", "gone"), Path("ledger.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "is no ledger: expected the columns row,clip_id,.*got a,b"),
+        ("", "is no ledger"),
+        (",".join(ledger.COLUMNS) + "\nx,a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken.*'x'"),
+        (",".join(ledger.COLUMNS) + "\n0,a_0,a\n", "line 2 is broken"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "ledger.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ledger.read(path)

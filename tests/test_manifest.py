@@ -1,0 +1,75 @@
+"""Manifests: a consumer notices what is missing and says what to run."""
+
+import json
+
+import pytest
+
+from pipeline import ledger, manifest
+from pipeline.manifest import Manifest
+from pipeline.segments import Segment
+
+
+def rows(count, failed=()):
+    made = [ledger.from_segment(Segment(i, f"r{i}", 0.0, 1.0, "")) for i in range(count)]
+    return [r.failed("download", "gone", "x") if r.row in failed else r for r in made]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A complete output of three shards."""
+    complete = manifest.of(rows(10, failed={9}), clips_per_shard=4)
+    for path in manifest.shard_paths(tmp_path, complete, ".tar"):
+        path.touch()
+    ledger.write(tmp_path / "ledger.csv", rows(10, failed={9}))
+    manifest.write(tmp_path, complete)
+    return tmp_path
+
+
+def test_a_complete_folder_passes(folder):
+    assert manifest.verify(folder, ".tar", "download") == Manifest(3, 10, 9, 4)
+
+
+def test_the_file_holds_counts_only(folder):
+    assert json.loads((folder / "manifest.json").read_text()) == {
+        "shards": 3, "rows": 10, "clips": 9, "clips_per_shard": 4,
+    }  # fmt: skip
+
+
+def test_shards_are_fixed_ranges_of_rows(folder):
+    shards = manifest.of(rows(10), 4).rows_of(rows(10))
+    assert [[row.row for row in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert manifest.shard_path(folder, 2, ".tar").name == "00002.tar"
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "00001.tar").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks 1 of 3 shards, first 00001\.tar\. .*dvc pull download"
+    ):
+        manifest.verify(folder, ".tar", "download")
+
+
+def test_a_missing_folder_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json.*`dvc repro resample`"):
+        manifest.verify(tmp_path / "none", ".tar", "resample")
+
+
+def test_a_broken_manifest_says_what_to_run(folder):
+    for text in ("{", '{"shards": 1}'):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is broken.*`dvc repro download`"):
+            manifest.verify(folder, ".tar", "download")
+
+
+def test_a_folder_without_clips_is_refused(folder):
+    manifest.write(folder, manifest.of(rows(10, failed=set(range(10))), 4))
+    with pytest.raises(ValueError, match="holds no clips"):
+        manifest.verify(folder, ".tar", "download")
+
+
+def test_a_ledger_of_another_run_is_refused(folder):
+    complete = manifest.verify(folder, ".tar", "download")
+    assert manifest.read_ledger(folder, complete, "download") == rows(10, failed={9})
+    ledger.write(folder / "ledger.csv", rows(10))
+    with pytest.raises(ValueError, match=r"10 ok.*does not belong to its manifest"):
+        manifest.read_ledger(folder, complete, "download")

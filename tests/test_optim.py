@@ -1,0 +1,118 @@
+"""Optimizers and schedule against their definitions written out."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.optim import Lars, build_optimizer, lr_factor, set_lr
+from pipeline.params.config import load_config
+
+CONFIG = load_config()
+LARS = CONFIG.encoders.audiontt.optimizer
+ADAMW = CONFIG.encoders.vitc.optimizer
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
+
+
+def test_lars_equals_its_definition_over_three_steps():
+    net = model()
+    expected = {name: p.detach().clone() for name, p in net.named_parameters()}
+    momentum = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    optimizer = build_optimizer(net, LARS)
+    for step in range(3):
+        grads = {n: torch.randn(p.shape) * (step + 1) for n, p in net.named_parameters()}
+        for name, p in net.named_parameters():
+            p.grad = grads[name].clone()
+        optimizer.step()
+        for name, p in expected.items():
+            g = grads[name]
+            if p.ndim > 1:
+                g = g + 1e-5 * p
+                g = g * 0.001 * p.norm() / g.norm()
+            momentum[name] = 0.9 * momentum[name] + g
+            expected[name] = p - (0.4 if p.ndim > 1 else 0.0048) * momentum[name]
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("zero", ["weight", "gradient"])
+def test_lars_trust_ratio_is_1_where_a_norm_is_0(zero):
+    weight = nn.Parameter(torch.zeros(2, 2) if zero == "weight" else torch.ones(2, 2))
+    params = LARS.model_copy(update={"weight_decay": 0.0})
+    weight.grad = torch.ones(2, 2) if zero == "weight" else torch.zeros(2, 2)
+    before, grad = weight.detach().clone(), weight.grad.clone()
+    Lars([{"params": [weight]}], params).step()
+    torch.testing.assert_close(weight.detach(), before - 0.4 * grad)
+
+
+def test_lars_moves_matrices_independently_of_the_scale_of_the_loss_but_not_vectors():
+    moves = []
+    for scale in (1.0, 1000.0):
+        net = model()
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer = build_optimizer(net, LARS.model_copy(update={"weight_decay": 0.0}))
+        torch.manual_seed(1)
+        (scale * net(torch.randn(8, 3)).square().sum()).backward()
+        optimizer.step()
+        moves.append([b - p.detach() for b, p in zip(before, net.parameters(), strict=True)])
+    matrix, vector = 0, 3  # first weight, shift of the batch norm
+    torch.testing.assert_close(moves[0][matrix], moves[1][matrix], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(1000 * moves[0][vector], moves[1][vector], rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_of_adamw_spares_biases_and_norms():
+    optimizer = build_optimizer(model(), ADAMW)
+    decays = {p.ndim: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decays == {2: 0.24, 1: 0.0}
+
+
+def test_frozen_parameters_are_not_optimized():
+    net = model()
+    net[0].requires_grad_(False)
+    optimized = {id(p) for g in build_optimizer(net, ADAMW).param_groups for p in g["params"]}
+    assert id(net[0].weight) not in optimized and id(net[2].weight) in optimized
+
+
+def schedule(**changes):
+    paper = {"epochs": 100, "batch_size": 128, "warmup_epochs": 1.0, "cosine_horizon": 1.0}
+    return CONFIG.pretrain.model_copy(update={"schedule": "cosine", **paper, **changes})
+
+
+def test_learning_rate_warms_up_over_one_epoch_and_falls_to_a_thousandth():
+    p = schedule()
+    assert lr_factor(0, 320, p) == 0.0
+    assert lr_factor(160, 320, p) == pytest.approx(0.5)
+    assert lr_factor(320, 320, p) == pytest.approx(1.0)
+    middle = lr_factor((320 + 32_000) // 2, 320, p)
+    assert middle == pytest.approx((1 + 0.001) / 2)
+    assert lr_factor(32_000, 320, p) == pytest.approx(0.001)
+
+
+def test_the_authors_horizon_ends_at_a_tenth():
+    assert lr_factor(32_000, 320, schedule(cosine_horizon=1.25)) == pytest.approx(0.0979, abs=1e-4)
+
+
+def test_constant_schedule_stays_at_its_peak():
+    p = schedule(schedule="constant")
+    assert [lr_factor(s, 320, p) for s in (320, 10_000, 31_999)] == [1.0, 1.0, 1.0]
+
+
+def test_learning_rates_scale_with_the_batch_size_once():
+    assert lr_factor(320, 320, schedule(batch_size=256)) == pytest.approx(2.0)
+
+
+def test_no_warm_up_starts_at_the_full_rate():
+    assert lr_factor(0, 320, schedule(warmup_epochs=0.0)) == pytest.approx(1.0)
+
+
+def test_every_group_is_scaled_from_its_own_base_rate():
+    optimizer = build_optimizer(model(), LARS)
+    set_lr(optimizer, 0.5)
+    set_lr(optimizer, 0.25)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1, 0.0012])
+    assert math.isclose(optimizer.param_groups[0]["base_lr"], 0.4)

@@ -1,0 +1,223 @@
+"""The whole pipeline as a user runs it: DVC, a tiny corpus cut, the smallest networks.
+
+One run is made for all tests; each test works in a clone of it that shares its cache.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "download.clips_per_shard": 16,
+    "encoders.audiontt.channels": 4,
+    "encoders.audiontt.hidden_dim": 16,
+    "encoders.audiontt.embed_dim": 96,
+    "encoders.vitc.patch_frames": 16,
+    "projector.hidden_dim": 32,
+    "projector.out_dim": 16,
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 8,
+    "hear.tasks": ["sonicpi_kind-v1-small"],
+    "score.grid": "faster",
+    "score.grid_points": 1,
+}
+SEGMENTS = 40
+
+pytestmark = pytest.mark.slow
+
+
+def dvc(folder, *arguments, fails=False, **environment):
+    """Run dvc in a folder and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert bool(done.returncode) is fails, done.stdout
+    return done.stdout
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True)
+
+
+def commit(folder, message):
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+
+
+def set_params(folder, **changes):
+    """Set dotted keys of params.yaml, `__` standing for a dot."""
+    yaml, path = YAML(), folder / "params.yaml"
+    content = yaml.load(path)
+    for key, value in changes.items():
+        *parents, last = re.split(r"__|\.", key)
+        section = content
+        for part in parents:
+            section = section[part]
+        section[last] = value
+    yaml.dump(content, path)
+
+
+def stages_run(output):
+    """Names of the stages that a run executed, those taken from the cache not among them."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A repository with the working tree's files, tiny parameters and one finished run."""
+    folder = tmp_path_factory.mktemp("pipeline") / "repository"
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    segments = folder / "data/sample/segments.csv"
+    rows = segments.read_text().splitlines()
+    header = [row for row in rows if row.startswith("#")]
+    kept = [row for row in rows if not row.startswith("#")][::6][:SEGMENTS]
+    segments.write_text("\n".join([*header, *kept]) + "\n")
+    set_params(folder, **TINY)
+    git(folder, "init", "-q")
+    commit(folder, "tiny")
+    output = dvc(folder, "repro")
+    assert "score@sonicpi_kind-v1-small-pretrain" in stages_run(output)
+    commit(folder, "run")
+    return folder
+
+
+@pytest.fixture
+def clone(finished, tmp_path):
+    """A clone of the finished run, its outputs checked out from the shared cache."""
+    folder = tmp_path / "clone"
+    git(finished.parent, "clone", "-q", finished, folder)
+    dvc(folder, "config", "--local", "cache.dir", finished / ".dvc/cache")
+    dvc(folder, "checkout")
+    return folder
+
+
+def test_the_run_ends_in_scores_a_page_and_a_ledger_of_every_segment(finished):
+    metrics = json.loads((finished / "reports/metrics.json").read_text())
+    assert 0 <= metrics["score"]["mean"] <= 1
+    assert set(metrics["score"]) == {"mean", "sonicpi_kind"}
+    for model in ("pretrain", "random"):
+        score = json.loads(
+            (finished / f"reports/scores/{model}/sonicpi_kind-v1-small.json").read_text()
+        )
+        assert (score["model"], score["grid"], score["grid_points"]) == (model, "faster", 1)
+    page = (finished / "reports/index.html").read_text()
+    assert "sonicpi_kind" in page
+    ledger = (finished / "data/ledger.csv").read_text().splitlines()
+    assert len(ledger) == 1 + SEGMENTS
+
+
+def test_a_second_run_does_nothing(clone):
+    output = dvc(clone, "repro")
+    assert stages_run(output) == []
+    assert "Data and pipelines are up to date" in output
+
+
+def test_deleting_the_page_re_runs_only_the_report(clone):
+    (clone / "reports/index.html").unlink()
+    output = dvc(clone, "repro")
+    touched = set(stages_run(output)) | set(re.findall(r"Stage '([^']+)' is cached", output))
+    assert touched == {"report"}
+    assert (clone / "reports/index.html").exists()
+
+
+def test_settings_of_the_other_encoder_are_no_dependency(clone):
+    set_params(clone, encoders__vitc__optimizer__lr=1.0e-3)
+    assert stages_run(dvc(clone, "repro")) == ["validate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encoder=vit_c", "encoder = 'vit_c': must be one of audiontt, vit, vitc"),
+        ("+typo=1", "typo: unknown key"),
+        ("pretrain.epochs=abc", "pretrain.epochs = 'abc'"),
+        ("loss.lambda='1e-5'", "loss.lambda = '1e-5'"),
+        ("hear.tasks=[esc60]", "esc60"),
+    ],
+)
+def test_a_wrong_value_stops_in_validate_and_keeps_what_is_there(clone, change, message):
+    output = dvc(clone, "exp", "run", "-S", change, fails=True)
+    assert stages_run(output) == ["validate"]
+    assert message in output
+    assert "Traceback" not in output
+    assert (clone / "data/pretrain/encoder.safetensors").exists()
+
+
+def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(clone):
+    set_params(clone, pretrain__epochs=3)
+    script = clone / "stages/pretrain.py"
+    edit = (
+        "    import pathlib\n"
+        "    path = pathlib.Path('params.yaml')\n"
+        "    path.write_text(path.read_text().replace('epochs: 3', 'epochs: 4'))\n"
+    )
+    text = script.read_text()
+    marker = "        trainer.run()\n"
+    assert marker in text
+    script.write_text(
+        text.replace(
+            marker, marker + edit.replace("    ", "        ", 1).replace("\n    ", "\n        ")
+        )
+    )
+    output = dvc(clone, "repro", "pretrain", fails=True)
+    assert "changed" in output
+    assert "Nothing was published" in output
+    assert not (clone / "data/pretrain").exists()
+
+
+def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
+    output = dvc(clone, "exp", "run", "--temp", "-S", "encoder=vitc", "-n", "with-vitc")
+    assert [name.split("@")[0] for name in stages_run(output)] == [
+        "validate",
+        "pretrain",
+        "embed",
+        "score",
+        "embed",
+        "score",
+        "report",
+    ] or set(stages_run(output)) >= {"validate", "pretrain", "report"}
+    assert not {"download", "resample", "logmel"} & set(stages_run(output))
+    table = json.loads(dvc(clone, "exp", "show", "--json"))
+    experiment = table[0]["experiments"][0]["revs"][0]["data"]
+    assert experiment["params"]["params.yaml"]["data"]["encoder"] == "vitc"
+    assert "mean" in experiment["metrics"]["reports/metrics.json"]["data"]["score"]
+
+
+def test_a_clone_without_audio_pulls_features_only(finished, tmp_path):
+    remote, folder = tmp_path / "remote", tmp_path / "clone"
+    git(finished.parent, "clone", "-q", finished, folder)
+    dvc(finished, "remote", "add", "-f", "--local", "-d", "shared", remote)
+    dvc(finished, "push")
+    dvc(folder, "remote", "add", "--local", "-d", "shared", remote)
+    assert stages_run(dvc(folder, "repro", "--pull", "--allow-missing")) == []
+    set_params(folder, pretrain__epochs=1)
+    output = dvc(folder, "repro", "--pull", "--allow-missing", "pretrain")
+    assert stages_run(output) == ["validate", "pretrain"]
+    assert (folder / "data/logmel/00000.h5").exists()
+    assert not (folder / "data/clips").exists()
+    assert not (folder / "data/audio16k").exists()

@@ -1,0 +1,476 @@
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import TASKS, SyntheticRun, failed_row, ledger_row
+
+from pipeline import figures, report, report_inputs, score_table
+from pipeline.params.data import LogMelParams
+from pipeline.params.hear import ScoreParams
+from pipeline.stage import Stage, run
+from stages.report import main
+
+KIND, BEATS = TASKS
+FIGURES = ("loss", "lr", "before", "after")
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """A run in the current folder, with random 0.5, 0.25 and pre-trained 0.6, 0.3."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return SyntheticRun(tmp_path)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Leave the drawing out of pages that are about something else."""
+    monkeypatch.setattr(report, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(report, "draw_clips", lambda run, ledger, count: [])
+
+
+def page_of(made_up, runtimes=None):
+    """The page, without the stage around it."""
+    table = read_table(made_up)
+    run = report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+    ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
+    return report.render(run, table, ledger, values, runtimes or {})
+
+
+def read_table(made_up):
+    """The scores of the run."""
+    protocol = ScoreParams(**made_up.params["score"])
+    tasks = made_up.params["hear"]["tasks"]
+    return score_table.read_table(made_up.root / "reports" / "scores", tasks, protocol)
+
+
+def text(page):
+    """The page's words in one line, tables and figures' contents apart by spaces."""
+    page = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    page = page.replace("<small>", "; ")
+    page = re.sub(r"<(?!/?(small|sub|sup|em|strong|span|code))", " <", page)
+    return " ".join(re.sub(r"<[^>]*>", "", page).split())
+
+
+# ---- scores -----------------------------------------------------------------------------------
+
+
+def test_metrics_are_the_scores_their_means_and_the_relative_increase(made_up, without_figures):
+    table = read_table(made_up)
+    metrics = score_table.metrics(table, loss=12.5)
+    assert metrics["loss"] == 12.5
+    assert metrics["score"] == {"mean": 0.45, "toy_kind": 0.6, "toy_beats": 0.3}
+    assert metrics["random"] == {"mean": 0.375}
+    assert metrics["over_random_percent"] == pytest.approx(100 * (0.45 - 0.375) / 0.375)
+    assert set(metrics) == {"loss", "score", "random", "over_random_percent"}
+    words = text(page_of(made_up))
+    assert "mean score 0.450 on 2 tasks, +20% over the same encoder with random weights" in words
+    assert "scene, multiclass top-1 accuracy 0.500 0.600 +0.100 +20%" in words
+    assert "timestamp onset F1, 200 ms 0.250 0.300 +0.050 +20%" in words
+    assert "Mean of 2 tasks 0.375 0.450 +0.075 +20%" in words
+
+
+def test_the_increase_of_the_mean_is_not_the_mean_of_the_increases(made_up):
+    made_up.score("pretrain", BEATS, 0.5)
+    table = read_table(made_up)
+    assert [row.percent for row in table.rows] == pytest.approx([20, 100])
+    assert table.percent == pytest.approx(100 * (0.55 / 0.375 - 1))
+
+
+def test_a_lower_score_and_a_cross_validated_one_are_written_as_such(made_up, without_figures):
+    made_up.score("pretrain", KIND, 0.45, {"std": 0.0123})
+    words = text(page_of(made_up))
+    assert "0.500 0.450 ± 0.012 −0.050 −10%" in words
+
+
+def test_a_score_over_a_random_score_of_zero_has_no_percentage(made_up, without_figures):
+    made_up.score("random", KIND, 0.0)
+    assert "0.000 0.600 +0.600 –" in text(page_of(made_up))
+
+
+@pytest.mark.parametrize("gap", ["no file", "no score"])
+def test_a_missing_score_is_shown_and_no_mean_is_given(made_up, without_figures, gap):
+    path = made_up.score("random", BEATS, None)
+    if gap == "no file":
+        path.unlink()
+    table = read_table(made_up)
+    metrics = score_table.metrics(table, loss=12.5)
+    assert metrics == {"loss": 12.5, "score": {"toy_kind": 0.6, "toy_beats": 0.3}}
+    assert score_table.to_csv(table).splitlines()[2].startswith("toy_beats,")
+    assert ",0.3,,," in score_table.to_csv(table)
+    words = text(page_of(made_up))
+    assert "missing 0.300 – –" in words
+    assert f"No mean is given: scores are missing for 1 of 2 tasks ({BEATS})." in words
+    assert "Mean of 2 tasks" not in words
+    assert "mean score 0" not in words
+
+
+def test_an_error_rate_is_not_averaged_with_scores(made_up, without_figures):
+    for model in ("pretrain", "random"):
+        made_up.score(model, BEATS, 0.9, {"metric": "segment_1s_er"})
+    assert "mean" not in score_table.metrics(read_table(made_up), loss=1.0)["score"]
+    assert "No mean is given: segment_1s_er is an error rate." in text(page_of(made_up))
+
+
+def test_scores_of_tasks_no_longer_asked_for_do_not_count(made_up, without_figures):
+    made_up.set("hear.tasks", [KIND])
+    made_up.score("pretrain", "other_task-v1-full", 1.0)
+    table, page = read_table(made_up), page_of(made_up)
+    assert score_table.metrics(table, 1.0)["score"] == {"mean": 0.6, "toy_kind": 0.6}
+    assert [line.split(",")[0] for line in score_table.to_csv(table).split()] == [
+        "task",
+        "toy_kind",
+    ]
+    assert BEATS not in page
+    assert "other_task" not in page
+
+
+@pytest.mark.parametrize(
+    ("grid", "points", "published"),
+    [("default", 8, True), ("default", 2, False), ("fast", 8, False)],
+)
+def test_only_hears_own_protocol_is_without_a_note(
+    made_up, without_figures, grid, points, published
+):
+    made_up.set("score.grid", grid)
+    made_up.set("score.grid_points", points)
+    for model in ("pretrain", "random"):
+        for task in TASKS:
+            made_up.score(model, task, 0.5)
+    words = text(page_of(made_up))
+    assert f"grid {grid}, {points} grid points" in words
+    assert ("not with published ones" in words) is not published
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "esc50-v2.0.0-full"}, r"holds the score of esc50.*dvc repro"),
+        ({"model": "random"}, r"holds the score of toy_kind.* \(random\)"),
+        ({"grid": "default", "grid_points": 8}, r"grid default, 8 points; score.grid = fast"),
+        ({"score": "high"}, r"toy_kind-v1-small.json is no score file: score: .*dvc repro"),
+        ({"score": float("nan")}, r"is no score file: score: "),
+        ({"metric": "mAP"}, r"mAP of the pre-trained encoder cannot be compared with top1_acc"),
+    ],
+)
+def test_a_score_file_of_something_else_is_refused(made_up, changes, message):
+    made_up.score("pretrain", KIND, 0.6, changes)
+    with pytest.raises(ValueError, match=message):
+        read_table(made_up)
+
+
+def test_a_damaged_score_file_is_refused(made_up):
+    made_up.score("pretrain", KIND, 0.6).write_text('{"task": ')
+    with pytest.raises(ValueError, match=r"toy_kind-v1-small.json is no score file: .*JSON"):
+        read_table(made_up)
+
+
+def test_column_names_drop_the_version_and_keep_the_mode_that_tells_tasks_apart():
+    names = {
+        "speech_commands-v0.0.2-5h": "speech_commands_5h",
+        "speech_commands-v0.0.2-full": "speech_commands",
+        "nsynth_pitch-v2.2.3-50h": "nsynth_pitch_50h",
+        "libricount-v1.0.0-hear2021-full": "libricount",
+        "sonicpi_kind-v1-small": "sonicpi_kind",
+        "esc50-v2.0.0-small": "esc50_small",
+        "esc50-v2.0.0-full": "esc50_full",
+        "toy-v1.0-full": "toy-v1_0-full",
+        "toy-v1.1-full": "toy-v1_1-full",
+        "plain": "plain",
+    }
+    assert score_table.short_names(list(names)) == names
+
+
+def test_a_tasks_column_does_not_depend_on_the_other_mode_being_there():
+    for tasks in (["speech_commands-v0.0.2-5h"], ["speech_commands-v0.0.2-full"]):
+        both = ["speech_commands-v0.0.2-5h", "speech_commands-v0.0.2-full"]
+        assert score_table.short_names(tasks).items() <= score_table.short_names(both).items()
+
+
+# ---- loss and correlation ---------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, without_figures):
+    history = report_inputs.read_history(made_up.root / "data" / "pretrain" / "history.csv")
+    rows = pd.read_csv("data/pretrain/history.csv")
+    last = rows["loss"][-7:].mean()
+    floor = 0.005 * 256 * 255 / 32
+    assert report.summarize_loss(history)["after"]["loss"] == pytest.approx(last, abs=1e-6)
+    words = text(page_of(made_up))
+    assert f"Loss {rows['loss'][0]:.2f} {last:.2f}" in words
+    assert f"Noise floor λ D (D − 1) / B {floor:.2f} {floor:.2f}" in words
+    assert "λ = 0.005, D = 256, B = 32" in words
+    assert "20 epochs; 140 steps of 32 clips" in words
+
+
+def test_steps_and_the_last_epoch_are_right_where_not_every_step_is_logged():
+    steps = np.arange(0, 100, 3)  # of 10 epochs of 10 steps
+    history = pd.DataFrame({"step": steps, "epoch": steps / 10, "loss": steps.astype(float)})
+    history[["invariance", "redundancy", "noise_floor"]] = 1.0
+    assert report.count_steps(history, epochs=10) == 100
+    assert report.summarize_loss(history)["after"]["loss"] == pytest.approx((90 + 93 + 96 + 99) / 4)
+
+
+def test_the_row_before_any_update_is_not_part_of_the_last_epoch():
+    history = pd.DataFrame({"step": [0, 1, 2], "epoch": [0, 1 / 3, 2 / 3], "loss": [90.0, 20, 10]})
+    history[["invariance", "redundancy", "noise_floor"]] = 1.0
+    summary = report.summarize_loss(history)
+    assert (summary["before"]["loss"], summary["after"]["loss"]) == (90, 15)
+
+
+def test_correlation_is_summed_up_on_and_off_the_diagonal():
+    matrix = np.array([[1.0, 0.3, 0.0], [-0.3, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    summary = report.summarize_correlation(matrix)
+    assert summary["diagonal"] == pytest.approx(0.5)
+    assert summary["others"] == pytest.approx(math.sqrt(2 * 0.09 / 6))
+
+
+def test_correlation_before_and_after_are_not_exchanged(made_up, without_figures):
+    words = text(page_of(made_up))
+    assert "Before pre-training: mean of the diagonal 0.100" in words
+    assert "After pre-training: mean of the diagonal 0.900" in words
+
+
+# ---- data -------------------------------------------------------------------------------------
+
+
+def test_every_segment_is_obtained_or_counted_with_its_reason(made_up, without_figures):
+    rows = [ledger_row(row) for row in range(6)]
+    rows += [failed_row(6, "resample", "silent", "peak -90 dB")]
+    rows += [failed_row(7 + i, "download", "gone", f"toy{7 + i:08d} was removed") for i in range(3)]
+    made_up.ledger(rows)
+    words = text(page_of(made_up))
+    assert "asked for 10 100.0% 0.03" in words
+    assert "failed: gone download 3 30.0% failed: silent resample 1 10.0%" in words
+    assert "obtained 6 60.0% 0.01" in words  # 6 clips of 9 s
+    assert "download gone … was removed 3 toy00000007_30000, toy00000008_30000" in words
+    assert "0.01 h; 6 clips of 10 asked for" in words
+
+
+def test_labels_are_counted_over_obtained_clips_only():
+    rows = [ledger_row(row) for row in range(8)] + [failed_row(8, "download", "gone", "gone")]
+    summary = report.summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
+    assert summary.labels == [("/m/09x0r", 8), ("/m/04rlf", 2)]
+    assert summary.obtained_hours == pytest.approx(8 * 9 / 3600)
+
+
+def test_only_ten_labels_and_twenty_reasons_are_listed_and_the_rest_is_counted(
+    made_up, without_figures
+):
+    rows = [ledger_row(row, labels=f"/m/{row:02d}") for row in range(12)]
+    rows += [failed_row(12 + i, "download", "gone", f"reason {'x' * i}") for i in range(23)]
+    made_up.ledger(rows)
+    words = text(page_of(made_up))
+    assert "The most frequent 10 of 12 labels" in words
+    assert "3 more reasons, for 3 clips" in words
+
+
+def test_a_run_in_which_nothing_failed_says_so(made_up, without_figures):
+    words = text(page_of(made_up))
+    assert "Every segment asked for was obtained." in words
+    assert "Reasons" not in words
+
+
+def test_hostile_text_stays_text(made_up, without_figures):
+    hostile = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>{{ 7 * 7 }}"
+    row = failed_row(1, hostile, hostile, hostile) | {"clip_id": hostile}
+    made_up.ledger([ledger_row(0, labels=hostile), row])
+    page = page_of(made_up)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7 * 7 }}" in page
+
+
+# ---- the page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory):
+    """A page with all its figures."""
+    return page_of(SyntheticRun(tmp_path_factory.mktemp("run")))
+
+
+def test_the_page_is_one_small_file_that_loads_nothing(whole_page):
+    assert len(whole_page.encode()) < 2_000_000
+    assert "http" not in whole_page
+    loaded = re.findall(r"(?:src|href|srcset|data|action)=\"([^\"]*)\"", whole_page)
+    assert {address[:5] for address in loaded if not address.startswith("#")} == {"data:"}
+    assert set(re.findall(r"url\((.)", whole_page)) == {"#"}
+    assert not re.search(r"<(script|link|iframe|object|embed)\b|@import", whole_page)
+    assert whole_page.count("<svg") == whole_page.count("</svg>") == len(FIGURES) + 4
+
+
+def test_ids_are_unique_and_every_reference_meets_one(whole_page):
+    ids = re.findall(r'\bid="([^"]*)"', whole_page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', whole_page)) <= set(ids)
+
+
+def test_run_times_are_all_that_differs_between_two_pages_of_a_run(whole_page, made_up):
+    again = page_of(made_up, {"pretrain": 200.4})
+    table = re.compile(r'<table id="runtimes">.*?</table>', re.DOTALL)
+    assert table.sub("", again) == table.sub("", whole_page)
+    assert "3 min 20 s" in again
+
+
+def test_run_times_are_summed_over_tasks_and_gaps_are_named(made_up, without_figures):
+    seconds = {f"score-{KIND}-pretrain": 30.0, f"score-{BEATS}-random": 31.0, "download": 4.25}
+    seconds |= {f"hear_tasks-{task}": 1.0 for task in TASKS} | {"score-removed_task-random": 1000.0}
+    words = text(page_of(made_up, seconds))
+    assert "download 4.2 s resample not run here (cached)" in words
+    assert "hear_tasks 2.0 s 2 instances" in words
+    assert "score 1 min 1 s 2 of 4 instances; the others not run here (cached)" in words
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(2, [0, 3]), (6, [0, 1, 2, 3, 4, 5]), (9, range(6))])
+def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, asked, shown):
+    monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
+    run = report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+    ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    clips = report.draw_clips(run, ledger, asked)
+    assert [clip["id"] for clip in clips] == [f"toy{i:08d}_30000" for i in shown]
+    assert clips[0]["labels"] == "/m/09x0r,/m/04rlf"
+
+
+def test_fewer_clips_than_asked_for_are_explained(made_up, without_figures):
+    words = text(page_of(made_up))
+    assert "4 clips were asked for (report.clips); pre-training has kept 0." in words
+
+
+def test_mel_bins_have_the_front_ends_center_frequencies():
+    params = LogMelParams(
+        sample_rate=16000,
+        n_fft=1024,
+        win_length=1024,
+        hop_length=160,
+        n_mels=64,
+        f_min=60.0,
+        f_max=7800.0,
+    )
+    low, high = (2595 * math.log10(1 + f / 700) for f in (60, 7800))
+    for bin_ in (0, 17, 63):
+        center = low + (high - low) * (bin_ + 1) / 65  # 64 triangles have 66 edges
+        hertz = 700 * (10 ** (center / 2595) - 1)
+        assert figures.mel_bin(hertz, params) == pytest.approx(bin_)
+
+
+def test_a_long_curve_is_thinned_to_means():
+    history = pd.DataFrame({"step": np.arange(10_000), "loss": np.arange(10_000) % 2})
+    curve = figures.thin(history)
+    assert len(curve) == figures.MAX_POINTS
+    assert curve["loss"].to_numpy() == pytest.approx(0.5)
+    assert curve["step"].iloc[0] == pytest.approx(9.5)
+
+
+def test_color_limits_leave_out_the_most_extreme_values_only():
+    pictures = np.linspace(-1.9, 2.1, 10_000).reshape(1, 100, 100)
+    pictures[0, 0, 0] = -100
+    assert figures.color_limits(pictures) == (-2.0, 2.5)
+
+
+# ---- inputs -----------------------------------------------------------------------------------
+
+
+def read_inputs(made_up):
+    """Read everything but the scores."""
+    report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ledger.csv", "dvc repro logmel"),
+        ("pretrain/encoder.json", "dvc repro pretrain"),
+        ("pretrain/history.csv", "dvc repro pretrain"),
+        ("pretrain/correlation.npz", "dvc repro pretrain"),
+        ("pretrain/views.npz", "dvc repro pretrain"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named_with_the_remedy(made_up, name, remedy):
+    path = made_up.root / "data" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{name}.*{remedy}"):
+        read_inputs(made_up)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"There is no .*{name}\. .*{remedy}"):
+        read_inputs(made_up)
+
+
+def test_an_encoder_other_than_the_one_asked_for_is_refused(made_up):
+    with pytest.raises(ValueError, match=r"encoder.json is of encoder audiontt, not vitc\. Run"):
+        report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "vitc")
+
+
+def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
+    path = made_up.root / "data" / "pretrain" / "history.csv"
+    lines = path.read_text().splitlines()
+    lines[3] = "2,0.3,nan,1,1,1,0.1"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"history.csv, row 3: not all values are finite"):
+        report_inputs.read_history(path)
+
+
+@pytest.mark.parametrize("shapes", [((4, 4), (4, 3)), ((4, 4), (5, 5)), ((16,), (16,))])
+def test_matrices_of_a_wrong_shape_are_refused(made_up, shapes):
+    before, after = (np.zeros(shape, np.float32) for shape in shapes)
+    np.savez(made_up.root / "data/pretrain/correlation.npz", before=before, after=after)
+    with pytest.raises(ValueError, match=r"correlation.npz: expected two square matrices, got"):
+        read_inputs(made_up)
+
+
+def test_views_of_a_wrong_shape_are_refused(made_up):
+    wrong = {name: np.zeros((2, 64, 96), np.float32) for name in ("crop", "view_1", "view_2")}
+    np.savez(made_up.root / "data/pretrain/views.npz", clip_id=["a", "b", "c"], **wrong)
+    with pytest.raises(ValueError, match=r"views.npz: expected .* \[clips, mel bins, frames\]"):
+        read_inputs(made_up)
+
+
+# ---- the stage --------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_the_page_the_metrics_and_the_table(made_up, without_figures, caplog):
+    caplog.set_level("INFO")
+    main(Stage("report"))
+    reports = made_up.root / "reports"
+    assert "mean score 0.450 (+20% over random weights)" in caplog.text
+    assert (reports / "index.html").read_text().startswith("<!DOCTYPE html>")
+    metrics = json.loads((reports / "metrics.json").read_text())
+    assert metrics["score"]["mean"] == 0.45
+    assert metrics["loss"] == pytest.approx(
+        pd.read_csv("data/pretrain/history.csv").loss[-7:].mean()
+    )
+    table = pd.read_csv(reports / "scores.csv").set_index("task")
+    assert table.loc["toy_beats", ["random", "pretrain"]].tolist() == [0.25, 0.3]
+
+
+def test_all_parameters_of_the_run_are_listed_and_no_others(made_up, without_figures):
+    main(Stage("report"))
+    page = (made_up.root / "reports" / "index.html").read_text()
+    listed = re.findall(r'<tr><td class="code">([a-z_0-9.]+)</td><td class="code">([^<]*)', page)
+    assert ("pretrain.epochs", "20") in listed
+    assert ("hear.tasks", f"{KIND}, {BEATS}") in listed
+    keys = {key for key, _ in listed}
+    assert "encoders.audiontt.optimizer.lr" in keys
+    assert not {key for key in keys if key.startswith(("encoders.vit", "compute"))}
+
+
+def test_the_stage_warns_of_missing_scores(made_up, without_figures, caplog):
+    made_up.score("random", BEATS, None)
+    main(Stage("report"))
+    assert f"No mean score: scores are missing for 1 of 2 tasks. {BEATS}" in caplog.text
+
+
+def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up, capsys):
+    (made_up.root / "data" / "ledger.csv").write_text("clip_id,labels\n")
+    with pytest.raises(SystemExit) as ended:
+        run("report", main)
+    assert ended.value.code == 1
+    assert not (made_up.root / "reports" / "index.html").exists()
+    assert not (made_up.root / "reports" / "metrics.json").exists()
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,282 @@
+"""Scores: heareval is run as it is, and what is kept of its result is clean."""
+
+import copy
+import json
+import math
+import os
+
+import pytest
+from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold_task
+
+from pipeline import hear_api
+from pipeline.embeddings import HearModule, write_embeddings
+from pipeline.hear_tasks import read_task
+from pipeline.params.hear import ScoreParams
+from pipeline.scores import run_heareval, summarize
+
+FAST = ScoreParams(grid="fast", grid_points=2)
+QUICK = ScoreParams(grid="faster", grid_points=1)
+RUNNER = """
+import json, os, pathlib, sys
+print("first line")
+task = pathlib.Path(sys.argv[1])
+seen = {"arguments": sys.argv[1:], "cwd": os.getcwd(), "files": sorted(os.listdir(task))}
+seen["flag"] = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+(task / "prediction.log").write_text("")
+"""
+RESULT = "(task / 'test.predicted-scores.json').write_text(json.dumps(seen))\n"
+
+
+@pytest.fixture
+def fake_heareval(tmp_path, monkeypatch):
+    """Return a function that makes `python -m heareval.predictions.runner` run other code."""
+
+    def install(code: str) -> None:
+        package = tmp_path / "site" / "heareval" / "predictions"
+        package.mkdir(parents=True)
+        for folder in (package, package.parent):
+            (folder / "__init__.py").write_text("")
+        (package / "runner.py").write_text(RUNNER + code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+    return install
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    folder = tmp_path / "embeddings" / "toy-v1-full"
+    folder.mkdir(parents=True)
+    (folder / "task_metadata.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus"), [("auto", []), ("cpu", ["--gpus", "null"]), ("cuda", ["--gpus", "[0]"])]
+)
+def test_heareval_is_given_its_own_options(fake_heareval, embeddings, scratch, device, gpus):
+    fake_heareval(RESULT)
+    seen = run_heareval(embeddings, scratch, FAST, device)
+    options = ["--grid", "fast", "--grid-points", "2"]
+    assert seen["arguments"] == ["toy-v1-full", *options, *gpus]
+    assert seen["files"] == ["task_metadata.json"]
+
+
+def test_heareval_works_in_the_scratch_folder_and_leaves_the_embeddings_alone(
+    fake_heareval, embeddings, scratch
+):
+    fake_heareval(RESULT)
+    seen = run_heareval(embeddings, scratch, FAST, "auto")
+    assert seen["cwd"] == str(scratch)
+    assert [path.name for path in embeddings.iterdir()] == ["task_metadata.json"]
+    assert (scratch / "toy-v1-full" / "prediction.log").exists()
+
+
+def test_the_unsafe_way_to_load_checkpoints_is_open_to_heareval_alone(
+    fake_heareval, embeddings, scratch
+):
+    fake_heareval(RESULT)
+    assert run_heareval(embeddings, scratch, FAST, "auto")["flag"] == "1"
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_failure_shows_the_end_of_the_log(fake_heareval, embeddings, scratch):
+    fake_heareval("for i in range(30): print('line', i)\nraise SystemExit('no such column')\n")
+    with pytest.raises(RuntimeError, match=r"failed on toy-v1-full with exit status 1") as error:
+        run_heareval(embeddings, scratch, FAST, "auto")
+    lines = str(error.value).splitlines()
+    assert lines[1:] == [*(f"line {i}" for i in range(16, 30)), "no such column"]
+
+
+def test_a_run_without_a_result_is_a_failure(fake_heareval, embeddings, scratch):
+    fake_heareval("")
+    with pytest.raises(RuntimeError, match=r"exit status 0; the end of its log:\nfirst line$"):
+        run_heareval(embeddings, scratch, FAST, "auto")
+
+
+HPARAMS = {
+    "hidden_layers": 2,
+    "lr": 0.0032,
+    "norm_after_activation": False,
+    "hidden_norm": "<class 'torch.nn.modules.batchnorm.BatchNorm1d'>",
+    "initialization": "<function xavier_uniform_ at 0x7f2c10d61760>",
+}
+
+
+def split(score, **metrics):
+    """One split of heareval's result, with d' beside the accuracy."""
+    return {
+        "test_loss": 1.25,
+        "test_score": score,
+        "test_top1_acc": score,
+        "test_d_prime": 1.5,
+        **{f"test_{name}": value for name, value in metrics.items()},
+        "validation_score": 0.5,
+        "epoch": 8,
+        "time_in_min": 0.123,
+    }
+
+
+def result(**changes):
+    """What heareval writes for a task with the three usual splits."""
+    return {
+        "test": split(0.11764705926179886),
+        "hparams": HPARAMS,
+        "postprocessing": [],
+        "score_mode": "max",
+        "embedding_path": "toy",
+        **changes,
+    }
+
+
+def fold_result(**folds):
+    """What heareval writes for a k-fold task; its means leave out NaN."""
+    aggregated = {}
+    for key in next(iter(folds.values())):
+        values = [f[key] for f in folds.values() if not math.isnan(f[key])]
+        mean = sum(values) / len(values)
+        variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+        aggregated |= {f"{key}_mean": mean, f"{key}_std": variance**0.5}
+    content = result(aggregated_scores=aggregated)
+    del content["test"]
+    return folds | content
+
+
+def summary_of(raw, metric="top1_acc"):
+    summary = summarize(raw, "toy", "pretrain", metric, FAST)
+    json.dumps(summary, allow_nan=False)
+    return summary
+
+
+def test_what_is_kept_of_a_result():
+    assert summary_of(result(postprocessing=[["median_filter_ms", 150]])) == {
+        "task": "toy",
+        "model": "pretrain",
+        "metric": "top1_acc",
+        "score": 0.117647,
+        "std": None,
+        "metrics": {"top1_acc": 0.117647, "d_prime": 1.5},
+        "splits": {
+            "test": {
+                "score": 0.117647,
+                "loss": 1.25,
+                "validation_score": 0.5,
+                "epoch": 8,
+                "top1_acc": 0.117647,
+                "d_prime": 1.5,
+            }
+        },
+        "grid": "fast",
+        "grid_points": 2,
+        "hparams": {
+            "hidden_layers": 2,
+            "lr": 0.0032,
+            "norm_after_activation": False,
+            "hidden_norm": "BatchNorm1d",
+            "initialization": "xavier_uniform_",
+        },
+        "postprocessing": {"median_filter_ms": 150},
+        "notes": {},
+    }
+
+
+def test_times_and_addresses_make_no_difference():
+    other = copy.deepcopy(result())
+    other["test"]["time_in_min"] = 9.0
+    other["hparams"]["initialization"] = "<function xavier_uniform_ at 0x7fffffffffff>"
+    assert summary_of(other) == summary_of(result())
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "note"),
+    [
+        ("d_prime", math.inf, "inf: a class is separated perfectly or absent"),
+        ("aucroc", math.nan, "nan: a class is absent"),
+        ("event_onset_200ms_fms", math.nan, "nan: no event is predicted, or there is none"),
+        ("other", -math.inf, "-inf"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_null_and_noted(metric, value, note):
+    summary = summary_of(result(test=split(0.5, **{metric: value})))
+    assert summary["metrics"][metric] is None
+    assert summary["splits"]["test"][metric] is None
+    assert summary["notes"] == {f"metrics.{metric}": note, f"splits.test.{metric}": note}
+    assert summary["score"] == 0.5
+
+
+def test_a_score_that_is_not_finite_is_null():
+    name = "event_onset_200ms_fms"
+    summary = summary_of(result(test=split(math.nan, **{name: math.nan})), metric=name)
+    assert summary["score"] is None
+    assert summary["notes"]["score"].startswith("nan")
+
+
+def test_folds_give_mean_and_standard_deviation():
+    raw = fold_result(fold00=split(0.5), fold01=split(0.75), fold02=split(1.0, d_prime=3.0))
+    summary = summary_of(raw)
+    assert (summary["score"], summary["std"]) == (0.75, 0.25)
+    assert summary["metrics"] == {"top1_acc": 0.75, "d_prime": 2.0}
+    assert [f["score"] for f in summary["splits"].values()] == [0.5, 0.75, 1.0]
+    assert summary["notes"] == {}
+
+
+def test_a_mean_over_less_than_all_folds_is_null_and_says_so():
+    raw = fold_result(fold00=split(0.5), fold01=split(math.nan), fold02=split(1.0))
+    summary = summary_of(raw)
+    assert summary["score"] is None
+    assert summary["std"] is None
+    assert summary["metrics"] == {"top1_acc": None, "d_prime": 1.5}
+    assert summary["notes"]["score"] == "heareval gives 0.75, a mean without fold01"
+    assert summary["notes"]["std"] == "heareval gives 0.353553, without fold01"
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "audiontt"
+    write_checkpoint(folder, "audiontt", **SMALL)
+    return HearModule(hear_api, hear_api.load_model(str(folder)))
+
+
+def score(folder, module, tmp_path):
+    """Return heareval's own result and ours."""
+    task = read_task(folder)
+    embedded = tmp_path / "embedded" / task.name
+    scratch = tmp_path / "scratch"
+    embedded.mkdir(parents=True)
+    scratch.mkdir()
+    write_embeddings(task, module, embedded)
+    raw = run_heareval(embedded, scratch, QUICK, "cpu")
+    metric = task.metadata.evaluation[0]
+    summary = summarize(raw, task.name, "random", metric, QUICK)
+    json.dumps(summary, allow_nan=False)
+    return raw, summary
+
+
+@pytest.mark.slow
+def test_heareval_scores_our_embeddings_of_a_fold_task(tmp_path, module):
+    raw, summary = score(write_fold_task(tmp_path / "toy", clips=6), module, tmp_path)
+    assert list(summary["splits"]) == ["fold00", "fold01", "fold02"]
+    assert summary["score"] == pytest.approx(raw["aggregated_scores"]["test_score_mean"], rel=1e-5)
+    assert summary["std"] == pytest.approx(raw["aggregated_scores"]["test_score_std"], rel=1e-5)
+    assert 0 <= summary["score"] <= 1
+    assert summary["hparams"]["optim"] == "Adam"
+
+
+@pytest.mark.slow
+def test_heareval_scores_our_embeddings_of_an_event_task(tmp_path, module):
+    grid = {"median_filter_ms": [50], "min_duration": [0]}
+    folder = write_event_task(
+        tmp_path / "toy", evaluation_params={"event_postprocessing_grid": grid}
+    )
+    raw, summary = score(folder, module, tmp_path)
+    assert summary["postprocessing"] == {"median_filter_ms": 50, "min_duration": 0}
+    expected = raw["test"]["test_segment_1s_er"]
+    assert summary["metrics"]["segment_1s_er"] == pytest.approx(expected, rel=1e-5)
+    assert {"event_onset_200ms_fms_precision", "event_onset_200ms_fms_recall"} <= set(
+        summary["metrics"]
+    )

@@ -1,0 +1,192 @@
+"""What surrounds every stage: atomic outputs, edited parameters, locks, messages, run times."""
+
+import errno
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import stage as stage_module
+from pipeline.params.method import LossParams
+from pipeline.stage import Stage, run, runtimes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """An empty folder with the committed params.yaml as the current one."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def edit_params(old, new):
+    path = Path("params.yaml")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_an_output_appears_only_when_it_is_complete():
+    with Stage("demo").output("data/demo") as folder:
+        (folder / "a").write_text("1")
+        assert not Path("data/demo").exists()
+    assert Path("data/demo/a").read_text() == "1"
+
+
+def test_a_failed_stage_publishes_nothing_and_keeps_the_previous_output():
+    with Stage("demo").output("data/demo") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(ValueError, match="broken"), Stage("demo").output("data/demo") as folder:
+        (folder / "a").write_text("half")
+        raise ValueError("broken")
+    assert Path("data/demo/a").read_text() == "old"
+
+
+def test_a_new_output_replaces_the_whole_previous_one():
+    for name in ("a", "b"):
+        with Stage("demo").output("data/demo") as folder:
+            (folder / name).touch()
+    assert [p.name for p in Path("data/demo").iterdir()] == ["b"]
+
+
+def test_params_edited_while_a_stage_runs_are_noticed_and_nothing_is_published():
+    stage = Stage("demo")
+    stage.load("loss", LossParams)
+    with (
+        pytest.raises(RuntimeError, match=r"loss in params\.yaml changed .*Nothing was published"),
+        stage.output("data/demo") as folder,
+    ):
+        (folder / "a").touch()
+        edit_params("lambda: 0.005", "lambda: 0.5")
+    assert not Path("data/demo").exists()
+
+
+def test_an_edit_of_another_section_does_not_matter():
+    stage = Stage("demo")
+    stage.load("loss", LossParams)
+    with stage.output("data/demo"):
+        edit_params("epochs: ", "epochs: 1")
+    assert Path("data/demo").exists()
+
+
+def test_two_processes_do_not_work_on_one_configuration():
+    with (
+        Stage("demo").output("data/demo"),
+        pytest.raises(RuntimeError, match="Another process is running the same configuration"),
+        Stage("demo").output("data/demo"),
+    ):
+        pass
+
+
+def test_one_stage_may_have_two_outputs():
+    stage = Stage("demo")
+    with stage.output("data/a") as a, stage.output("data/b") as b:
+        (a / "x").touch()
+        (b / "y").touch()
+    assert Path("data/a/x").exists()
+    assert Path("data/b/y").exists()
+
+
+def test_an_output_may_be_a_file():
+    for text in ("first", "second"):
+        with Stage("demo").output("data/demo.json", file=True) as path:
+            assert not path.exists()
+            path.write_text(text)
+    assert Path("data/demo.json").read_text() == "second"
+
+
+def test_work_is_kept_in_the_main_repository_also_inside_a_temporary_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    assert (tmp_path / "main" / ".work") in Stage("demo").work_folder().parents
+
+
+def test_another_configuration_has_another_work_folder():
+    first, second = Stage("demo"), Stage("demo")
+    first.load("loss", LossParams)
+    edit_params("lambda: 0.005", "lambda: 0.5")
+    second.load("loss", LossParams)
+    assert first.work_folder() != second.work_folder()
+    assert first.work_folder("x") != first.work_folder("y")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("the reason"), "the reason"),
+        (KeyError("params.yaml has no 'x'."), "params.yaml has no 'x'."),
+        (FileNotFoundError("x is missing; run y"), "x is missing; run y"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"no space left .* GB free"),
+    ],
+)
+def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, message, caplog):
+    def main(stage):
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        run("demo", main)
+    assert len(caplog.records) == 1
+    assert re.search(message, caplog.records[0].getMessage())
+    assert "Traceback" not in caplog.text
+    assert "Traceback" in Path(".work/demo.error.log").read_text()
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    def main(stage):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run("demo", main)
+
+
+def test_termination_ends_a_stage_cleanly_and_publishes_nothing(repository):
+    script = repository / "slow.py"
+    script.write_text(
+        "import time\n"
+        "from pipeline.stage import run\n"
+        "def main(stage):\n"
+        "    with stage.output('data/slow') as folder:\n"
+        "        (folder / 'a').touch()\n"
+        "        print('started', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run('slow', main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert not Path("data/slow").exists()
+
+
+def test_run_times_are_those_of_the_last_run_with_the_parameters_as_they_are_now(monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 17.0])
+    monkeypatch.setattr(stage_module.time, "time", lambda: next(clock))
+    main = lambda stage: stage.load("loss", LossParams)  # noqa: E731
+    run("demo", main)
+    assert runtimes() == {"demo": 5.0}
+    edit_params("lambda: 0.005", "lambda: 0.5")
+    assert runtimes() == {}
+    run("demo", main)
+    assert runtimes() == {"demo": 7.0}
+    edit_params("lambda: 0.5", "lambda: 0.005")
+    assert runtimes() == {"demo": 5.0}
+    lines = Path(".work/runtime.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seconds"] for line in lines] == [5.0, 7.0]
+    assert time is stage_module.time
