@@ -3,7 +3,8 @@
 heareval trains small classifiers on the training split, chooses one by the validation split and
 scores it on the test split. It is run as its own program in a scratch folder, since it leaves its
 checkpoints and logs where it runs. Its result contains times and memory addresses, and numbers
-that JSON does not know (NaN, Infinity); what is kept of it is finite and the same on every run.
+that JSON does not know (NaN, Infinity); what is kept of it is finite, and the same on
+every run of one machine.
 """
 
 import json
@@ -71,13 +72,17 @@ def run_heareval(embeddings: Path, scratch: Path, params: ScoreParams, device: s
         )
     result = task / RESULT
     if done.returncode or not result.exists():
-        lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
-        end = "\n".join(lines[-LOG_LINES:])
         raise RuntimeError(
             f"hear-eval-kit failed on {task.name} with exit status {done.returncode}; "
-            f"the end of its log:\n{end}"
+            f"the end of its log:\n{_end(log)}"
         )
     return json.loads(result.read_text())
+
+
+def _end(log: Path) -> str:
+    """Return the last lines of a log, each state of a progress bar as a line of its own."""
+    text = log.read_text(errors="replace").replace("\r", "\n")
+    return "\n".join(text.strip().splitlines()[-LOG_LINES:])
 
 
 def summarize(

@@ -45,7 +45,7 @@ def test_audiontt_sizes(embed_dim, expected):
 
 def test_audiontt_cannot_be_smaller_than_its_local_features():
     with pytest.raises(ValueError, match="must exceed the 1024 local features"):
-        AudioNTT(AUDIONTT.model_copy(update={"embed_dim": 1024}), n_mels=64)
+        build_encoder("audiontt", AUDIONTT.model_copy(update={"embed_dim": 1024}), 64, 96)
 
 
 def test_audiontt_frames_hold_local_features_mel_bin_by_mel_bin_then_global_ones():

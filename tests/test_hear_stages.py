@@ -1,6 +1,7 @@
 """Stages hear_tasks, embed and score as they are run: what they publish and what they say."""
 
 import json
+import re
 import shutil
 import signal
 from functools import partial
@@ -78,10 +79,11 @@ def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch)
     original = hear_api.load_model
     monkeypatch.setattr(hear_api, "load_model", load_model)
     params = repository / "params.yaml"
-    params.write_text(params.read_text().replace("window_ms: 950.0", "window_ms: 500.0"))
+    text = re.sub(r"window_ms: \S+", "window_ms: 500.0", params.read_text())
+    params.write_text(re.sub(r"hop_ms: \S+", "hop_ms: 20.0", text))
     embed("pretrain")
     assert options.pop("path") == "data/pretrain"
-    assert options == {"window_ms": 500.0, "hop_ms": 50.0, "normalization": "dataset"}
+    assert options == {"window_ms": 500.0, "hop_ms": 20.0, "normalization": "dataset"}
 
 
 def test_scratch_files_do_not_pile_up(repository, monkeypatch):

@@ -17,6 +17,7 @@ def build_encoder(name: str, params: EncoderParams, n_mels: int, crop_frames: in
     Raises:
         ValueError: the input size does not suit the encoder.
     """
+    params.check_input(n_mels, crop_frames)
     if isinstance(params, AudioNTTParams):
         return AudioNTT(params, n_mels)
     return ViT(params, n_mels, crop_frames, conv_stem=name == "vitc")

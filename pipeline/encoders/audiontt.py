@@ -8,9 +8,7 @@ time by maximum plus mean. 6,333,376 parameters at 64 mel bins and 3072 dimensio
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from pipeline.params.method import AudioNTTParams
-
-STRIDE = 4  # input frames, and mel bins, per output position
+from pipeline.params.method import AUDIONTT_STRIDE, AudioNTTParams
 
 
 class AudioNTT(nn.Module):
@@ -20,15 +18,7 @@ class AudioNTT(nn.Module):
 
     def __init__(self, params: AudioNTTParams, n_mels: int) -> None:
         super().__init__()
-        local_dim = params.channels * (n_mels // STRIDE)
-        if n_mels % STRIDE:
-            raise ValueError(f"AudioNTT needs logmel.n_mels divisible by {STRIDE}, got {n_mels}.")
-        if params.embed_dim <= local_dim:
-            raise ValueError(
-                f"encoders.audiontt.embed_dim must exceed the {local_dim} local features that it "
-                f"includes (channels = {params.channels}, n_mels = {n_mels}), "
-                f"got {params.embed_dim}."
-            )
+        local_dim = params.channels * (n_mels // AUDIONTT_STRIDE)
         self.embed_dim = params.embed_dim
         self.conv = nn.Sequential(
             _block(1, params.channels), _block(params.channels, params.channels)

@@ -35,11 +35,6 @@ class ViT(nn.Module):
     def __init__(self, params: ViTParams, n_mels: int, crop_frames: int, conv_stem: bool) -> None:
         super().__init__()
         patch = (params.patch_mels, params.patch_frames)
-        if n_mels % patch[0] or crop_frames % patch[1]:
-            raise ValueError(
-                f"Patches of {patch[0]} mel bins x {patch[1]} frames do not tile an input of "
-                f"logmel.n_mels = {n_mels} x pretrain.crop_frames = {crop_frames}."
-            )
         dim, heads = WIDTH_HEADS[params.size]
         self.embed_dim = dim
         self.segment_frames = crop_frames

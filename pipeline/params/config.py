@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.params import PARAMS_FILE, Section, check, read
 from pipeline.params.data import (
@@ -13,7 +13,7 @@ from pipeline.params.data import (
     ResampleParams,
     SourceParams,
 )
-from pipeline.params.hear import HearParams, ReportParams, ScoreParams
+from pipeline.params.hear import HearParams, ReportParams, ScoreParams, front_end_hops
 from pipeline.params.method import (
     AudioNTTParams,
     AugmentParams,
@@ -56,13 +56,17 @@ class Config(Section):
     hear: HearParams
     score: ScoreParams
     report: ReportParams
-    compute: ComputeParams = Field()
+    compute: ComputeParams
 
     @model_validator(mode="after")
-    def _known_names(self) -> "Config":
+    def _consistent(self) -> "Config":
         check_encoder(self.encoder)
         if self.source not in SOURCES:
             raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}.")
+        encoder: AudioNTTParams | ViTParams = getattr(self.encoders, self.encoder)
+        encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
+        front_end_hops("window_ms", self.hear.window_ms, self.logmel)
+        front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)
         return self
 
 

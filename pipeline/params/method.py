@@ -13,6 +13,8 @@ from pydantic import (
 
 from pipeline.params import Section, check, load_value
 
+AUDIONTT_STRIDE = 4  # mel bins, and frames, per output position
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -49,6 +51,20 @@ class AudioNTTParams(Section):
     dropout: float = Field(ge=0, lt=1)
     optimizer: OptimizerParams
 
+    def check_input(self, n_mels: int, crop_frames: int) -> None:
+        """Raise a ValueError if the encoder cannot take inputs of this size."""
+        if n_mels % AUDIONTT_STRIDE or crop_frames < AUDIONTT_STRIDE:
+            raise ValueError(
+                f"AudioNTT needs logmel.n_mels divisible by {AUDIONTT_STRIDE} and at least "
+                f"{AUDIONTT_STRIDE} pretrain.crop_frames, got {n_mels} and {crop_frames}."
+            )
+        local_dim = self.channels * (n_mels // AUDIONTT_STRIDE)
+        if self.embed_dim <= local_dim:
+            raise ValueError(
+                f"encoders.audiontt.embed_dim must exceed the {local_dim} local features that it "
+                f"includes (channels = {self.channels}, n_mels = {n_mels}), got {self.embed_dim}."
+            )
+
 
 class ViTParams(Section):
     """Sections `encoders.vitc` and `encoders.vit`."""
@@ -69,6 +85,14 @@ class ViTParams(Section):
                 f"got {self.patch_mels}x{self.patch_frames}."
             )
         return self
+
+    def check_input(self, n_mels: int, crop_frames: int) -> None:
+        """Raise a ValueError if the patches do not tile inputs of this size."""
+        if n_mels % self.patch_mels or crop_frames % self.patch_frames:
+            raise ValueError(
+                f"Patches of {self.patch_mels} mel bins x {self.patch_frames} frames do not tile "
+                f"an input of logmel.n_mels = {n_mels} x pretrain.crop_frames = {crop_frames}."
+            )
 
 
 EncoderParams = AudioNTTParams | ViTParams
