@@ -26,16 +26,16 @@ class Views:
         device = generator.device
         self.bank = torch.zeros(params.mixup_bank, n_mels, frames, device=device)
         self.bank_clip = torch.full((params.mixup_bank,), -1, device=device)  # -1: empty
-        self.bank_next = 0
+        self.bank_next = torch.zeros((), dtype=torch.long, device=device)
 
     def __call__(
         self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         """Return two views of each crop; `clip` holds the index of the clip that it is from."""
-        views = self._view(x, clip), self._view(x, clip)
+        view_1, view_2 = self._view(x.repeat(2, 1, 1), clip.repeat(2)).chunk(2)
         if self.params.mixup:
             self._store(x, clip)
-        return views
+        return view_1, view_2
 
     def _view(self, x: Tensor, clip: Tensor) -> Tensor:
         p, generator = self.params, self.generator
@@ -62,7 +62,7 @@ class Views:
         slots = (self.bank_next + torch.arange(len(x), device=x.device)) % len(self.bank)
         self.bank[slots] = x
         self.bank_clip[slots] = clip
-        self.bank_next = (self.bank_next + len(x)) % len(self.bank)
+        self.bank_next.add_(len(x)).remainder_(len(self.bank))
 
 
 def mixup(
@@ -122,10 +122,11 @@ def resize_weights(
     taps = base.long()[..., None] + torch.arange(-1, 3, device=start.device)  # [B, size, 4]
     taps = torch.minimum(taps.clamp_min(0), (length - 1)[:, None, None])
     column = start[:, None, None] + taps - (canvas - size) // 2
-    inside = (column >= 0) & (column < size)
+    values = _cubic_weights(place - base)
     weights = torch.zeros(len(start), size, size, device=start.device)
-    values = _cubic_weights(place - base) * inside
-    return weights.scatter_add_(2, column.clamp(0, size - 1), values)
+    for tap in range(4):  # added, not scattered, so that the order of the sum is fixed
+        weights = weights + values[..., tap, None] * (column[..., tap, None] == output)
+    return weights
 
 
 def _cubic_weights(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 4"]:

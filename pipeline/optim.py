@@ -21,6 +21,8 @@ class Lars(Optimizer):
     trust_coefficient * |w| / |g + weight_decay * w|, which is 1 where a norm is 0.
     """
 
+    update: Callable[..., None]  # `lars_update`, which a GPU compiles
+
     def __init__(self, groups: Iterable[dict[str, Any]], params: LarsParams) -> None:
         defaults = {
             "lr": params.lr,
@@ -30,6 +32,10 @@ class Lars(Optimizer):
             "adapt": True,
         }
         super().__init__(groups, defaults)
+        on_gpu = self.param_groups[0]["params"][0].is_cuda
+        self.update = lars_update
+        if on_gpu:
+            self.update = torch.compile(lars_update, options={"combo_kernels": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -38,13 +44,17 @@ class Lars(Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            updates: list[Tensor] = [p.grad for p in weights]
-            if group["adapt"]:
-                updates = _adapted(updates, weights, group)
+            grads: list[Tensor] = [p.grad for p in weights]
             buffers = [self._buffer(p) for p in weights]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates)
-            torch._foreach_add_(weights, buffers, alpha=-group["lr"])
+            self.update(
+                weights,
+                grads,
+                buffers,
+                group["lr"],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                trust_coefficient=group["trust_coefficient"] if group["adapt"] else None,
+            )
 
     def _buffer(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -54,18 +64,31 @@ class Lars(Optimizer):
         return buffer
 
 
-def _adapted(grads: list[Tensor], weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Gradients with weight decay, each scaled by its trust ratio."""
-    grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
-    norms = zip(torch._foreach_norm(weights), torch._foreach_norm(grads), strict=True)
-    ratios = [
-        torch.where((w > 0) & (g > 0), group["trust_coefficient"] * w / g, 1.0) for w, g in norms
-    ]
-    return list(torch._foreach_mul(grads, ratios))
+def lars_update(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    lr: Tensor | float,
+    *,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float | None,
+) -> None:
+    """Update weights and momentum in place, with the trust ratio if it has a coefficient."""
+    for weight, grad, buffer in zip(weights, grads, buffers, strict=True):
+        if trust_coefficient is not None:
+            grad = grad + weight_decay * weight
+            w, g = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(grad)
+            grad = grad * torch.where((w > 0) & (g > 0), trust_coefficient * w / g, 1.0)
+        buffer.mul_(momentum).add_(grad)
+        weight.sub_(lr * buffer)
 
 
 def build_optimizer(model: nn.Module, params: LarsParams | AdamWParams) -> Optimizer:
-    """Return the optimizer with its two groups: matrices, and vectors (biases, norms)."""
+    """Return the optimizer with its two groups: matrices, and vectors (biases, norms).
+
+    Learning rates are tensors on the model's device, so that a captured step can be given others.
+    """
     weights = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in weights if p.ndim > 1]
     vectors = [p for p in weights if p.ndim <= 1]
@@ -83,9 +106,12 @@ def build_optimizer(model: nn.Module, params: LarsParams | AdamWParams) -> Optim
             lr=params.lr,
             betas=(params.beta1, params.beta2),
             weight_decay=params.weight_decay,
+            fused=weights[0].is_cuda,
+            capturable=weights[0].is_cuda,
         )
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
+        group["lr"] = torch.tensor(group["lr"], device=weights[0].device)
     return optimizer
 
 
@@ -109,4 +135,4 @@ def lr_factor(step: int, steps_per_epoch: int, params: PretrainParams) -> float:
 def set_lr(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to its base times `factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"].fill_(group["base_lr"] * factor)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,8 +13,10 @@ from torch import Generator, Tensor, nn
 from tqdm import trange
 
 from pipeline.augment import Views
+from pipeline.capture import Captured
 from pipeline.dataset import Features, epoch_batches
 from pipeline.encoders import Encoder, build_encoder
+from pipeline.fast import embed_views
 from pipeline.loss import BarlowTwinsLoss, barlow_twins_loss, cross_correlation, noise_floor
 from pipeline.optim import build_optimizer, lr_factor, set_lr
 from pipeline.params.method import (
@@ -27,6 +30,7 @@ from pipeline.projector import build_projector
 
 logger = logging.getLogger(__name__)
 
+FETCH_EVERY = 256  # logged steps; how often the host waits for the device
 PROBE_CLIPS = 512  # at most so many clips for a picture of the cross-correlation
 PROBE_DIMS = 256  # and so many of its dimensions
 
@@ -46,7 +50,7 @@ class Settings:
 class BarlowTwins(nn.Module):
     """Encoder and projector, applied to each view by itself, so that batch norm sees one view."""
 
-    def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, projector: nn.Sequential) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
@@ -69,9 +73,20 @@ def build_model(settings: Settings, n_mels: int) -> BarlowTwins:
 
 
 class Trainer:
-    """The state of a run: model, optimizer, views with their bank, random generators, history."""
+    """The state of a run: model, optimizer, views with their bank, random generators, history.
 
-    def __init__(self, settings: Settings, features: Features, device: torch.device) -> None:
+    With `fast`, the default on a GPU, both views go through the network at once and in bfloat16,
+    and the whole step is compiled and captured as one CUDA graph; without, every step is plain
+    PyTorch in float32. It is the same training.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        features: Features,
+        device: torch.device,
+        fast: bool | None = None,
+    ) -> None:
         p = settings.pretrain
         n_mels = features.log_mel.n_mels
         self.settings = settings
@@ -85,6 +100,17 @@ class Trainer:
         self.steps_per_epoch = len(epoch_batches(len(features), p.batch_size, Generator()))
         self.step = 0
         self.history: list[tuple[int, float, BarlowTwinsLoss]] = []
+        self._unfetched: list[tuple[int, float, Tensor]] = []
+        self.clips = torch.zeros(p.batch_size, dtype=torch.long, device=device)  # of this step
+        self.fast = device.type == "cuda" if fast is None else fast
+        self.draw_views: Callable[[], tuple[Tensor, Tensor]] = self._draw_views
+        self.loss: Callable[[Tensor, Tensor], BarlowTwinsLoss] = self._loss
+        self.update: Callable[[], Tensor] = self._update
+        if self.fast:
+            torch.backends.cudnn.benchmark = True
+            self.draw_views = torch.compile(self._draw_views)
+            self.loss = torch.compile(self._loss)
+            self.update = Captured(self._update, self.generator)
 
     def run(self) -> None:
         """Train for all epochs.
@@ -100,6 +126,7 @@ class Trainer:
             for clips in epoch_batches(len(self.features), p.batch_size, self.generator):
                 self.train_step(clips)
                 progress.update()
+            self._fetch()
             loss = self._refuse_non_finite(epoch)
             progress.set_postfix(epoch=epoch + 1, loss=f"{loss:.1f}")
         progress.close()
@@ -109,17 +136,42 @@ class Trainer:
         p = self.settings.pretrain
         factor = lr_factor(self.step, self.steps_per_epoch, p)
         set_lr(self.optimizer, factor)
-        crops = self.features.crop(clips, p.crop_frames, self.generator)
-        terms = self._loss(*self.views(crops, clips))
+        self.clips.copy_(clips)
+        terms = self.update()
+        if self.step % p.log_every == 0:
+            self._unfetched.append((self.step, factor, terms.clone()))
+            if len(self._unfetched) == FETCH_EVERY:
+                self._fetch()
+        self.step += 1
+
+    def _update(self) -> Float[Tensor, "2"]:
+        """Do all of a step that happens on the device; return the two terms of the loss."""
+        terms = self.loss(*self.draw_views())
         self.optimizer.zero_grad(set_to_none=True)
         (terms.invariance + terms.redundancy).backward()
         self.optimizer.step()
-        if self.step % p.log_every == 0:
-            self.history.append((self.step, factor, BarlowTwinsLoss(*(t.detach() for t in terms))))
-        self.step += 1
+        return torch.stack([*terms]).detach()
+
+    def _draw_views(self) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
+        crop_frames = self.settings.pretrain.crop_frames
+        crops = self.features.crop(self.clips, crop_frames, self.generator)
+        return self.views(crops, self.clips)
 
     def _loss(self, view_1: Tensor, view_2: Tensor) -> BarlowTwinsLoss:
-        return barlow_twins_loss(cross_correlation(*self.model(view_1, view_2)), self.settings.loss)
+        if self.fast:
+            with torch.autocast(view_1.device.type, torch.bfloat16):
+                z = embed_views(self.model.encoder, self.model.projector, view_1, view_2)
+        else:
+            z = self.model(view_1, view_2)
+        return barlow_twins_loss(cross_correlation(*z), self.settings.loss)
+
+    def _fetch(self) -> None:
+        """Move the logged terms to the host."""
+        if self._unfetched:
+            rows = torch.stack([terms for _, _, terms in self._unfetched]).cpu()
+            for (step, factor, _), row in zip(self._unfetched, rows, strict=True):
+                self.history.append((step, factor, BarlowTwinsLoss(*row)))
+            self._unfetched.clear()
 
     def _refuse_non_finite(self, epoch: int) -> float:
         losses = {step: float(sum(terms)) for step, _, terms in self.history}
@@ -135,6 +187,7 @@ class Trainer:
 
     def history_table(self) -> pd.DataFrame:
         """Return the curves, one row per logged step; row 0 is before any update."""
+        self._fetch()
         s = self.settings
         floor = noise_floor(s.loss, s.projector.out_dim, s.pretrain.batch_size)
         terms = torch.tensor([[float(t) for t in terms] for _, _, terms in self.history])

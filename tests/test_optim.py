@@ -10,7 +10,7 @@ from pipeline.optim import Lars, build_optimizer, lr_factor, set_lr
 from pipeline.params.config import load_config
 
 CONFIG = load_config()
-LARS = CONFIG.encoders.audiontt.optimizer
+LARS = CONFIG.encoders.audiontt.optimizer.model_copy(update={"lr": 0.4})  # the paper's
 ADAMW = CONFIG.encoders.vitc.optimizer
 
 

@@ -33,14 +33,22 @@ class AudioNTT(nn.Module):
 
     def forward_frames(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B T_out D"]:
         """Return one embedding for every 4 input frames."""
-        h = self.conv(x)  # [B, C, F/4, T/4]
-        h = h.permute(0, 3, 2, 1).flatten(2)  # [B, T/4, F/4 * C], channels fastest
-        return cat([h, self.mlp(h)], dim=-1)
+        local = _local_features(self.conv(x))
+        return cat([local, self.mlp(local)], dim=-1)
 
     def forward(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B D"]:
         """Return one representation for the whole input."""
-        frames = self.forward_frames(x)
-        return frames.amax(dim=1) + frames.mean(dim=1)
+        return self.encode(self.conv(x))
+
+    def encode(self, h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B D"]:
+        """Return the representation, given the output of the convolutions."""
+        local = _local_features(h)
+        frames = (local, self.mlp(local))  # pooled one by one, not to copy them side by side
+        return cat([part.amax(dim=1) + part.mean(dim=1) for part in frames], dim=-1)
+
+
+def _local_features(h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B T4 F4*C"]:
+    return h.permute(0, 3, 2, 1).flatten(2)  # channels fastest
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:

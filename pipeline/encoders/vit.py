@@ -53,14 +53,21 @@ class ViT(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B D"]:
         """Return the CLS token, or the mean of the patch tokens, after the last block."""
-        tokens = self.stem(x).flatten(2).transpose(1, 2)  # [B, N, D]
-        tokens = tokens + self.position[:, 1:]
-        cls = (self.cls + self.position[:, :1]).expand(len(tokens), -1, -1)
-        tokens = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+        return self.encode(self.stem(x))
+
+    def encode(self, grid: Float[Tensor, "B D F_p T_p"]) -> Float[Tensor, "B D"]:
+        """Return the representation, given the output of the stem."""
+        tokens = self.tokens(grid)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+    def tokens(self, grid: Float[Tensor, "B D F_p T_p"]) -> Float[Tensor, "B N D"]:
+        """Return the CLS token and the patches, row by row, with their positions."""
+        patches = grid.flatten(2).transpose(1, 2) + self.position[:, 1:]
+        cls = (self.cls + self.position[:, :1]).expand(len(patches), -1, -1)
+        return torch.cat([cls.to(patches.dtype), patches], dim=1)
 
 
 class Block(nn.Module):

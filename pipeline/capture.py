@@ -1,0 +1,51 @@
+"""One CUDA graph for work that is the same in every step, down to the addresses of its tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+PLAIN_CALLS = 3  # compile, choose algorithms, create the optimizer's state
+
+
+class Captured:
+    """A function without arguments that, after some plain calls, runs as one CUDA graph.
+
+    The first calls do their work like all others, so that the results are those of a function that
+    was never captured. The function reads and writes tensors that stay in place and waits for
+    nothing; what it returns is overwritten by the next call. `generator` is one that it draws from,
+    besides the default one.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], generator: Generator) -> None:
+        self.function = function
+        self.generator = generator
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.result: Tensor
+
+    def __call__(self) -> Tensor:
+        """Do the work and return its result, without waiting for the GPU."""
+        if self.calls < PLAIN_CALLS:
+            self.calls += 1
+            return self._call_on_a_side_stream()
+        if self.graph is None:
+            self.graph = self._capture()
+        self.graph.replay()
+        return self.result
+
+    def _call_on_a_side_stream(self) -> Tensor:
+        """Call as capture will: autograd remembers the stream that gradients are made on."""
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            result = self.function()
+        current.wait_stream(side)
+        return result
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph):
+            self.result = self.function()
+        return graph
