@@ -15,6 +15,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 PARAMS = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "params.yaml")
+PARAMS["pretrain"] |= {"epochs": 20, "batch_size": 32}  # what the expected numbers are for
 TASKS = ("toy_kind-v1-small", "toy_beats-v1-small")
 METRICS = {"toy_kind-v1-small": "top1_acc", "toy_beats-v1-small": "event_onset_200ms_fms"}
 SCORES = {"pretrain": (0.6, 0.3), "random": (0.5, 0.25)}

@@ -146,7 +146,7 @@ def test_deleting_the_page_re_runs_only_the_report(clone):
 
 
 def test_settings_of_the_other_encoder_are_no_dependency(clone):
-    set_params(clone, encoders__vitc__optimizer__lr=1.0e-3)
+    set_params(clone, encoders__vitc__optimizer__weight_decay=0.5)
     assert stages_run(dvc(clone, "repro")) == ["validate"]
 
 
@@ -192,18 +192,11 @@ def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(c
 
 def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
     output = dvc(clone, "exp", "run", "--temp", "-S", "encoder=vitc", "-n", "with-vitc")
-    assert [name.split("@")[0] for name in stages_run(output)] == [
-        "validate",
-        "pretrain",
-        "embed",
-        "score",
-        "embed",
-        "score",
-        "report",
-    ] or set(stages_run(output)) >= {"validate", "pretrain", "report"}
-    assert not {"download", "resample", "logmel"} & set(stages_run(output))
+    stages = {name.split("@")[0] for name in stages_run(output)}
+    assert stages == {"validate", "pretrain", "embed", "score", "report"}
     table = json.loads(dvc(clone, "exp", "show", "--json"))
-    experiment = table[0]["experiments"][0]["revs"][0]["data"]
+    (experiments,) = [entry["experiments"] for entry in table if entry["experiments"]]
+    experiment = experiments[0]["revs"][0]["data"]
     assert experiment["params"]["params.yaml"]["data"]["encoder"] == "vitc"
     assert "mean" in experiment["metrics"]["reports/metrics.json"]["data"]["score"]
 
