@@ -129,6 +129,8 @@ class Trainer:
             self._fetch()
             loss = self._refuse_non_finite(epoch)
             progress.set_postfix(epoch=epoch + 1, loss=f"{loss:.1f}")
+            if progress.disable:  # no terminal
+                logger.info("epoch %d of %d: loss %.1f", epoch + 1, p.epochs, loss)
         progress.close()
 
     def train_step(self, clips: Int[Tensor, " B"]) -> None:
@@ -174,7 +176,8 @@ class Trainer:
             self._unfetched.clear()
 
     def _refuse_non_finite(self, epoch: int) -> float:
-        losses = {step: float(sum(terms)) for step, _, terms in self.history}
+        latest = self.history[-self.steps_per_epoch :]
+        losses = {step: float(sum(terms)) for step, _, terms in latest}
         loss = list(losses.values())[-1]
         if not math.isfinite(loss):
             step = next(step for step, value in losses.items() if not math.isfinite(value))
@@ -212,6 +215,7 @@ class Trainer:
         clips = torch.arange(min(PROBE_CLIPS, len(self.features)), device=generator.device)
         views = Views(self.settings.augment, self.features.log_mel.n_mels, p.crop_frames, generator)
         with torch.random.fork_rng():
+            torch.manual_seed(p.seed)
             model = copy.deepcopy(self.model).train()
             crops = self.features.crop(clips, p.crop_frames, generator)
             z_1, z_2 = model(*views(crops, clips))

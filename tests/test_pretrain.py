@@ -148,6 +148,7 @@ def test_the_logged_terms_are_equations_1_and_2_of_the_embeddings():
 def test_the_picture_of_the_correlation_leaves_no_trace_on_the_run():
     with_picture, without = (Trainer(settings(), features(), CPU) for _ in range(2))
     before = with_picture.probe_correlation()
+    assert torch.equal(before, without.probe_correlation())
     with_picture.run()
     after = with_picture.probe_correlation()
     without.run()
