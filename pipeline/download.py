@@ -1,7 +1,8 @@
 """Fetch the clips of a segment list: yt-dlp finds a recording's media, FFmpeg cuts the segment.
 
 A recording is a local file or any address that yt-dlp knows; both take the same way. FFmpeg reads
-only what the segment needs, and writes FLAC with the recording's own rate and channels.
+only what the segment needs, and writes FLAC with the recording's own rate and channels. A recording
+with a gap inside the segment is damaged: what follows a gap would have an earlier label.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import queue
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -33,12 +35,16 @@ from pipeline.segments import Segment
 logger = logging.getLogger(__name__)
 
 STAGE = "download"
-CUT_VERSION = "1"  # raise it when the same segment of the same recording becomes another clip
+CUT_VERSION = "2"  # raise it when the same segment of the same recording becomes another clip
 MIN_CLIP_S = 0.1  # seconds; less is not a clip
 SEEK_MARGIN_S = 1.0  # decoded before the segment, so that the decoder has settled at its start
 BACKOFF_S = 1.0  # before the second attempt; doubles with each
 EMPTY_FLAC = (1 << 63) - 1  # libsndfile's number of frames of a FLAC file without samples
 PATIENCE = 10  # times timeout_s that one cut may take as long as data arrive
+POLL_S = 0.1  # how soon a cut under way notices that the stage ends
+GAP_S = 0.1  # time stamps that are further off are a gap; Vorbis's are off by up to 0.05 s
+ROUNDING_S = 0.001
+BLOCK = "4096"  # samples; by default FFmpeg takes the first frame's, of which few may be left
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ def resolve(site: YoutubeDL, url: str) -> Media:
     path = local_path(url)
     if path is not None and not path.exists():
         raise UnavailableError("gone", f"there is no file {path.name}")
+    if path is not None and not path.is_file():  # reading a named pipe may never end
+        raise UnavailableError("no_audio", f"{path.name} is a folder, pipe or device, not a file")
     try:
         info = site.extract_info(url, download=False)
     except YoutubeDLError as error:
@@ -115,6 +123,7 @@ def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) 
     The first sample is chosen by its time stamp, after a coarse jump (the jump alone lands on the
     last second of an Ogg file when the segment lies behind its end); then samples are counted,
     since time stamps of compressed audio may be some milliseconds off from one packet to the next.
+    The time stamps of what was counted are listed on standard output (see `gapless_s`).
     """
     path = local_path(media.url)
     if path is not None:
@@ -125,39 +134,84 @@ def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) 
     jump_s = segment.start_s - SEEK_MARGIN_S
     seek = ["-ss", f"{jump_s:.6f}"] if jump_s > 0 else []  # "-ss 0" would drop 21 ms of an m4a
     begin, length = f"atrim=start={segment.start_s:.6f}", f"atrim=end={segment.duration_s:.6f}"
+    stamped = f"{begin}:end={segment.end_s + 2 * GAP_S:.6f}"
     return [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-xerror"),
         *("-copyts", "-start_at_zero", *seek, *source),
         *("-map", "0:a:0", "-map_metadata", "-1", "-threads", "1"),
         *("-af", f"{begin},asetpts=round(N/SR/TB),{length}"),
-        *("-c:a", "flac", "-sample_fmt", "s16", "-fflags", "+bitexact", "-flags:a", "+bitexact"),
-        *("-f", "flac", str(target)),
+        *("-c:a", "flac", "-sample_fmt", "s16", "-frame_size", BLOCK),
+        *("-fflags", "+bitexact", "-flags:a", "+bitexact", "-f", "flac", str(target)),
+        *("-map", "0:a:0", "-af", stamped, "-f", "framecrc", "pipe:1"),
     ]
 
 
-def cut(media: Media, segment: Segment, target: Path, timeout_s: float) -> None:
-    """Write the segment of a recording as FLAC.
+def cut(
+    media: Media, segment: Segment, target: Path, timeout_s: float, stop: threading.Event
+) -> float:
+    """Write the segment of a recording as FLAC and return its duration in seconds.
 
     Raises:
-        UnavailableError: the recording cannot be read, holds no audio, or is damaged.
+        UnavailableError: the recording cannot be read, holds no audio, or is damaged; or `stop`
+            was set meanwhile.
         OSError: there is no space left on this machine, or no FFmpeg.
     """
     command = cut_command(media, segment, target, timeout_s)
-    try:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE * timeout_s,
-            process_group=0,  # Ctrl-C ends the stage, not a clip under way
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        reason = f"no complete clip within {PATIENCE * timeout_s:.0f} s"
-        raise UnavailableError("transient", reason) from error
-    if result.returncode:
-        raise failures.of_cutting(result.stderr)
+    code, frames, errors = run_ffmpeg(command, PATIENCE * timeout_s, stop)
+    if code:
+        raise failures.of_cutting(errors)
+    duration_s, whole_s = measure_s(target), gapless_s(frames, segment.start_s)
+    if duration_s > whole_s + ROUNDING_S:
+        reason = f"the recording has a gap at {segment.start_s + whole_s:.3f} s"
+        raise UnavailableError("corrupt", reason)
+    failures.check_damage(errors)
+    return duration_s
+
+
+def run_ffmpeg(command: list[str], limit_s: float, stop: threading.Event) -> tuple[int, str, str]:
+    """Return FFmpeg's exit code and what it wrote to standard output and error.
+
+    Raises:
+        UnavailableError: it took longer than `limit_s`, or `stop` was set; it has been killed.
+    """
+    deadline = time.monotonic() + limit_s
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        process_group=0,  # Ctrl-C ends the stage, which then ends FFmpeg
+    ) as process:
+        while True:
+            try:
+                output, errors = process.communicate(timeout=POLL_S)
+                return process.returncode, output, errors
+            except subprocess.TimeoutExpired:
+                if not stop.is_set() and time.monotonic() < deadline:
+                    continue
+                process.kill()
+            why = "interrupted" if stop.is_set() else f"no complete clip within {limit_s:.0f} s"
+            raise UnavailableError("transient", why)
+
+
+def gapless_s(frames: str, start_s: float) -> float:
+    """Return for how many seconds audio follows `start_s` without a gap.
+
+    `frames` is FFmpeg's list `framecrc`: after lines with the time base ("#tb 0: 1/44100") and
+    others, one line "stream, dts, pts, duration, bytes, checksum" per frame.
+    """
+    base_s, length = 1.0, 0  # seconds; units of it
+    for line in frames.splitlines():
+        if line.startswith("#tb"):
+            numerator, denominator = line.split(":")[1].split("/")
+            base_s = int(numerator) / int(denominator)
+        elif not line.startswith("#"):
+            _, _, stamp, duration, *_ = line.split(",")
+            if abs((int(stamp) - length) * base_s - start_s) > GAP_S:
+                break
+            length += int(duration)
+    return length * base_s
 
 
 def measure_s(clip: Path) -> float:
@@ -169,14 +223,20 @@ def measure_s(clip: Path) -> float:
     return 0.0 if info.frames == EMPTY_FLAC else info.duration
 
 
-def fetch(site: YoutubeDL, url: str, segment: Segment, target: Path, timeout_s: float) -> Outcome:
+def fetch(
+    site: YoutubeDL,
+    url: str,
+    segment: Segment,
+    target: Path,
+    timeout_s: float,
+    stop: threading.Event,
+) -> Outcome:
     """Fetch one clip into `target`, in one attempt.
 
     Raises:
         UnavailableError: it cannot be had.
     """
-    cut(resolve(site, url), segment, target, timeout_s)
-    duration_s = measure_s(target)
+    duration_s = cut(resolve(site, url), segment, target, timeout_s, stop)
     if duration_s < MIN_CLIP_S:
         reason = f"the recording ends before it: {duration_s:.3f} of {segment.duration_s:.3f} s"
         raise UnavailableError("short", reason)
@@ -247,7 +307,8 @@ class Fetcher:
         except UnavailableError as error:
             clip.unlink(missing_ok=True)
             failed = Outcome(status=error.kind, reason=error.reason, origin=before)
-            self.store.add(key(segment), failed)
+            if not self._stop.is_set():
+                self.store.add(key(segment), failed)
         else:
             self.store.add(key(segment), replace(outcome, origin=before), clip)
 
@@ -256,7 +317,7 @@ class Fetcher:
     ) -> Outcome:
         for attempt in range(1, self.params.tries + 1):
             try:
-                return fetch(site, url, segment, clip, self.params.timeout_s)
+                return fetch(site, url, segment, clip, self.params.timeout_s, self._stop)
             except UnavailableError as error:
                 last = attempt == self.params.tries or self._stop.is_set()
                 if error.kind != "transient" or last:

@@ -79,6 +79,17 @@ def write_embeddings(task: Task, module: HearModule, folder: Path) -> None:
             _write_split(task, split, names, module, folder, progress)
 
 
+def check_sample_rate(task: Task, sample_rate: int, model: str) -> None:
+    """Raise a ValueError if the task's audio has not the sample rate that the model takes."""
+    rates = sorted(int(path.name) for path in task.folder.iterdir() if path.name.isdigit())
+    if sample_rate not in rates:
+        raise ValueError(
+            f"{model} takes audio of {sample_rate} Hz, but that in {task.folder} has "
+            f"{', '.join(map(str, rates)) or 'no'} Hz. Run `dvc repro`, so that both have "
+            "logmel.sample_rate."
+        )
+
+
 def frame_labels(
     events: Sequence[Event], timestamps: Float[np.ndarray, " N"]
 ) -> list[list[str | int]]:

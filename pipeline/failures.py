@@ -76,6 +76,17 @@ def of_cutting(stderr: str) -> UnavailableError:
     return UnavailableError("corrupt", lines[0] if lines else "FFmpeg failed without a message")
 
 
+def check_damage(stderr: str) -> None:
+    """Stop if FFmpeg skipped damaged parts of a recording, after which its time may be wrong.
+
+    Raises:
+        UnavailableError: it did.
+    """
+    for line in stderr.splitlines():
+        if "CRC mismatch" in line:
+            raise UnavailableError("corrupt", f"the recording is damaged: {_essence(line)}")
+
+
 def _of_status(status: int) -> str:
     for kind, statuses in (("gone", GONE), ("login", LOGIN), ("blocked", BLOCKED)):
         if status in statuses:

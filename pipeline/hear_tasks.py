@@ -191,8 +191,11 @@ def _check(kind: type[M], path: Path) -> M:
 
 def _read_vocabulary(path: Path) -> list[str]:
     """Return the labels in the order of their indices."""
-    with existing(path).open(newline="", encoding="utf-8") as file:
-        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    with existing(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a BOM
+        try:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is no CSV in UTF-8: {error}. Save it as such.") from None
     if header != ["idx", "label"]:
         raise ValueError(f"{path}: the header must be idx,label, got {','.join(header)[:80]!r}.")
     by_index = {row[0]: row[1] for row in rows if len(row) == 2 and row[1]}

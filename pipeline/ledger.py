@@ -15,13 +15,15 @@ CSV with one line per row, in the list's order:
 """
 
 import csv
+import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.segments import Segment
+from pipeline.segments import Segment, read_text
 
 OK = "ok"
 
@@ -55,6 +57,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
+REQUIRED = {"row", "clip_id", "ytid", "start_s", "end_s", "status"}
 _PARSERS: dict[str, Any] = {
     **dict.fromkeys(("row", "bytes", "frames"), int),
     **dict.fromkeys(("start_s", "end_s", "duration_s"), float),
@@ -86,26 +89,45 @@ def read(path: Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the columns are not a ledger's, or a value is not a number.
+        ValueError: it is not UTF-8, the columns are not a ledger's, or a row is broken.
     """
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(
-                f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
-                f"got {','.join(reader.fieldnames or [])}."
-            )
-        return [_parse(path, reader.line_num, line) for line in reader]
-
-
-def _parse(path: Path, number: int, line: dict[str, str]) -> Row:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    header = next(reader, [])
+    if header != COLUMNS:
+        raise ValueError(
+            f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
+            f"got {','.join(header)}."
+        )
     try:
-        values = {
-            name: (parse(line[name]) if line[name] else None) for name, parse in _PARSERS.items()
-        }
-        return Row(**{**line, **values})  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {number} is broken: {error}") from error
+        return [_parse(cells) for cells in reader]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num} is broken: {error}. A stage writes this file; it is "
+            "not for editing."
+        ) from error
+
+
+def _parse(cells: list[str]) -> Row:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"it has {len(cells)} cells, expected {len(COLUMNS)}")
+    values = {name: _value(name, text) for name, text in zip(COLUMNS, cells, strict=True)}
+    return Row(**values)
+
+
+def _value(name: str, text: str) -> Any:
+    if not text:
+        if name in REQUIRED:
+            raise ValueError(f"{name} is empty")
+        return None if name in _PARSERS else ""
+    parse = _PARSERS.get(name, str)
+    try:
+        value = parse(text)
+    except ValueError:
+        value = math.nan
+    if parse is not str and not (math.isfinite(value) and value >= 0):
+        kind = "whole number" if parse is int else "number"
+        raise ValueError(f"{name} is {text!r}, expected a {kind} of 0 or more")
+    return value
 
 
 def counts(rows: Iterable[Row]) -> dict[str, int]:

@@ -8,8 +8,9 @@ Shard i is the file "<i, five digits>.<suffix>" and holds the usable clips among
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pipeline import ledger
 
@@ -29,10 +30,15 @@ class Manifest:
         return [list(rows[i * size : (i + 1) * size]) for i in range(self.shards)]
 
 
+def shard_count(rows: int, clips_per_shard: int) -> int:
+    """Return how many shards hold a number of rows."""
+    return -(-rows // clips_per_shard)
+
+
 def of(rows: Sequence[ledger.Row], clips_per_shard: int) -> Manifest:
     """Return the manifest of a folder whose ledger has these rows."""
     return Manifest(
-        shards=-(-len(rows) // clips_per_shard),
+        shards=shard_count(len(rows), clips_per_shard),
         rows=len(rows),
         clips=sum(row.ok for row in rows),
         clips_per_shard=clips_per_shard,
@@ -59,25 +65,56 @@ def verify(folder: Path, suffix: str, stage: str) -> Manifest:
 
     Raises:
         FileNotFoundError: there is no manifest, or a shard is missing (a partial `dvc pull`).
-        ValueError: the folder holds no clips.
+        ValueError: the manifest is broken, the folder holds no clips or shards of another run.
     """
     remedy = f"Run `dvc repro {stage}`, or `dvc pull {stage}` if it was pushed."
+    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
     try:
-        manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
+        manifest = _parse(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no {folder}/manifest.json, so {folder} is missing or incomplete. {remedy}"
         ) from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/manifest.json is broken ({error}). {remedy}") from error
-    missing = [p.name for p in shard_paths(folder, manifest, suffix) if not p.is_file()]
+    except ValueError as error:
+        raise ValueError(f"{folder}/manifest.json is broken ({error}). {again}") from error
+    expected = shard_paths(folder, manifest, suffix)
+    missing = [p.name for p in expected if not p.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {len(missing)} of {manifest.shards} shards, first {missing[0]}. "
             f"{remedy}"
         )
+    unknown = sorted(set(folder.glob(f"*{suffix}")) - set(expected))
+    if unknown:
+        raise ValueError(
+            f"{folder} holds {unknown[0].name}, but its manifest.json has {manifest.shards} "
+            f"shards only: they are of different runs. {again}"
+        )
     if manifest.clips == 0:
         raise ValueError(f"{folder} holds no clips; see why in its ledger.csv. {remedy}")
+    return manifest
+
+
+def _parse(values: Any) -> Manifest:
+    """Return a manifest after checking it.
+
+    Raises:
+        ValueError: it is no object of four counts that fit each other.
+    """
+    names = [field.name for field in fields(Manifest)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError(f"expected an object with {', '.join(names)}, got {values!r}")
+    for name, value in values.items():
+        least = 1 if name == "clips_per_shard" else 0
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}, expected a whole number of {least} or more")
+    manifest = Manifest(**values)
+    shards = shard_count(manifest.rows, manifest.clips_per_shard)
+    if manifest.shards != shards or manifest.clips > manifest.rows:
+        raise ValueError(
+            f"{manifest.rows} rows at {manifest.clips_per_shard} per shard are {shards} shards "
+            f"with {manifest.rows} clips at most, got {manifest.shards} with {manifest.clips}"
+        )
     return manifest
 
 
@@ -85,12 +122,19 @@ def read_ledger(folder: Path, manifest: Manifest, stage: str) -> list[ledger.Row
     """Return the rows of a stage's ledger.csv after checking them against its manifest.
 
     Raises:
-        ValueError: the ledger and the manifest do not belong together.
+        FileNotFoundError: there is no ledger.
+        ValueError: it is broken, or it and the manifest do not belong together.
     """
-    rows = ledger.read(folder / "ledger.csv")
+    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
+    try:
+        rows = ledger.read(folder / "ledger.csv")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no {folder}/ledger.csv. {again}") from None
+    except ValueError as error:
+        raise ValueError(f"{error} {again}") from error
     if of(rows, manifest.clips_per_shard) != manifest:
         raise ValueError(
             f"{folder}/ledger.csv ({len(rows)} rows, {ledger.summary(rows)}) does not belong to "
-            f"its manifest.json ({manifest}). Run `dvc repro -f {stage}`."
+            f"its manifest.json ({manifest}). {again}"
         )
     return rows

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,19 +50,34 @@ def _in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, bar: tqdm
 ) -> list[Result]:
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent)
+    executor = ProcessPoolExecutor(workers, context, initializer=_follow_the_parent)
     try:
-        return [_counted(bar, result) for result in executor.map(function, jobs)]
+        futures = [executor.submit(function, job) for job in jobs]
+        return [_counted(bar, future.result()) for future in futures]
     except BaseException:  # an interrupt or error: what the other processes do is of no use
-        for process in multiprocessing.active_children():
+        executor.shutdown(wait=False, cancel_futures=True)
+        processes = multiprocessing.active_children()
+        for process in processes:
             process.terminate()
+        for process in processes:
+            process.join()
         raise
     finally:
-        executor.shutdown(cancel_futures=True)
+        executor.shutdown()
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """Leave interrupts to the parent, but end when it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise AssertionError("a worker has a parent")
+    parent.join()
+    os._exit(1)  # at once, whatever the worker is doing
 
 
 def _counted(bar: tqdm, result: Result) -> Result:

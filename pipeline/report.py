@@ -16,7 +16,7 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import figures
+from pipeline import figures, score_table
 from pipeline.report_inputs import Pretraining
 from pipeline.score_table import ScoreTable
 
@@ -126,12 +126,14 @@ def render(
     run: Pretraining,
     table: ScoreTable,
     ledger: pd.DataFrame,
+    label_names: dict[str, str],
     values: dict[str, Any],
     runtimes: dict[str, float],
 ) -> str:
     """Return the page.
 
     Args:
+        label_names: names of labels by id; a label without one is shown as its id.
         values: the parameters of the run by key, as a stage has read them.
         runtimes: seconds by instance of a stage; none is needed.
     """
@@ -142,7 +144,9 @@ def render(
         optimizer=OPTIMIZER_NAMES.get(run.optimizer["name"], run.optimizer["name"]),
         learning_rate=run.optimizer["lr"],
         table=table,
+        model_names=score_table.MODEL_NAMES,
         data=summarize_data(ledger),
+        label_names=label_names,
         loss=summarize_loss(run.history),
         steps=count_steps(run.history, params["pretrain.epochs"]),
         correlation={name: summarize_correlation(c) for name, c in run.correlation.items()},
@@ -175,13 +179,22 @@ def draw_clips(run: Pretraining, ledger: pd.DataFrame, count: int) -> list[dict[
     return [
         {
             "id": run.clip_ids[i],
-            "labels": labels.get(run.clip_ids[i], ""),
+            "labels": [x for x in labels.get(run.clip_ids[i], "").split(",") if x],
             "svg": Markup(
                 figures.clip_and_views(run.pictures[i], limits, run.log_mel, f"clip-{i}")
             ),
         }
         for i in chosen
     ]
+
+
+def as_yaml(value: Any) -> str:
+    """Write a parameter as params.yaml does; a list as its items."""
+    if isinstance(value, list):
+        return ", ".join(map(as_yaml, value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def signed(value: float, digits: int = 0) -> str:
@@ -224,7 +237,8 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"signed": signed, "duration": duration, "share": share}
+    filters = {"signed": signed, "duration": duration, "share": share, "as_yaml": as_yaml}
+    environment.filters |= filters
     return environment.get_template("report.html.j2")
 
 

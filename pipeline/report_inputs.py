@@ -1,6 +1,8 @@
 """The report's inputs, read and checked: the ledger and what `data/pretrain` tells of the run.
 
 data/ledger.csv    one row per row of the segment list: what became of it
+data/<source>/labels.csv    names of labels as AudioSet's class_labels_indices.csv has them:
+index,mid,display_name
 data/pretrain/     encoder.json      the encoder's name, settings and front end
 history.csv       loss, its parts and the learning rate over the steps
 correlation.npz   before, after: [D, D]
@@ -21,6 +23,7 @@ from pipeline.params import check
 from pipeline.params.data import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
+LABEL_COLUMNS = ["mid", "display_name"]
 LEDGER_NUMBERS = ["start_s", "end_s", "duration_s"]
 HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
 
@@ -98,6 +101,23 @@ def read_ledger(path: Path) -> pd.DataFrame:
     ledger = _read_csv(path, LEDGER_TEXT + LEDGER_NUMBERS, "logmel")
     ledger[LEDGER_NUMBERS] = ledger[LEDGER_NUMBERS].apply(pd.to_numeric, errors="coerce").fillna(0)
     return ledger
+
+
+def read_label_names(path: Path) -> dict[str, str]:
+    """Return the names of labels by their ids; none if there is no such file.
+
+    Raises:
+        ValueError: it is not CSV with the columns mid and display_name.
+    """
+    if not path.exists():
+        return {}
+    try:
+        names = pd.read_csv(path, usecols=LABEL_COLUMNS, dtype=str, keep_default_na=False)
+    except ValueError as error:  # also pandas' own parser errors
+        raise ValueError(
+            f"{path}: {error} Expected is a file as AudioSet's class_labels_indices.csv."
+        ) from None
+    return dict(zip(names["mid"], names["display_name"], strict=True))
 
 
 def _again(stage: str) -> str:

@@ -1,5 +1,6 @@
 """Tar shards of clips as fetched to tar shards of mono FLAC at one sample rate."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ def resample_shard(job: Job) -> list[ledger.Row]:
     def usable() -> Iterator[tuple[str, bytes]]:
         arrived = [row.clip_id for row in job.rows if row.ok]
         for clip_id, content in tarshards.read(job.source, arrived, stage="download"):
+            check_unchanged(content, rows[clip_id], job.source)
             try:
                 wave = prepare(content, rows[clip_id], job.params, job.sample_rate)
             except BadAudioError as error:
@@ -42,6 +44,21 @@ def resample_shard(job: Job) -> list[ledger.Row]:
 
     tarshards.write(job.target, usable())
     return list(rows.values())
+
+
+def check_unchanged(content: bytes, row: ledger.Row, shard: Path) -> None:
+    """Stop if a clip is not the one that was fetched; the recording is not to blame for that.
+
+    Raises:
+        ValueError: its SHA-256 is not the ledger's.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if found != row.sha256:
+        raise ValueError(
+            f"{shard} is damaged: {tarshards.member_name(row.clip_id)} in it has the SHA-256 "
+            f"{found}, expected {row.sha256 or 'one'} as in {shard.parent}/ledger.csv. Run "
+            "`dvc pull --force download` if it was pushed, or `dvc repro -f download`."
+        )
 
 
 def prepare(

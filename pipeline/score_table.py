@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.params.hear import ScoreParams
 
 Model = Literal["pretrain", "random"]
+MODEL_NAMES: dict[str, Model] = {"pre-trained": "pretrain", "random": "random"}
 HEAR_PROTOCOL = ScoreParams(grid="default", grid_points=8)
 FULL_MODES = ("full", "small")  # of a task's name; other modes ("5h", "50h") tell tasks apart
 METRICS = {  # heareval's name: (kind of task, name to read)
@@ -102,23 +103,21 @@ class ScoreTable:
         """Whether the scores are comparable with published ones."""
         return self.protocol == HEAR_PROTOCOL
 
-    @property
-    def missing(self) -> list[str]:
-        """Tasks without a score of one or both models."""
-        pairs = [(row.task, (row.pretrain, row.random)) for row in self.rows]
-        return [task for task, scores in pairs if None in map(value_of, scores)]
+    def missing(self, model: Model) -> list[str]:
+        """Tasks without a score of a model."""
+        return [row.task for row in self.rows if value_of(getattr(row, model)) is None]
 
-    @property
-    def why_no_mean(self) -> str:
+    def why_no_mean(self, model: Model) -> str:
         """Reason for which no mean is given, or an empty string."""
-        if self.missing:
-            return f"scores are missing for {len(self.missing)} of {len(self.rows)} tasks"
+        if missing := self.missing(model):
+            of = f"{len(missing)} of {len(self.rows)} tasks"
+            return f"scores are missing for {of} ({', '.join(missing)})"
         odd = [row for row in self.rows if row.metric in NOT_AVERAGED]
         return f"{odd[0].metric} {NOT_AVERAGED[odd[0].metric or '']}" if odd else ""
 
     def mean(self, model: Model) -> float | None:
         """Mean score over all tasks; None if one of them is missing or cannot be averaged."""
-        if self.why_no_mean:
+        if self.why_no_mean(model):
             return None
         values = [value_of(getattr(row, model)) or 0.0 for row in self.rows]
         return round(sum(values) / len(values), 6)
@@ -168,7 +167,8 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
     """Return a score file's content, or None if there is no file.
 
     Raises:
-        ValueError: it is not a score file, or one of another task, model or protocol.
+        ValueError: it is not a score file, one of another task, model or protocol, or the score
+            is none that its metric can have.
     """
     remedy = "Delete the file and run `dvc repro`."
     if not path.exists():
@@ -185,6 +185,11 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
         raise ValueError(
             f"{path} was scored with grid {score.grid}, {score.grid_points} points; score.grid = "
             f"{protocol.grid}, score.grid_points = {protocol.grid_points} is asked for. {remedy}"
+        )
+    bounded = score.metric in METRICS and score.metric not in NOT_AVERAGED
+    if bounded and score.score is not None and not 0 <= score.score <= 1:
+        raise ValueError(
+            f"{path}: {score.metric} = {score.score}, which must be from 0 to 1. {remedy}"
         )
     return score
 

@@ -70,6 +70,23 @@ def read(path: Path) -> list[Segment]:
     return segments
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8; the message names the line.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line} is not UTF-8 text ({error}); save it as UTF-8."
+        ) from None
+
+
 def _broken(path: Path, errors: list[str]) -> str:
     shown = errors[:SHOWN_ERRORS]
     more = [f"  and {len(errors) - len(shown)} more"] if len(errors) > len(shown) else []
@@ -80,14 +97,12 @@ def _broken(path: Path, errors: list[str]) -> str:
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number (from 1) and stripped cells of each row that is no comment, header or blank."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no segment list {path}; correct `segments` of the source in params.yaml, "
             "or put the file there."
         ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue

@@ -25,7 +25,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Section)
 EXPECTED_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ArithmeticError)
+NO_SPACE = os.strerror(errno.ENOSPC)  # HDF5 and shutil.copytree tell it in their text alone
 
 
 class Stage:
@@ -46,6 +47,8 @@ class Stage:
     def __init__(self, name: str, *instance: str) -> None:
         self.name = "-".join([name, *instance])
         self.values: dict[str, Any] = {}  # dotted key -> value as read at the start
+        self.targets: list[Path] = []  # outputs begun
+        self.published: list[Path] = []  # outputs in their place
 
     def load(self, key: str, section: type[S]) -> S:
         """Return a checked section of params.yaml and remember its value (see `output`)."""
@@ -76,6 +79,7 @@ class Stage:
                 was edited meanwhile, so that the output would not be what its parameters say.
         """
         work = self.work_folder()
+        self.targets.append(Path(target))
         with _locked(work / f"{Path(target).name}.lock"):
             path = work / Path(target).name
             _remove(path)
@@ -84,6 +88,13 @@ class Stage:
             yield path
             self._refuse_edited_params()
             publish(path, Path(target))
+            self.published.append(Path(target))
+
+    def told_published(self) -> str:
+        """Say which outputs this run has put in their place."""
+        if not self.published:
+            return "nothing was published"
+        return f"of its outputs, only {', '.join(map(str, self.published))} was published"
 
     def _refuse_edited_params(self) -> None:
         for key, value in self.values.items():
@@ -101,11 +112,43 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def arguments(*wanted: str) -> list[str]:
+    """Return the command line's arguments, of which there must be one for each of `wanted`.
+
+    `<task>` stands for the plain name of a file or folder, `a|b` for one of the two. Anything else
+    ends the process and shows the usage.
+    """
+
+    def fits(value: str, expected: str) -> bool:
+        plain = bool(value.strip(".")) and not set(value) & set("/\\")
+        return plain if expected.startswith("<") else value in expected.split("|")
+
+    given = sys.argv[1:]
+    if len(given) != len(wanted) or not all(map(fits, given, wanted)):
+        usage = " ".join(["python -m", f"stages.{Path(sys.argv[0]).stem}", *wanted])
+        sys.exit(f"Wrong arguments {given}. Usage: {usage}")
+    return given
+
+
 def publish(path: Path, target: Path) -> None:
-    """Move a finished folder or file to its place, replacing what was there."""
+    """Move a finished folder or file to its place, replacing what was there.
+
+    What was there stays until the new one is complete beside it, on the same file system. What a
+    killed call has left there is removed by the next.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(target)
-    shutil.move(path, target)
+    new, old = (target.with_name(f".{target.name}.{age}") for age in ("new", "old"))
+    _remove(new)
+    try:
+        shutil.move(path, new)
+    except OSError:
+        _remove(new)
+        raise
+    _remove(old)
+    if os.path.lexists(target):
+        target.rename(old)  # a folder cannot be replaced in one step
+    new.rename(target)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -136,46 +179,61 @@ def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
     started = time.time()
     try:
         main(stage)
+        _record_runtime(stage, time.time() - started)
     except KeyboardInterrupt:
-        logger.error("%s: interrupted; run it again to go on.", stage.name)
+        logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.told_published())
         sys.exit(130)
     except EXPECTED_ERRORS as error:
         log = root() / ".work" / f"{stage.name}.error.log"
-        _write_traceback(log)
-        logger.error("%s: %s\n(traceback in %s)", stage.name, _message(error), log)
+        logger.error("%s: %s\n(%s)", stage.name, _message(error, stage), _write_traceback(log))
         sys.exit(1)
-    _record_runtime(stage, time.time() - started)
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        free_gb = shutil.disk_usage(root()).free / 1e9
-        return (
-            f"no space left on the device of {root().resolve()} ({free_gb:.1f} GB free). Nothing "
-            "was published; free some space, then run it again."
-        )
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+def _message(error: Exception, stage: Stage) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if NO_SPACE not in text:
+        return text
+    free = _free_space([root() / ".work", *stage.targets])
+    published = stage.told_published()
+    return f"{text}\nFree space: {free}; {published}. Free some space, then run it again."
+
+
+def _free_space(paths: Iterable[Path]) -> str:
+    """Return the free space of each file system that holds one of the paths."""
+    found: dict[int, str] = {}
+    for path in paths:
+        folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+        free_gb = shutil.disk_usage(folder).free / 1e9
+        found.setdefault(folder.stat().st_dev, f"{free_gb:.1f} GB at {folder}")
+    return ", ".join(found.values())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _write_traceback(path: Path) -> None:
+def _write_traceback(path: Path) -> str:
+    """Write the traceback of the current error and return where it is."""
+    text = traceback.format_exc()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc())
-    except OSError:  # no space, read-only: the message itself still reaches the user
-        traceback.print_exc()
+        path.write_text(text)
+    except OSError as error:  # no space, read-only
+        sys.stderr.write(text)
+        return f"traceback above; it could not be written to {path}: {error.strerror}"
+    return f"traceback in {path}"
 
 
 def _record_runtime(stage: Stage, seconds: float) -> None:
     """Append one line; kept outside DVC, so that time is no part of any result."""
     record = {"stage": stage.name, "seconds": round(seconds, 2), "params": stage.values}
     path = root() / ".work" / "runtime.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        handle.write(json.dumps(record) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as handle:
+            handle.write(f"\n{json.dumps(record)}")  # on its own line, even after a cut one
+    except OSError as error:
+        logger.warning("The run time is not recorded: %s", error)
 
 
 def runtimes() -> dict[str, float]:
@@ -191,9 +249,18 @@ def runtimes() -> dict[str, float]:
             found = found.get(part) if isinstance(found, dict) else None
         return bool(found == value)
 
-    records = [json.loads(line) for line in path.read_text().splitlines()]
     return {
         r["stage"]: r["seconds"]
-        for r in records
+        for r in filter(None, map(_record, path.read_bytes().splitlines()))
         if all(unchanged(key, value) for key, value in r["params"].items())
     }
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return a line's record; None for one that was cut while it was written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and {"stage", "seconds", "params"} <= record.keys()
+    return record if whole else None

@@ -4,9 +4,12 @@ The order of the additions is fixed (clip by clip, shard by shard), so the resul
 the bit however many processes share the work.
 """
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -49,3 +52,37 @@ def of(values: Float[np.ndarray, "..."]) -> Totals:
 def merge(parts: Iterable[Totals]) -> Totals:
     """Add totals up in the order given."""
     return sum(parts, Totals())
+
+
+def read(folder: Path) -> tuple[float, float]:
+    """Return the mean and the standard deviation that `stats.json` of the features holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object, or a value is not a finite number, or not a positive one
+            for the standard deviation.
+    """
+    path = folder / "stats.json"
+    remedy = "Run `dvc repro -f logmel`, or `dvc pull --force logmel` if it was pushed."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing, so the features are absent or incomplete. {remedy}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}). {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is broken: expected an object, got {content!r}. {remedy}")
+    try:
+        return _number(content, "mean", -math.inf), _number(content, "std", 0.0)
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: {error}. {remedy}") from error
+
+
+def _number(content: dict[str, Any], name: str, bound: float) -> float:
+    value: Any = content.get(name)
+    if type(value) not in (int, float) or not bound < value < math.inf:
+        above = " above 0" if bound == 0 else ""
+        raise ValueError(f"{name} is {value!r}, expected a finite number{above}")
+    return float(value)

@@ -11,7 +11,7 @@ from pipeline import ledger, manifest, params, segments, tarshards
 from pipeline.clipstore import ClipStore
 from pipeline.download import CUT_VERSION, STAGE, Fetcher, key
 from pipeline.params.data import ComputeParams, DownloadParams, SourceParams
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 CLIPS = "data/clips"
 
@@ -41,4 +41,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("download", main)
+    run("download", main, *arguments())

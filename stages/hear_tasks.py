@@ -6,13 +6,12 @@ Params  hear.source, logmel.sample_rate
 """
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 
 from pipeline.hear_audio import publish_task
 from pipeline.hear_tasks import find_task, read_task
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 
@@ -29,5 +28,5 @@ def main(stage: Stage, name: str) -> None:
 
 
 if __name__ == "__main__":
-    (name,) = sys.argv[1:]
+    (name,) = arguments("<task>")
     run("hear_tasks", partial(main, name=name), name)

@@ -13,7 +13,7 @@ from pipeline import ledger, manifest, params, shards, stats, tarshards
 from pipeline.logmel import STAGE, Job, logmel_shard, summarize
 from pipeline.params.data import ComputeParams, LogMelParams
 from pipeline.pool import map_shards
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 AUDIO = Path("data/audio16k")
 FEATURES = "data/logmel"
@@ -44,4 +44,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("logmel", main)
+    run("logmel", main, *arguments())

@@ -26,7 +26,7 @@ from pipeline.params.method import (
     check_encoder,
 )
 from pipeline.pretrain import Settings, Trainer
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 
@@ -93,4 +93,4 @@ def write_curves(trainer: Trainer, features: Features, before: torch.Tensor, fol
 
 
 if __name__ == "__main__":
-    run("pretrain", main)
+    run("pretrain", main, *arguments())

@@ -1,6 +1,6 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
-Reads   data/ledger.csv, data/pretrain, reports/scores/<model>/<task>.json
+Reads   data/ledger.csv, data/pretrain, reports/scores/<model>/<task>.json, names of labels
 Writes  reports/index.html, reports/metrics.json, reports/scores.csv
 Params  all that a result depends on: the page shows them
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import report, report_inputs, score_table
 from pipeline.params.hear import HearParams, ReportParams, ScoreParams
-from pipeline.stage import Stage, run, runtimes
+from pipeline.stage import Stage, arguments, run, runtimes
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def main(stage: Stage) -> None:
     table = score_table.read_table(SCORES, hear.tasks, protocol)
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder)
     ledger = report_inputs.read_ledger(LEDGER)
-    page = report.render(pretraining, table, ledger, stage.values, runtimes())
+    names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
+    page = report.render(pretraining, table, ledger, names, stage.values, runtimes())
     loss = report.summarize_loss(pretraining.history)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss), indent=2) + "\n"
 
@@ -43,11 +44,12 @@ def main(stage: Stage) -> None:
             outputs.enter_context(stage.output(target, file=True)).write_text(
                 text, encoding="utf-8"
             )
-    if table.why_no_mean:
-        logger.warning("No mean score: %s. %s", table.why_no_mean, ", ".join(table.missing))
-    else:
-        percent = "" if table.percent is None else f" ({table.percent:+.0f}% over random weights)"
-        logger.info("mean score %.3f%s; see %s", table.mean("pretrain"), percent, PAGE)
+    for name, model in score_table.MODEL_NAMES.items():
+        if reason := table.why_no_mean(model):
+            logger.warning("No mean score of the %s encoder: %s.", name, reason)
+        else:
+            logger.info("mean score of the %s encoder: %.3f", name, table.mean(model))
+    logger.info("see %s", PAGE)
 
 
 def load_shown_values(stage: Stage) -> str:
@@ -66,4 +68,4 @@ def load_shown_values(stage: Stage) -> str:
 
 
 if __name__ == "__main__":
-    run("report", main)
+    run("report", main, *arguments())

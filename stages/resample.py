@@ -12,7 +12,7 @@ from pipeline import ledger, manifest, params, tarshards
 from pipeline.params.data import ComputeParams, ResampleParams
 from pipeline.pool import map_shards
 from pipeline.resample import STAGE, Job, resample_shard
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"
@@ -41,4 +41,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("resample", main)
+    run("resample", main, *arguments())

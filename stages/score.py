@@ -7,7 +7,6 @@ Params  score
 
 import json
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from pipeline import params, scores
 from pipeline.hear_tasks import read_task
 from pipeline.params.data import ComputeParams
 from pipeline.params.hear import ScoreParams
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 
@@ -38,5 +37,5 @@ def main(stage: Stage, name: str, model_name: str) -> None:
 
 
 if __name__ == "__main__":
-    name, model_name = sys.argv[1:]
+    name, model_name = arguments("<task>", "pretrain|random")
     run("score", partial(main, name=name, model_name=model_name), name, model_name)

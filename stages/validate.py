@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.hear_tasks import find_task
 from pipeline.params.config import load_config
-from pipeline.stage import Stage, run
+from pipeline.stage import Stage, arguments, run
 
 
 def main(stage: Stage) -> None:
@@ -22,4 +22,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("validate", main)
+    run("validate", main, *arguments())

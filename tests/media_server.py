@@ -24,6 +24,7 @@ class Site(ThreadingHTTPServer):
         self.folder = folder
         self.requests = Counter[str]()
         self.bytes_sent = 0
+        self.drops = 0
         self.delay_s = 0.0
 
     @property
@@ -69,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
         elif kind == "hang" and "Range" in self.headers:
             time.sleep(5)
+        elif kind == "drip" and "Range" in self.headers:
+            self.send_drops(self.server.folder / name)
         else:
             self.send_file(self.server.folder / name, kind)
 
@@ -99,6 +102,18 @@ class Handler(BaseHTTPRequestHandler):
             self.server.bytes_sent += len(block)
         if kind == "trunc":
             self.hang_up()
+
+    def send_drops(self, path: Path) -> None:
+        """Send a file so slowly that it never ends, but no time-out is reached."""
+        content = path.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            self.server.drops += 1
+            time.sleep(0.1)
 
     def hang_up(self) -> None:
         self.close_connection = True

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
@@ -65,14 +66,62 @@ def edit(folder, **changes):
 def test_damaged_files_are_refused(tmp_path):
     checkpoint.save(make(), tmp_path)
     edit(tmp_path, crop_frames=160)  # another number of positions than the weights have
-    with pytest.raises(ValueError, match=r"(?s)not a usable checkpoint.*size mismatch"):
+    with pytest.raises(ValueError, match=r"(?s)safetensors gives no usable .*size mismatch"):
         checkpoint.load(tmp_path)
     (tmp_path / "encoder.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="not a usable checkpoint"):
+    with pytest.raises(ValueError, match=r"encoder\.safetensors gives no usable checkpoint"):
         checkpoint.load(tmp_path)
-    (tmp_path / "encoder.json").write_text("{")
-    with pytest.raises(ValueError, match="not a usable checkpoint"):
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "3", "[" * 100_000, "\udcff"])
+def test_settings_that_are_no_json_object_are_refused(tmp_path, content):
+    checkpoint.save(make(), tmp_path)
+    (tmp_path / "encoder.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"encoder\.json gives no usable checkpoint"):
         checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("mean", "x", r"mean = 'x'"),
+        ("std", 0.0, r"std = 0\.0: .*greater than 0"),
+        ("std", None, r"std = None"),
+        ("crop_frames", "96", r"crop_frames = '96'"),
+        ("encoder", ["vitc"], r"encoder = \['vitc'\]"),
+        ("params", [], r"params = \[\]"),
+        ("params", {}, r"params\.size: missing; add it\."),
+        ("logmel", None, r"logmel = None"),
+        ("logmel", {"n_mels": 64}, r"logmel\.sample_rate: missing; add it\."),
+        ("crop_frames", 100, r"do not tile"),
+        ("typo", 1, r"typo: unknown key"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_file(tmp_path, key, value, message):
+    checkpoint.save(make(), tmp_path)
+    edit(tmp_path, **{key: value})
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.json gives no usable .*{message}"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["encoder", "params", "logmel", "mean", "std", "crop_frames"])
+def test_a_missing_setting_is_named_with_its_file(tmp_path, key):
+    checkpoint.save(make(), tmp_path)
+    path = tmp_path / "encoder.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.json gives no usable .*{key}: missing"):
+        checkpoint.load(tmp_path)
+
+
+def test_weights_that_cannot_be_written_are_an_os_error(tmp_path, monkeypatch):
+    def save_file(*arguments):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.raises(OSError, match=r"encoder\.safetensors cannot .*No space left on device"):
+        checkpoint.save(make(), tmp_path)
 
 
 def test_an_unknown_encoder_is_refused(tmp_path):

@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_message_without_a_traceback(caplog, monkeypatch):
 
     monkeypatch.setattr(tarshards.tarfile.TarFile, "addfile", no_space)
     message = failure_of("download", caplog)
-    assert "no space left on the device" in message
+    assert "No space left on device" in message
     assert not Path("data/clips").exists()
 
 
@@ -242,6 +242,27 @@ def start_download():
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
+    Path("data/sample/videos/-a.ogg").rename("data/sample/videos/drip-a.ogg")
+    Path("data/sample/segments.csv").write_text('drip-a, 0.000, 2.000, ""\n')
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        set_params({"download": {"timeout_s": 30.0}})
+        process = start_download()
+        while process.poll() is None and site.drops < 5:
+            time.sleep(0.01)
+        process.send_signal(how)
+        asked = time.monotonic()
+        _, messages = process.communicate()
+        assert time.monotonic() - asked < 2
+        assert process.returncode == 130, messages
+        sent = site.drops
+        time.sleep(0.5)
+        assert site.drops <= sent + 2  # FFmpeg has ended, too
+    assert "Traceback" not in messages
 
 
 def end_half_way(site, process, how):
@@ -278,6 +299,6 @@ def test_a_download_that_is_asked_to_end_says_how_to_go_on():
         site.delay_s = 0.1
         code, messages = end_half_way(site, start_download(), signal.SIGTERM)
     assert code == 130
-    assert "interrupted; run it again to go on" in messages
+    assert "interrupted; nothing was published. Run it again." in messages
     assert "Traceback" not in messages
     assert not Path("data/clips").exists()

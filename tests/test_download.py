@@ -2,8 +2,11 @@
 
 import gc
 import os
+import re
 import shutil
 import subprocess
+import threading
+import time
 
 import imageio_ffmpeg
 import numpy as np
@@ -14,6 +17,7 @@ from media_server import serve
 from pipeline import download
 from pipeline.clipstore import ClipStore
 from pipeline.download import Fetcher, key
+from pipeline.failures import UnavailableError
 from pipeline.params.data import DownloadParams
 from pipeline.segments import Segment
 
@@ -33,6 +37,7 @@ BEHAVIOURS = [
     "hang",
     "norange",
     "trunc",
+    "drip",
     "s503x1",
 ]
 PARAMS = DownloadParams(max_failed=0.5, tries=2, timeout_s=1.0, clips_per_shard=4)
@@ -296,6 +301,40 @@ def test_a_replaced_or_new_file_is_fetched_again(fetcher, tmp_path, signal):
     assert first[0].sha256 != second[0].sha256 == second[1].sha256
 
 
+def damaged(content, at, size, how):
+    """A recording with `size` bytes from `at` on destroyed, or lost."""
+    filler = {"zeros": bytes(size), "noise": np.random.default_rng(2).bytes(size), "lost": b""}
+    return content[:at] + filler[how] + content[at + size :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [(s, how) for s in ("ogg", "webm") for how in ("zeros", "noise", "lost")]
+    + [("m4a", "zeros"), ("m4a", "noise")],
+)
+def test_a_clip_of_a_damaged_recording_is_right_or_corrupt(
+    fetcher, recordings, tmp_path, signal, suffix, how
+):
+    content = (recordings / f"ok-a.{suffix}").read_bytes()
+    size = len(content) // 10  # 3 seconds from about 15 s on
+    (tmp_path / f"a.{suffix}").write_bytes(damaged(content, len(content) // 2, size, how))
+    starts = (0.0, 10.0, 13.0, 14.0, 16.0, 21.0, 26.0)
+    asked = [segment("a", s, s + 3, row=i) for i, s in enumerate(starts)]
+    fetch = fetcher(str(tmp_path / f"{{ytid}}.{suffix}"))
+    rows = fetch.run(asked, connections=2)
+    assert [row.status for row in rows[3:5]] == ["corrupt", "corrupt"]
+    assert rows[0].ok and rows[1].ok and rows[6].ok
+    source = np.arange(len(signal)) / RATE
+    for row, wanted in zip(rows, asked, strict=True):
+        if row.ok:
+            samples, rate = soundfile.read(fetch.store.path(key(wanted)))
+            assert len(samples) == 3 * rate
+            times = wanted.start_s + np.arange(len(samples)) / rate
+            expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)
+            for part in (slice(0, rate), slice(-rate, None)):
+                assert abs(lag(samples[part], expected[part])) <= 0.002 * rate
+
+
 def test_the_same_segment_makes_the_same_bytes(fetcher, recordings):
     fetch = fetcher(str(recordings / "{ytid}.wav"))
     hashes = set()
@@ -313,7 +352,12 @@ def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
 def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monkeypatch):
     fetch = fetcher(str(recordings / "{ytid}.wav"))
     command = download.cut_command
-    monkeypatch.setattr(download, "cut_command", lambda *args: [*command(*args)[:-1], "/dev/full"])
+
+    def to_full_disk(media, wanted, target, timeout_s):
+        arguments = command(media, wanted, target, timeout_s)
+        return ["/dev/full" if part == str(target) else part for part in arguments]
+
+    monkeypatch.setattr(download, "cut_command", to_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         fetch.run([segment("ok-a"), segment("ok-b", row=1)], connections=2)
     assert fetch.store.last(key(segment("ok-a"))) is None
@@ -345,6 +389,75 @@ def test_ffmpeg_waits_for_the_network_only(tmp_path):
     local = download.cut_command(download.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5)
     assert "-rw_timeout" not in local
     assert "-headers" not in local
+
+
+def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recordings, tmp_path):
+    content = (recordings / "ok-a.ogg").read_bytes()
+    size = len(content) // 10
+    half_gone = damaged(content, len(content) // 2, size, "zeros")
+    # In the first page with sound, so that FFmpeg's time starts after the gap.
+    head_gone = damaged(content, 5000, size, "zeros")
+    (tmp_path / "half.ogg").write_bytes(half_gone)
+    (tmp_path / "head.ogg").write_bytes(head_gone)
+    asked = [segment("half", 13.0, 23.0), segment("head", 10.0, 20.0, row=1)]
+    half, head = fetcher(str(tmp_path / "{ytid}.ogg")).run(asked, connections=1)
+    assert (half.status, head.status) == ("corrupt", "corrupt")
+    assert re.fullmatch(r"the recording has a gap at 1[45]\.\d{3} s", half.reason)
+    assert head.reason == "the recording is damaged: CRC mismatch!"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected_s"),
+    [
+        (["0, 10, 10, 4, 8, 0x0", "0, 14, 14, 6, 8, 0x0"], 10),
+        (["0, 10, 10, 4, 8, 0x0", "0, 15, 15, 6, 8, 0x0"], 4),  # a gap of 1 s
+        (["0, 11, 11, 4, 8, 0x0"], 0),  # already before the first
+        ([], 0),
+    ],
+)
+def test_time_stamps_without_a_gap_are_added_up(lines, expected_s):
+    head = ["#software: x", "#tb 0: 1/1", "#media_type 0: audio"]
+    assert download.gapless_s("\n".join([*head, *lines]), start_s=10.0) == expected_s
+
+
+def test_time_stamps_may_be_off_by_some_milliseconds():
+    frames = "#tb 0: 1/1000\n0, 5, 5, 100, 0, 0x0\n0, 140, 140, 100, 0, 0x0\n"
+    assert download.gapless_s(frames, start_s=0.0) == pytest.approx(0.2)
+
+
+def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recordings, signal):
+    # 30 s at 44.1 kHz are 1016 samples into a frame of AAC (1024): 8 are left, FLAC wants 16.
+    loop = ["-stream_loop", "1", "-i", recordings / "ok-a.wav", "-c:a", "aac", "-b:a", "192k"]
+    ffmpeg(*loop, recordings / "ok-long.m4a")
+    row, samples = fetch_one(
+        fetcher(str(recordings / "{ytid}.m4a")), segment("ok-long", 30.0, 33.0)
+    )
+    assert (row.status, row.reason) == ("ok", "")
+    assert abs(lag(samples, signal[: 3 * RATE])) <= 0.002 * RATE
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
+    make(tmp_path / "a.wav")
+    row, _ = fetch_one(fetcher(str(tmp_path / "{ytid}.wav")), segment("a"))
+    assert row.status == "no_audio"
+    assert row.reason == "a.wav is a folder, pipe or device, not a file"
+
+
+def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
+    fetch = fetcher(site.template, timeout_s=30.0)
+    media, stop = download.Media(site.template.replace("{ytid}", "drip-a"), {}), threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="interrupted"):
+        download.cut(media, segment("drip-a"), fetch.partial.with_suffix(".flac"), 30.0, stop)
+    assert 0.5 <= time.monotonic() - started < 1.5
+
+
+def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
+    media = download.Media(site.template.replace("{ytid}", "drip-a"), {})
+    with pytest.raises(UnavailableError, match="no complete clip within 1 s"):
+        download.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
 
 
 def test_leftovers_of_a_killed_process_are_removed(fetcher, recordings):

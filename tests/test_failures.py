@@ -75,6 +75,16 @@ def test_what_ffmpeg_says_has_its_class(line, kind):
     assert error.reason
 
 
+def test_skipped_damage_is_a_failure_although_ffmpeg_goes_on():
+    failures.check_damage("")
+    failures.check_damage("[https @ 0x1] The specified session has been invalidated\n")
+    with pytest.raises(failures.UnavailableError) as error:
+        failures.check_damage("[in#0/ogg @ 0x5583] CRC mismatch!\n")
+    assert (error.value.kind, error.value.reason) == (
+        "corrupt", "the recording is damaged: CRC mismatch!",
+    )  # fmt: skip
+
+
 def test_a_full_disk_is_no_failure_of_a_clip():
     with pytest.raises(OSError, match="No space left on device"):
         failures.of_cutting("[out#0 @ 0x1] Error writing trailer: No space left on device")

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic_hear import ROOT, write_event_task, write_fold_task, write_scene_task, write_task
 
@@ -116,6 +117,22 @@ def test_a_faulty_vocabulary_is_named(tmp_path, text, message):
     (folder / "labelvocabulary.csv").write_text(text)
     with pytest.raises(ValueError, match=f"toy-v1-full/.*{message}"):
         read_task(folder)
+
+
+@pytest.mark.parametrize("content", [b"idx,label\n0,\xff\n", b'idx,label\n0,"' + b"x" * 200_000])
+def test_a_vocabulary_that_cannot_be_read_is_named(tmp_path, content):
+    folder = write_scene_task(tmp_path / "toy-v1-full")
+    (folder / "labelvocabulary.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"toy-v1-full/labelvocabulary\.csv is no CSV in UTF-8"):
+        read_task(folder)
+
+
+def test_a_vocabulary_may_begin_with_a_byte_order_mark_as_it_may_for_hear_eval_kit(tmp_path):
+    folder = write_scene_task(tmp_path / "toy-v1-full")
+    path = folder / "labelvocabulary.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_task(folder).labels
+    assert list(pd.read_csv(path).columns) == ["idx", "label"]  # how heareval reads it
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from pipeline import ledger
 from pipeline.ledger import Row
 from pipeline.segments import Segment
 
+HEADER = ",".join(ledger.COLUMNS) + "\n"
+GOOD = "0,a_0,a,0,1,,ok,,,,,,\n"
+
 
 def rows(*statuses, stage="download"):
     """Rows with these statuses, the failed ones in `stage`."""
@@ -75,12 +78,21 @@ def test_no_clip_left_is_an_error_whatever_the_limit():
     [
         ("a,b\n1,2\n", "is no ledger: expected the columns row,clip_id,.*got a,b"),
         ("", "is no ledger"),
-        (",".join(ledger.COLUMNS) + "\nx,a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken.*'x'"),
-        (",".join(ledger.COLUMNS) + "\n0,a_0,a\n", "line 2 is broken"),
+        (HEADER + "x,a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken: row is 'x', expected a whole numb"),
+        (HEADER + "0,a_0,a\n", "line 2 is broken: it has 3 cells, expected 13"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,,,,,\n", "line 2 is broken: it has 14 cells"),
+        (HEADER + GOOD + "1,a_0,a,0,one,,ok,,,,,,\n", "line 3 is broken: end_s is 'one', expected"),
+        (HEADER + "0,a_0,a,nan,1,,ok,,,,,,\n", "start_s is 'nan', expected a number of 0 or more"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,-5,,,\n", "bytes is '-5', expected a whole number"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,5.5,,,\n", "bytes is '5.5', expected a whole number"),
+        (HEADER + ",a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken: row is empty"),
+        (HEADER + "0,a_0,a,0,1,,,,,,,,\n", "status is empty"),
+        (HEADER + "0,a_0,a,0,1,,ok,," + "x" * 200_000 + ",,,,\n", "line 2 is broken: field larger"),
+        (HEADER + GOOD + "1,\xff\n", r"ledger\.csv, line 3 is not UTF-8 text"),
     ],
 )
 def test_another_file_is_refused(tmp_path, text, message):
     path = tmp_path / "ledger.csv"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         ledger.read(path)

@@ -55,10 +55,48 @@ def test_a_missing_folder_says_what_to_run(tmp_path):
 
 
 def test_a_broken_manifest_says_what_to_run(folder):
-    for text in ("{", '{"shards": 1}'):
+    for text in ("{", '{"shards": 1}', "[1, 2, 3, 4]", "3"):
         (folder / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match=r"manifest\.json is broken.*`dvc repro download`"):
+        with pytest.raises(ValueError, match=r"manifest\.json is broken.*`dvc repro -f download`"):
             manifest.verify(folder, ".tar", "download")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shards": "3"}, "shards is '3', expected a whole number of 0 or more"),
+        ({"rows": 10.0}, "rows is 10.0, expected a whole number"),
+        ({"clips": True}, "clips is True"),
+        ({"clips": None}, "clips is None"),
+        ({"clips": -1}, "clips is -1, expected a whole number of 0 or more"),
+        ({"clips_per_shard": 0}, "clips_per_shard is 0, expected a whole number of 1 or more"),
+        ({"shards": 2}, "10 rows at 4 per shard are 3 shards .*, got 2 with 9"),
+        ({"clips": 11}, "10 rows .* with 10 clips at most, got 3 with 11"),
+        ({"other": 1}, "expected an object with shards, rows, clips, clips_per_shard, got"),
+    ],
+)
+def test_an_impossible_manifest_is_explained(folder, changed, message):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match=rf"manifest\.json is broken \({message}") as error:
+        manifest.verify(folder, ".tar", "download")
+    assert "`dvc repro -f download`" in str(error.value)
+
+
+def test_a_shard_that_the_manifest_does_not_have_is_named(folder):
+    (folder / "00003.tar").touch()
+    with pytest.raises(ValueError, match=r"holds 00003\.tar, but its manifest.* 3 shards only"):
+        manifest.verify(folder, ".tar", "download")
+
+
+def test_a_missing_or_broken_ledger_says_what_to_run(folder):
+    complete = manifest.verify(folder, ".tar", "download")
+    (folder / "ledger.csv").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"ledger\.csv, line 1 .*UTF-8.*`dvc repro -f download`"):
+        manifest.read_ledger(folder, complete, "download")
+    (folder / "ledger.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*ledger\.csv.*`dvc repro -f download`"):
+        manifest.read_ledger(folder, complete, "download")
 
 
 def test_a_folder_without_clips_is_refused(folder):

@@ -1,13 +1,16 @@
 """params.yaml: what is refused, and how the message helps."""
 
 import copy
+import warnings
 
 import pytest
+from torchaudio.functional import melscale_fbanks
 
 from pipeline import params
 from pipeline.params import check, load, load_value, read
 from pipeline.params.config import Config, load_config
-from pipeline.params.method import LossParams, PretrainParams, parse_encoder
+from pipeline.params.data import LogMelParams
+from pipeline.params.method import LossParams, PretrainParams, check_encoder
 
 
 def changed(key, value):
@@ -34,7 +37,7 @@ def test_the_committed_file_is_valid():
         ("pretrain.epoch", 3, r"pretrain\.epoch: unknown key; did you mean 'epochs'"),
         ("encoders.vitc.optimizer.weight_decya", 3, r"weight_decya: unknown key; .*'weight_decay'"),
         ("pretrain.epochs", "abc", r"pretrain\.epochs = 'abc': .*integer"),
-        ("pretrain.epochs", 0, r"pretrain\.epochs = 0: .*greater than 0"),
+        ("pretrain.epochs", 0, r"pretrain\.epochs = 0: .*greater than or equal to 1"),
         ("pretrain.epochs", 1.5, r"pretrain\.epochs = 1\.5"),
         ("encoders.audiontt.optimizer.weight_decay", "1e-5", r"weight_decay = '1e-5': .*number"),
         ("loss.lambda", float("nan"), r"loss\.lambda = nan: .*finite"),
@@ -57,11 +60,74 @@ def test_the_committed_file_is_valid():
         ("hear.tasks", ["a", "a"], r"a stands more than once"),
         ("augment.mixup", 1, r"augment\.mixup = 1: .*boolean"),
         ("pretrain", 3, r"pretrain = 3"),
+        ("pretrain.epochs", 0, r"^params\.yaml: 1 wrong value\n  pretrain\.epochs"),
+        ("encoder", "resnet", r"^params\.yaml: 1 wrong value\n  encoder = 'resnet'"),
+        ("sources.sample.url", "videos/a.ogg", r"url: 'videos/a\.ogg' must contain \{ytid\}"),
+        ("pretrain.seed", 2**63, r"pretrain\.seed = 9223372036854775808: .*less than"),
+        ("pretrain.epochs", 10**12, r"pretrain\.epochs"),
+        ("pretrain.batch_size", 10**9, r"pretrain\.batch_size"),
+        ("pretrain.crop_frames", 10**9, r"pretrain\.crop_frames"),
+        ("pretrain.log_every", 10**12, r"pretrain\.log_every"),
+        ("augment.mixup_bank", 10**12, r"augment\.mixup_bank"),
+        ("augment.rrc_canvas_frames", 1e6, r"augment\.rrc_canvas_frames"),
+        ("augment.rrc_scale_max", 1e6, r"augment\.rrc_scale_max"),
+        ("projector.hidden_dim", 10**9, r"projector\.hidden_dim"),
+        ("projector.hidden_layers", 10**9, r"projector\.hidden_layers"),
+        ("projector.out_dim", 10**9, r"projector\.out_dim"),
+        ("encoders.audiontt.channels", 10**9, r"audiontt\.channels"),
+        ("encoders.audiontt.embed_dim", 10**9, r"audiontt\.embed_dim"),
+        ("encoders.audiontt.optimizer.lr", 1e9, r"audiontt\.optimizer\.lr"),
+        ("loss.lambda", 1e30, r"loss\.lambda"),
+        ("logmel.win_length", 1, r"logmel\.win_length"),
+        ("logmel.hop_length", 1025, r"hop_length = 1025 must not exceed win_length = 1024"),
+        ("logmel.n_mels", 512, r"n_mels = 512: mel bin 1 \(64 to 71 Hz\) would be empty"),
+        ("compute.workers", 10**6, r"compute\.workers"),
+        ("compute.connections", 1000, r"compute\.connections"),
+        ("download.tries", 10**6, r"download\.tries"),
+        ("score.grid_points", 65, r"grid_points = 65: the grid 'fast' has only 64 settings"),
+        ("report.clips", 10**6, r"report\.clips"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_value(key, value, message):
     with pytest.raises(ValueError, match=message):
         check(changed(key, value), Config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("projector.hidden_dim", 16_384),
+        ("projector.out_dim", 16_384),
+        ("pretrain.batch_size", 4096),
+        ("pretrain.crop_frames", 1001),
+        ("pretrain.epochs", 1000),
+        ("augment.mixup_bank", 65_536),
+        ("download.clips_per_shard", 4096),
+        ("logmel.n_mels", 128),
+        ("score.grid_points", 8),
+    ],
+)
+def test_every_size_of_the_paper_and_beyond_is_accepted(key, value):
+    check(changed(key, value) | {"encoder": "audiontt"}, Config)
+
+
+@pytest.mark.parametrize("n_fft", [400, 512, 1024, 1101])
+def test_the_bins_that_are_refused_are_those_that_torchaudio_leaves_empty(n_fft):
+    bins = n_fft // 2 + 1
+    for n_mels in range(8, 200):
+        banks = melscale_fbanks_without_warning(bins, 60.0, 7800.0, n_mels, 16_000)
+        values = read()["logmel"] | {"n_fft": n_fft, "win_length": 400, "n_mels": n_mels}
+        if (banks.amax(dim=0) > 0).all():
+            check(values, LogMelParams)
+        else:
+            with pytest.raises(ValueError, match="would be empty"):
+                check(values, LogMelParams)
+
+
+def melscale_fbanks_without_warning(*arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return melscale_fbanks(*arguments)
 
 
 def test_a_missing_key_is_named():
@@ -74,7 +140,7 @@ def test_a_missing_key_is_named():
 def test_every_fault_is_named_at_once():
     content = changed("pretrain.epochs", "abc")
     content["typo"] = 1
-    with pytest.raises(ValueError, match=r"2 wrong value\(s\)"):
+    with pytest.raises(ValueError, match=r"2 wrong values\n"):
         check(content, Config)
 
 
@@ -95,6 +161,15 @@ def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path
     path = tmp_path / "params.yaml"
     with pytest.raises(FileNotFoundError, match="from the repository's root"):
         read(path)
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(ValueError, match=r"params\.yaml is not text in UTF-8"):
+        read(path)
+    path.write_text(f"a: {'[' * 3000}{']' * 3000}\n")
+    with pytest.raises(ValueError, match=r"params\.yaml is nested too deeply"):
+        read(path)
+    path.write_text("a: 2024-13-45\n")
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: month"):
+        read(path)
     path.write_text("a: [1\n")
     with pytest.raises(ValueError, match="not valid YAML"):
         read(path)
@@ -106,11 +181,26 @@ def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path
         load_value("a.b", path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("b:\n  x: 1\na:\n  x: 1\n  y: {x: 2}\n  x: 3\n", "x stands in line 4 and again in line 6"),
+        ("a: 1\nb: 2\na: 3\n", "a stands in line 1 and again in line 3"),
+        ("a: {b: 1, b: 2}\n", "b stands twice, the second time in line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"params\.yaml: {message}\. Remove one of them\.$"):
+        read(path)
+
+
 def test_settings_survive_being_stored_as_plain_values():
     config = load_config()
     for name in ("audiontt", "vitc", "vit"):
         encoder = getattr(config.encoders, name)
-        assert parse_encoder(name, encoder.model_dump(by_alias=True)) == encoder
+        assert check(encoder.model_dump(by_alias=True), check_encoder(name)) == encoder
 
 
 def test_sections_cannot_be_changed_after_reading():

@@ -1,7 +1,12 @@
 """Processes over shards: order, errors, killed workers."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,11 @@ def fail_on_two(job):
     if job == 2:
         raise ValueError("shard 2 is broken")
     time.sleep(0.01)
+
+
+def report_and_hang(job):
+    print(f"{job} is under way", flush=True)  # noqa: T201
+    time.sleep(60)
 
 
 def die(job):
@@ -48,6 +58,29 @@ def test_an_error_in_a_job_comes_out(workers):
 def test_a_killed_process_is_explained():
     with pytest.raises(RuntimeError, match=r"process of demo was killed.*compute\.workers"):
         map_shards(die, range(4), 2, "demo")
+
+
+def test_workers_end_with_a_killed_parent():
+    tests = Path(__file__).parent
+    script = "import test_pool; test_pool.map_shards(test_pool.report_and_hang, range(2), 2, 'x')"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"if __name__ == '__main__': {script}"],
+        env={**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    started = {parent.stdout.readline(), parent.stdout.readline()}
+    parent.kill()
+    try:
+        rest, _ = parent.communicate(timeout=5)  # ends when no process holds its end of the pipe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert started == {"0 is under way\n", "1 is under way\n"}
+    assert rest == ""
 
 
 def test_there_is_at_least_one_core():

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from pipeline.params.hear import ScoreParams
 from pipeline.stage import Stage, run
 from stages.report import main
 
+ROOT = Path(__file__).parents[1]
 KIND, BEATS = TASKS
 FIGURES = ("loss", "lr", "before", "after")
 
@@ -38,7 +40,8 @@ def page_of(made_up, runtimes=None):
     run = report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
-    return report.render(run, table, ledger, values, runtimes or {})
+    names = {"/m/09x0r": "Speech"}
+    return report.render(run, table, ledger, names, values, runtimes or {})
 
 
 def read_table(made_up):
@@ -93,27 +96,37 @@ def test_a_score_over_a_random_score_of_zero_has_no_percentage(made_up, without_
 
 
 @pytest.mark.parametrize("gap", ["no file", "no score"])
-def test_a_missing_score_is_shown_and_no_mean_is_given(made_up, without_figures, gap):
-    path = made_up.score("random", BEATS, None)
+@pytest.mark.parametrize("model", ["random", "pretrain"])
+def test_a_missing_score_is_shown_and_that_model_has_no_mean(made_up, without_figures, gap, model):
+    path = made_up.score(model, BEATS, None)
     if gap == "no file":
         path.unlink()
     table = read_table(made_up)
     metrics = score_table.metrics(table, loss=12.5)
-    assert metrics == {"loss": 12.5, "score": {"toy_kind": 0.6, "toy_beats": 0.3}}
-    assert score_table.to_csv(table).splitlines()[2].startswith("toy_beats,")
-    assert ",0.3,,," in score_table.to_csv(table)
+    scores = {"mean": 0.45, "toy_kind": 0.6, "toy_beats": 0.3}
+    if model == "random":
+        assert metrics == {"loss": 12.5, "score": scores}
+        assert ",0.3,,," in score_table.to_csv(table)
+    else:
+        assert metrics["score"] == {"toy_kind": 0.6}
+        assert set(metrics) == {"loss", "score", "random"}
     words = text(page_of(made_up))
-    assert "missing 0.300 – –" in words
-    assert f"No mean is given: scores are missing for 1 of 2 tasks ({BEATS})." in words
-    assert "Mean of 2 tasks" not in words
-    assert "mean score 0" not in words
+    row = "missing 0.300" if model == "random" else "0.250 missing"
+    name = {"random": "random", "pretrain": "pre-trained"}[model]
+    assert f"{row} – –" in words
+    assert f"No mean of the {name} encoder: scores are missing for 1 of 2 tasks ({BEATS})." in words
+    assert ("Mean of 2 tasks 0.375 – – –" in words) == (model == "pretrain")
+    assert ("Mean of 2 tasks – 0.450 – –" in words) == (model == "random")
+    assert ("mean score 0.450" in words) == (model == "random")
 
 
 def test_an_error_rate_is_not_averaged_with_scores(made_up, without_figures):
     for model in ("pretrain", "random"):
         made_up.score(model, BEATS, 0.9, {"metric": "segment_1s_er"})
     assert "mean" not in score_table.metrics(read_table(made_up), loss=1.0)["score"]
-    assert "No mean is given: segment_1s_er is an error rate." in text(page_of(made_up))
+    assert "No mean of the random encoder: segment_1s_er is an error rate." in text(
+        page_of(made_up)
+    )
 
 
 def test_scores_of_tasks_no_longer_asked_for_do_not_count(made_up, without_figures):
@@ -161,6 +174,28 @@ def test_a_score_file_of_something_else_is_refused(made_up, changes, message):
     made_up.score("pretrain", KIND, 0.6, changes)
     with pytest.raises(ValueError, match=message):
         read_table(made_up)
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "possible"),
+    [
+        ("top1_acc", 7.5, False),
+        ("mAP", -0.1, False),
+        ("event_onset_200ms_fms", 1.0001, False),
+        ("top1_acc", 0.0, True),
+        ("aucroc", 1.0, True),
+        ("d_prime", 2.5, True),
+        ("segment_1s_er", 1.7, True),
+    ],
+)
+def test_a_score_that_its_metric_cannot_have_is_refused(made_up, metric, score, possible):
+    for model in ("pretrain", "random"):
+        made_up.score(model, KIND, score, {"metric": metric})
+    if possible:
+        assert read_table(made_up).rows[0].pretrain.score == score
+    else:
+        with pytest.raises(ValueError, match=rf"{metric} = {score}, which must be from 0 to 1"):
+            read_table(made_up)
 
 
 def test_a_damaged_score_file_is_refused(made_up):
@@ -258,6 +293,43 @@ def test_labels_are_counted_over_obtained_clips_only():
     assert summary.obtained_hours == pytest.approx(8 * 9 / 3600)
 
 
+def test_labels_are_shown_by_their_names_where_these_are_known(made_up, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
+    words = text(page_of(made_up))
+    assert "Clips Speech /m/09x0r 20 /m/04rlf 5" in words
+    assert "toy00000000_30000 Speech /m/09x0r, /m/04rlf" in words
+
+
+def test_names_of_labels_are_read_as_audioset_writes_them(tmp_path):
+    path = tmp_path / "labels.csv"
+    assert report_inputs.read_label_names(path) == {}
+    path.write_text('index,mid,display_name\n0,/m/02zsn,"Female speech, woman speaking"\n')
+    expected = {"/m/02zsn": "Female speech, woman speaking"}
+    assert report_inputs.read_label_names(path) == expected
+    path.write_text("mid,name\n/m/02zsn,Speech\n")
+    with pytest.raises(ValueError, match=r"labels\.csv.*class_labels_indices\.csv"):
+        report_inputs.read_label_names(path)
+
+
+def test_the_sample_names_every_label_that_it_has():
+    sample = ROOT / "data" / "sample"
+    names = report_inputs.read_label_names(sample / "labels.csv")
+    segments = (sample / "segments.csv").read_text()
+    used = set(re.findall(r"/[mt]/\w+", segments))
+    assert used == set(names)
+    table = (sample / "README.md").read_text()
+    assert all(f"| `{mid}` | {name} |" in table for mid, name in names.items())
+
+
+def test_parameters_are_written_as_in_params_yaml(made_up, without_figures):
+    made_up.set("augment.rlf", False)
+    words = text(page_of(made_up))
+    assert "augment.mixup true" in words
+    assert "augment.rlf false" in words
+    assert f"hear.tasks {KIND}, {BEATS}" in words
+
+
 def test_only_ten_labels_and_twenty_reasons_are_listed_and_the_rest_is_counted(
     made_up, without_figures
 ):
@@ -334,7 +406,7 @@ def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, as
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     clips = report.draw_clips(run, ledger, asked)
     assert [clip["id"] for clip in clips] == [f"toy{i:08d}_30000" for i in shown]
-    assert clips[0]["labels"] == "/m/09x0r,/m/04rlf"
+    assert clips[0]["labels"] == ["/m/09x0r", "/m/04rlf"]
 
 
 def test_fewer_clips_than_asked_for_are_explained(made_up, without_figures):
@@ -438,7 +510,7 @@ def test_the_stage_writes_the_page_the_metrics_and_the_table(made_up, without_fi
     caplog.set_level("INFO")
     main(Stage("report"))
     reports = made_up.root / "reports"
-    assert "mean score 0.450 (+20% over random weights)" in caplog.text
+    assert "mean score of the pre-trained encoder: 0.450" in caplog.text
     assert (reports / "index.html").read_text().startswith("<!DOCTYPE html>")
     metrics = json.loads((reports / "metrics.json").read_text())
     assert metrics["score"]["mean"] == 0.45
@@ -463,7 +535,7 @@ def test_all_parameters_of_the_run_are_listed_and_no_others(made_up, without_fig
 def test_the_stage_warns_of_missing_scores(made_up, without_figures, caplog):
     made_up.score("random", BEATS, None)
     main(Stage("report"))
-    assert f"No mean score: scores are missing for 1 of 2 tasks. {BEATS}" in caplog.text
+    assert "No mean score of the random encoder: scores are missing for 1 of 2 tasks" in caplog.text
 
 
 def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up, capsys):

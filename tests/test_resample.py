@@ -111,6 +111,18 @@ def test_the_same_shard_makes_the_same_bytes(job, tmp_path):
     assert job.target.read_bytes() == first
 
 
+@pytest.mark.parametrize("how", ["one byte", "another clip"])
+def test_a_clip_that_is_not_the_one_fetched_stops_the_stage(tmp_path, how):
+    row = first_row(0, "good", GOOD)
+    other = bytes([*GOOD[:-1], GOOD[-1] ^ 1]) if how == "one byte" else CLIPS["quiet"]
+    tarshards.write(tmp_path / "in.tar", [(row.clip_id, other)])
+    with pytest.raises(ValueError, match=r"in\.tar is damaged: good_0\.flac") as error:
+        resample_shard(Job(tmp_path / "in.tar", tmp_path / "o.tar", [row], PARAMS, 16000))
+    for part in (row.sha256, hashlib.sha256(other).hexdigest(), "`dvc pull --force download`",
+                 "`dvc repro -f download`"):  # fmt: skip
+        assert part in str(error.value)
+
+
 def test_a_header_that_lies_about_the_rate_does_not_fill_the_memory(job, tmp_path):
     lying = bytearray(GOOD)
     lying[18:21] = (1 << 4 | lying[20] & 0xF).to_bytes(3, "big")  # 20 bits: 1 Hz

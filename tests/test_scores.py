@@ -1,9 +1,12 @@
 """Scores: heareval is run as it is, and what is kept of its result is clean."""
 
+import ast
 import copy
 import json
 import math
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold_task
@@ -11,7 +14,7 @@ from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold
 from pipeline import hear_api
 from pipeline.embeddings import HearModule, write_embeddings
 from pipeline.hear_tasks import read_task
-from pipeline.params.hear import ScoreParams
+from pipeline.params.hear import GRID_SIZES, ScoreParams
 from pipeline.scores import run_heareval, summarize
 
 FAST = ScoreParams(grid="fast", grid_points=2)
@@ -255,6 +258,29 @@ def score(folder, module, tmp_path):
     summary = summarize(raw, task.name, "random", metric, QUICK)
     json.dumps(summary, allow_nan=False)
     return raw, summary
+
+
+def test_the_sizes_of_the_grids_are_those_of_hear_eval_kit():
+    folder = Path(find_spec("heareval").submodule_search_locations[0])
+    tree = ast.parse((folder / "predictions" / "task_predictions.py").read_text())
+    grids = {}  # name: choices of each setting; PARAM_GRID is assigned, the others update a copy
+    for node in tree.body:
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Assign) and isinstance(value, ast.Dict):
+            name, update = node.targets[0].id, value
+        elif isinstance(value, ast.Call) and ast.unparse(value.func).endswith(".update"):
+            name, update = value.func.value.id, value.args[0]
+        else:
+            continue
+        if name.endswith("PARAM_GRID") and "TASK" not in name:
+            pairs = zip(update.keys, update.values, strict=True)
+            own = {key.value: len(choices.elts) for key, choices in pairs}
+            grids[name] = grids.get("PARAM_GRID", {}) | own
+    assert {
+        "default": math.prod(grids["PARAM_GRID"].values()),
+        "fast": math.prod(grids["FAST_PARAM_GRID"].values()),
+        "faster": math.prod(grids["FASTER_PARAM_GRID"].values()),
+    } == GRID_SIZES
 
 
 @pytest.mark.slow

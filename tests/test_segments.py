@@ -118,5 +118,5 @@ def test_a_missing_list_is_an_error_that_names_the_parameter(tmp_path):
 
 
 def test_a_list_in_another_encoding_is_an_error(listed):
-    with pytest.raises(ValueError, match="is not UTF-8 text"):
-        read(listed(b"abc, 0, 10, \xff\xfe\n"))
+    with pytest.raises(ValueError, match=r"segments\.csv, line 3 is not UTF-8 text.*save it as"):
+        read(listed(b"# a list\r\nab, 0, 10, x\r\nabc, 0, 10, \xff\xfe\n"))

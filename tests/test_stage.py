@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import stage as stage_module
 from pipeline.params.method import LossParams
-from pipeline.stage import Stage, run, runtimes
+from pipeline.stage import Stage, arguments, publish, run, runtimes
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,6 +56,53 @@ def test_a_new_output_replaces_the_whole_previous_one():
         with Stage("demo").output("data/demo") as folder:
             (folder / name).touch()
     assert [p.name for p in Path("data/demo").iterdir()] == ["b"]
+
+
+def test_an_output_that_does_not_fit_on_its_file_system_leaves_the_previous_one(monkeypatch):
+    with Stage("demo").output("data/demo") as folder:
+        (folder / "a").write_text("old")
+
+    def copy_half(source, target):
+        shutil.copytree(source, target)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage_module.shutil, "move", copy_half)
+    with pytest.raises(OSError, match="No space"), Stage("demo").output("data/demo") as folder:
+        (folder / "a").write_text("new")
+    assert Path("data/demo/a").read_text() == "old"
+    assert [path.name for path in Path("data").iterdir()] == ["demo"]
+
+
+def test_the_next_publish_removes_what_a_killed_one_has_left():
+    for name in (".demo.new", ".demo.old"):
+        Path("data", name).mkdir(parents=True)
+    with Stage("demo").output("data/demo") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in Path("data").iterdir()] == ["demo"]
+
+
+def test_links_that_stand_for_an_output_are_replaced_not_followed(repository):
+    """DVC links outputs to its read-only cache; a user may have linked a folder elsewhere."""
+    cached, elsewhere = repository / "cached", repository / "elsewhere"
+    elsewhere.mkdir()
+    for path in (cached, elsewhere / "a"):
+        path.write_text("old")
+        path.chmod(0o444)
+    Path("file").hardlink_to(cached)
+    Path("symlink").symlink_to(cached)
+    Path("folder").symlink_to(elsewhere)
+    Path("inside").mkdir()
+    Path("inside/a").hardlink_to(cached)
+    for name in ("file", "symlink"):
+        Path("made").write_text("new")
+        publish(Path("made"), Path(name))
+        assert Path(name).read_text() == "new"
+    for name in ("folder", "inside"):
+        Path("made").mkdir()
+        Path("made/a").write_text("new")
+        publish(Path("made"), Path(name))
+        assert Path(name, "a").read_text() == "new"
+    assert cached.read_text() == (elsewhere / "a").read_text() == "old"
 
 
 def test_params_edited_while_a_stage_runs_are_noticed_and_nothing_is_published():
@@ -124,7 +171,11 @@ def test_another_configuration_has_another_work_folder():
         (ValueError("the reason"), "the reason"),
         (KeyError("params.yaml has no 'x'."), "params.yaml has no 'x'."),
         (FileNotFoundError("x is missing; run y"), "x is missing; run y"),
-        (OSError(errno.ENOSPC, "No space left on device"), r"no space left .* GB free"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "data/x"),
+            r"No space left on device: 'data/x'\nFree space: \d+\.\d GB at /.*; nothing was publ",
+        ),
+        (OSError("errno = 28, error message = 'No space left on device'"), "Free space"),
     ],
 )
 def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, message, caplog):
@@ -137,6 +188,37 @@ def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, m
     assert re.search(message, caplog.records[0].getMessage())
     assert "Traceback" not in caplog.text
     assert "Traceback" in Path(".work/demo.error.log").read_text()
+
+
+def test_a_full_disk_is_told_for_the_work_folder_and_for_the_output(monkeypatch, caplog):
+    elsewhere = Path("/dev")  # another file system than the current folder's
+
+    def main(stage):
+        with stage.output("data/a", file=True) as path:
+            path.touch()
+        stage.targets.append(elsewhere / "b")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit):
+        run("demo", main)
+    text = caplog.records[-1].getMessage()
+    assert re.search(rf"GB at {Path.cwd()}/\.work, \d+\.\d GB at {elsewhere};", text)
+    assert "of its outputs, only data/a was published" in text
+
+
+def test_a_traceback_that_cannot_be_written_is_shown_and_not_claimed_to_be_in_a_file(
+    caplog, capsys
+):
+    Path(".work/demo.error.log").mkdir(parents=True)
+
+    def main(stage):
+        raise ValueError("the reason")
+
+    with pytest.raises(SystemExit):
+        run("demo", main)
+    assert "could not be written" in caplog.text
+    assert "traceback in" not in caplog.text
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_keeps_its_traceback():
@@ -170,7 +252,7 @@ def test_termination_ends_a_stage_cleanly_and_publishes_nothing(repository):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted" in stderr
+    assert "interrupted; nothing was published. Run it again." in stderr
     assert "Traceback" not in stderr
     assert not Path("data/slow").exists()
 
@@ -187,6 +269,53 @@ def test_run_times_are_those_of_the_last_run_with_the_parameters_as_they_are_now
     assert runtimes() == {"demo": 7.0}
     edit_params("lambda: 0.5", "lambda: 0.005")
     assert runtimes() == {"demo": 5.0}
-    lines = Path(".work/runtime.jsonl").read_text().splitlines()
+    lines = Path(".work/runtime.jsonl").read_text().strip().splitlines()
     assert [json.loads(line)["seconds"] for line in lines] == [5.0, 7.0]
     assert time is stage_module.time
+
+
+@pytest.mark.parametrize("cut", [b'{"stage": "demo", "sec', b"\xff\x00", b"3", b"{}"])
+def test_a_run_time_that_was_cut_while_it_was_written_costs_no_other(cut):
+    run("a", lambda stage: None)
+    with Path(".work/runtime.jsonl").open("ab") as file:
+        file.write(b"\n" + cut)
+    run("b", lambda stage: None)
+    assert set(runtimes()) == {"a", "b"}
+
+
+def test_a_run_time_that_cannot_be_recorded_does_not_fail_the_stage(caplog):
+    Path(".work/runtime.jsonl").mkdir(parents=True)
+    run("demo", lambda stage: None)
+    assert "run time is not recorded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], []),
+        (["esc50-v2.0.0-full"], ["<task>"]),
+        (["toy", "random"], ["<task>", "pretrain|random"]),
+    ],
+)
+def test_arguments_are_returned_as_given(monkeypatch, given, wanted):
+    monkeypatch.setattr(sys, "argv", ["stages/embed.py", *given])
+    assert arguments(*wanted) == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], ["toy"], ["toy", "random", "x"], ["../x", "random"], ["..", "random"], ["toy", "x"]],
+)
+def test_wrong_arguments_are_answered_with_the_usage(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["stages/embed.py", *given])
+    usage = re.escape("Usage: python -m stages.embed <task> pretrain|random")
+    with pytest.raises(SystemExit, match=usage):
+        arguments("<task>", "pretrain|random")
+
+
+def test_a_stage_without_arguments_takes_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stages/validate.py", "x"])
+    with pytest.raises(
+        SystemExit, match=r"Wrong arguments \['x'\]\. Usage: python -m stages\.validate$"
+    ):
+        arguments()

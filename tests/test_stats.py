@@ -1,4 +1,6 @@
-"""Statistics from merged sums."""
+"""Statistics from merged sums, and what stats.json may hold."""
+
+import json
 
 import numpy as np
 import pytest
@@ -30,3 +32,42 @@ def test_equal_values_have_no_spread():
 def test_no_values_have_no_mean():
     with pytest.raises(ValueError, match="no frames"):
         _ = Totals().mean
+
+
+def test_what_is_read_is_mean_and_std(tmp_path):
+    (tmp_path / "stats.json").write_text('{"mean": -7, "std": 3.5, "count": 9, "clips": 1}')
+    assert stats.read(tmp_path) == (-7.0, 3.5)
+
+
+def test_missing_statistics_say_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"stats\.json is missing.*`dvc repro -f logmel`"):
+        stats.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Expecting property name"),
+        (b"\xff", "codec"),
+        ("[1, 2]", r"expected an object, got \[1, 2\]"),
+        ({"std": 1.0}, "mean is None, expected a finite number"),
+        ({"mean": "-7", "std": 1.0}, "mean is '-7'"),
+        ({"mean": True, "std": 1.0}, "mean is True"),
+        ({"mean": float("nan"), "std": 1.0}, "mean is nan"),
+        ({"mean": float("-inf"), "std": 1.0}, "mean is -inf"),
+        ({"mean": 0.0}, "std is None"),
+        ({"mean": 0.0, "std": [1.0]}, r"std is \[1.0\]"),
+        ({"mean": 0.0, "std": 0.0}, "std is 0.0, expected a finite number above 0"),
+        ({"mean": 0.0, "std": -1}, "std is -1"),
+        ({"mean": 0.0, "std": float("nan")}, "std is nan"),
+        ({"mean": 0.0, "std": float("inf")}, "std is inf"),
+    ],
+)
+def test_broken_statistics_name_file_value_and_remedy(tmp_path, content, message):
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path = tmp_path / "stats.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"stats\.json is broken.*{message}") as error:
+        stats.read(tmp_path)
+    assert str(path) in str(error.value)
+    assert "Run `dvc repro -f logmel`" in str(error.value)

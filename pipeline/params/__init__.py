@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
@@ -37,12 +38,19 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
         ValueError: it is not YAML, or not a mapping.
     """
     try:
-        content = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = _parse(text)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no {path} in {Path.cwd()}; run the stage from the repository's root."
         ) from None
-    except YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}. Save it as UTF-8.") from error
+    except DuplicateKeyError as error:
+        raise ValueError(f"{path}: {_duplicate(error, text)}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; it has sections of values.") from None
+    except (YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of sections, got {type(content).__name__}.")
@@ -53,6 +61,16 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     """Parse YAML, once for each content of the file, since it takes 20 ms."""
     return YAML(typ="safe", pure=True).load(text)
+
+
+def _duplicate(error: DuplicateKeyError, text: str) -> str:
+    """Say which key stands twice in one section, and in which lines."""
+    section, again = error.context_mark, error.problem_mark
+    rows = [row[again.column :] for row in text.split("\n")[: again.line + 1]]
+    key = rows[-1].split(":")[0]
+    lines = [n + 1 for n in range(section.line, again.line) if rows[n].startswith(f"{key}:")]
+    first = f"in line {lines[0]} and again" if lines else "twice, the second time"
+    return f"{key} stands {first} in line {again.line + 1}. Remove one of them."
 
 
 def load_value(key: str, path: Path = PARAMS_FILE) -> Any:
@@ -84,11 +102,12 @@ def check(value: Any, section: type[S], prefix: str = "", path: Path = PARAMS_FI
     try:
         return section.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(dict(e), prefix, section) for e in error.errors()]
-        raise ValueError("\n".join([f"{path}: {len(lines)} wrong value(s)", *lines])) from None
+        lines = [_explain(dict(e), prefix, section, path) for e in error.errors()]
+        count = "1 wrong value" if len(lines) == 1 else f"{len(lines)} wrong values"
+        raise ValueError("\n".join([f"{path}: {count}", *lines])) from None
 
 
-def _explain(error: dict[str, Any], prefix: str, section: type[Section]) -> str:
+def _explain(error: dict[str, Any], prefix: str, section: type[Section], path: Path) -> str:
     """One line: the dotted key, its value, what was expected, and the nearest known key."""
     location, known = _locate([str(part) for part in error["loc"]], section)
     key = ".".join([prefix, *location] if prefix else location)
@@ -97,10 +116,12 @@ def _explain(error: dict[str, Any], prefix: str, section: type[Section]) -> str:
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}."
         return f"  {key}: unknown key; {hint} Remove it or correct its name."
     if error["type"] == "missing":
-        return f"  {key}: missing; add it (the committed params.yaml shows its default)."
+        shown = path.name == PARAMS_FILE.name
+        hint = " (the committed params.yaml shows its default)" if shown else ""
+        return f"  {key}: missing; add it{hint}."
     if error["type"] == "value_error":
-        return f"  {key or 'params.yaml'}: {error['ctx']['error']}"
-    return f"  {key} = {error['input']!r}: {error['msg']}."
+        return f"  {key}: {error['ctx']['error']}" if key else f"  {error['ctx']['error']}"
+    return f"  {key or 'content'} = {error['input']!r}: {error['msg']}."
 
 
 def _locate(location: list[str], section: Any) -> tuple[list[str], list[str]]:

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.params import Section
 from pipeline.params.data import LogMelParams
+
+GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
 
 
 class HearParams(Section):
@@ -14,8 +16,8 @@ class HearParams(Section):
     source: Literal["sample"]  # tasks are in data/<source>/tasks
     tasks: list[str] = Field(min_length=1)  # folder names in the HEAR format
     normalization: Literal["dataset"]
-    window_ms: PositiveFloat  # of a timestamp embedding
-    hop_ms: PositiveFloat  # between timestamps
+    window_ms: float = Field(gt=0, le=3_600_000)  # of a timestamp embedding
+    hop_ms: float = Field(gt=0, le=3_600_000)  # between timestamps
 
     @field_validator("tasks")
     @classmethod
@@ -48,10 +50,20 @@ class ScoreParams(Section):
     """Section `score`: hear-eval-kit's options."""
 
     grid: Literal["default", "fast", "faster"]
-    grid_points: PositiveInt
+    grid_points: int = Field(ge=1)  # settings that are tried
+
+    @model_validator(mode="after")
+    def _inside_the_grid(self) -> "ScoreParams":
+        size = GRID_SIZES[self.grid]
+        if self.grid_points > size:
+            raise ValueError(
+                f"grid_points = {self.grid_points}: the grid {self.grid!r} has only {size} "
+                "settings to try (HEAR's protocol tries 8 of its default grid)."
+            )
+        return self
 
 
 class ReportParams(Section):
     """Section `report`."""
 
-    clips: PositiveInt  # shown with their two views
+    clips: int = Field(ge=1, le=100)  # shown with their two views

@@ -2,19 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from pipeline.params import Section, check, load_value
+from pipeline.params import Section
 
 AUDIONTT_STRIDE = 4  # mel bins, and frames, per output position
 
+# Upper bounds are far above all that makes sense: they catch slips before they cost memory or time.
+Dimension = Annotated[int, Field(ge=1, le=2**17)]  # R's largest: 16384
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Decay = Annotated[float, Field(ge=0, le=1000)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -22,19 +19,19 @@ class LarsParams(Section):
     """Layer-wise adaptive rate scaling; one-dimensional parameters have a rate of their own."""
 
     name: Literal["lars"]
-    lr: PositiveFloat  # of weights, at batch size 128
-    lr_biases: PositiveFloat  # of biases and batch norm, at batch size 128
-    weight_decay: NonNegativeFloat
+    lr: Rate  # of weights, at batch size 128
+    lr_biases: Rate  # of biases and batch norm, at batch size 128
+    weight_decay: Decay
     momentum: Beta
-    trust_coefficient: PositiveFloat
+    trust_coefficient: Rate
 
 
 class AdamWParams(Section):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"]
-    lr: PositiveFloat  # at batch size 128
-    weight_decay: NonNegativeFloat
+    lr: Rate  # at batch size 128
+    weight_decay: Decay
     beta1: Beta
     beta2: Beta
 
@@ -45,9 +42,9 @@ OptimizerParams = Annotated[LarsParams | AdamWParams, Field(discriminator="name"
 class AudioNTTParams(Section):
     """Section `encoders.audiontt`."""
 
-    channels: PositiveInt
-    hidden_dim: PositiveInt
-    embed_dim: PositiveInt
+    channels: int = Field(ge=1, le=2**13)
+    hidden_dim: Dimension
+    embed_dim: Dimension
     dropout: float = Field(ge=0, lt=1)
     optimizer: OptimizerParams
 
@@ -70,8 +67,8 @@ class ViTParams(Section):
     """Sections `encoders.vitc` and `encoders.vit`."""
 
     size: Literal["base", "small", "tiny"]
-    patch_mels: PositiveInt  # mel bins
-    patch_frames: PositiveInt  # frames
+    patch_mels: int = Field(ge=1)  # mel bins
+    patch_frames: int = Field(ge=1)  # frames
     position: Literal["sincos", "learned"]
     pool: Literal["cls", "mean"]
     optimizer: OptimizerParams
@@ -108,14 +105,14 @@ class AugmentParams(Section):
 
     mixup: bool
     mixup_alpha: float = Field(ge=0, lt=1)
-    mixup_bank: PositiveInt  # crops
+    mixup_bank: int = Field(ge=1, le=2**20)  # crops
     rrc: bool
-    rrc_canvas_mels: float = Field(ge=1)
-    rrc_canvas_frames: float = Field(ge=1)
-    rrc_scale_min: PositiveFloat
-    rrc_scale_max: PositiveFloat
+    rrc_canvas_mels: float = Field(ge=1, le=100)
+    rrc_canvas_frames: float = Field(ge=1, le=100)
+    rrc_scale_min: float = Field(gt=0, le=100)
+    rrc_scale_max: float = Field(gt=0, le=100)
     rlf: bool
-    rlf_gain: NonNegativeFloat  # standard deviations
+    rlf_gain: float = Field(ge=0, le=1000)  # standard deviations
 
     @model_validator(mode="after")
     def _ordered(self) -> "AugmentParams":
@@ -130,29 +127,29 @@ class AugmentParams(Section):
 class ProjectorParams(Section):
     """Section `projector`."""
 
-    hidden_layers: NonNegativeInt
-    hidden_dim: PositiveInt
-    out_dim: int = Field(ge=2)
+    hidden_layers: int = Field(ge=0, le=100)
+    hidden_dim: Dimension
+    out_dim: int = Field(ge=2, le=2**17)
 
 
 class LossParams(Section):
     """Section `loss`."""
 
-    alpha: NonNegativeFloat
-    lambda_: NonNegativeFloat = Field(alias="lambda")
+    alpha: float = Field(ge=0, le=1e6)
+    lambda_: float = Field(alias="lambda", ge=0, le=1e6)
 
 
 class PretrainParams(Section):
     """Section `pretrain`."""
 
-    seed: NonNegativeInt
-    epochs: PositiveInt
-    batch_size: int = Field(ge=2)  # clips
-    crop_frames: PositiveInt  # frames
+    seed: int = Field(ge=0, lt=2**63)
+    epochs: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(ge=2, le=2**20)  # clips
+    crop_frames: int = Field(ge=1, le=1_000_000)  # frames
     schedule: Literal["cosine", "constant"]
-    warmup_epochs: NonNegativeFloat
-    cosine_horizon: PositiveFloat  # times the run
-    log_every: PositiveInt  # steps
+    warmup_epochs: float = Field(ge=0, le=1_000_000)
+    cosine_horizon: float = Field(gt=0, le=1000)  # times the run
+    log_every: int = Field(ge=1, le=1_000_000)  # steps
 
 
 def check_encoder(name: Any) -> type[AudioNTTParams] | type[ViTParams]:
@@ -164,15 +161,3 @@ def check_encoder(name: Any) -> type[AudioNTTParams] | type[ViTParams]:
     if name not in ENCODERS:
         raise ValueError(f"encoder = {name!r}: must be one of {', '.join(sorted(ENCODERS))}.")
     return ENCODERS[name]
-
-
-def parse_encoder(name: str, values: dict[str, Any]) -> EncoderParams:
-    """Return an encoder's settings from plain values, as a checkpoint stores them."""
-    return check(values, check_encoder(name), prefix=f"encoders.{name}")
-
-
-def load_encoder() -> tuple[str, EncoderParams]:
-    """Return the chosen encoder's name and settings from params.yaml."""
-    name = load_value("encoder")
-    check_encoder(name)
-    return name, parse_encoder(name, load_value(f"encoders.{name}"))
