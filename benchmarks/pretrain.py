@@ -22,9 +22,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import shards, stats
-from pipeline.dataset import Features, epoch_batches, load_features
+from pipeline import manifest, shards, stats
+from pipeline.dataset import Features, epoch_plan, load_features
 from pipeline.device import choose_device
+from pipeline.manifest import Manifest
 from pipeline.params.config import Config, load_config
 from pipeline.pretrain import Settings, Trainer, build_model
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the sizes of params.yaml")
     parser.add_argument("--plain", action="store_true", help="without the fast path")
     parser.add_argument("--profile", action="store_true", help="print the kernels of a step")
+    parser.add_argument("--features", default="auto", choices=["auto", "device", "host", "disk"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
     device = choose_device(options.device)
@@ -53,12 +55,12 @@ def main() -> None:
     config = load_config()
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), options.clips, config)
-        features = load_features(Path(folder)).to(device)
-    for text in options.configurations:
-        encoder, batch_size = text.split(":")
-        settings = choose_settings(config, encoder, int(batch_size), options.tiny)
-        result = measure(settings, features, device, options, peak)
-        print(json.dumps({"configuration": text, **result}), flush=True)  # noqa: T201
+        features = load_features(Path(folder))
+        for text in options.configurations:
+            encoder, batch_size = text.split(":")
+            settings = choose_settings(config, encoder, int(batch_size), options.tiny)
+            result = measure(settings, features, device, options, peak)
+            print(json.dumps({"configuration": text, **result}), flush=True)  # noqa: T201
 
 
 def choose_settings(config: Config, encoder: str, batch_size: int, tiny: bool) -> Settings:
@@ -92,7 +94,7 @@ def write_corpus(folder: Path, clips: int, config: Config) -> None:
             for i in range(size)
         ]
         shards.write(folder / f"{shard:05d}.h5", content, config.logmel)
-    (folder / "manifest.json").write_text(json.dumps({"shards": len(sizes)}))
+    manifest.write(folder, Manifest(len(sizes), clips, clips, CLIPS_PER_SHARD))
     (folder / "stats.json").write_text(json.dumps({"mean": -0.8, "std": 4.6}))
 
 
@@ -108,7 +110,8 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begin = time.perf_counter()
-    trainer = Trainer(settings, features, device, fast=False if options.plain else None)
+    fast = False if options.plain else None
+    trainer = Trainer(settings, features, device, fast, options.features)
     trainer.model.train()
     run(trainer, 1)
     first_step_s = time.perf_counter() - begin
@@ -131,14 +134,15 @@ def measure(
 
 def run(trainer: Trainer, steps: int) -> float:
     """Train for some steps, as `Trainer.run` does, and return the seconds that they took."""
-    batch_size, clips = trainer.settings.pretrain.batch_size, len(trainer.features)
-    synchronize(trainer.generator.device)
-    begin, done = time.perf_counter(), 0
-    while done < steps:
-        for batch in epoch_batches(clips, batch_size, trainer.generator)[: steps - done]:
-            trainer.train_step(batch)
-            done += 1
-    synchronize(trainer.generator.device)
+    p, clips = trainer.settings.pretrain, len(trainer.features)
+    synchronize(trainer.device)
+    begin, last = time.perf_counter(), trainer.step + steps
+    while trainer.step < last:
+        plan = epoch_plan(clips, p.batch_size, p.seed, trainer.step)
+        first = max(len(plan.clip) - (last - trainer.step), 0)
+        for batch in trainer.feed.batches(plan, first):
+            trainer.train_step(*batch)
+    synchronize(trainer.device)
     return time.perf_counter() - begin
 
 
@@ -174,7 +178,7 @@ def matrix_peak(device: torch.device) -> float:
 
 def print_profile(trainer: Trainer, steps: int = 10, rows: int = 40) -> None:
     """Print the kernels that take most of a step."""
-    gpu = trainer.generator.device.type == "cuda"
+    gpu = trainer.device.type == "cuda"
     activity = ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as record:
         run(trainer, steps)

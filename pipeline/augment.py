@@ -1,4 +1,4 @@
-"""The two views: Mixup, random resize crop, random linear fader (paper section 2.1).
+"""The two views: Mixup, noise, random resize crop, random linear fader (paper sections 2.1, C.1).
 
 Everything works on batches [B, F, T] of normalized log-mels (standard deviations of the dataset)
 on the device where training runs, with an explicit generator; each item and each view draws for
@@ -23,35 +23,69 @@ class Views:
     ) -> None:
         self.params = params
         self.generator = generator
+        self.uses_bank = params.mixup and params.mixup_background == "bank"
+        entries = params.mixup_bank if self.uses_bank else 0
         device = generator.device
-        self.bank = torch.zeros(params.mixup_bank, n_mels, frames, device=device)
-        self.bank_clip = torch.full((params.mixup_bank,), -1, device=device)  # -1: empty
+        self.bank = torch.zeros(entries, n_mels, frames, device=device)
+        self.bank_clip = torch.full((entries,), -1, device=device)  # -1: empty
         self.bank_next = torch.zeros((), dtype=torch.long, device=device)
 
     def __call__(
         self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         """Return two views of each crop; `clip` holds the index of the clip that it is from."""
-        view_1, view_2 = self._view(x.repeat(2, 1, 1), clip.repeat(2)).chunk(2)
-        if self.params.mixup:
+        if self.params.ppn:
+            x = standardize(x)
+        views = self._view(x, clip)
+        if self.params.ppn:
+            views = standardize(views)
+        if self.uses_bank:
             self._store(x, clip)
+        view_1, view_2 = views.chunk(2)
         return view_1, view_2
 
-    def _view(self, x: Tensor, clip: Tensor) -> Tensor:
-        p, generator = self.params, self.generator
-        if p.mixup:
-            weight = p.mixup_alpha * torch.rand(len(x), generator=generator, device=x.device)
-            entry, found = self._draw_background(clip)
-            x = mixup(x, self.bank[entry], weight * found)
-        if p.rrc:
-            x = random_resize_crop(x, p, generator)
-        if p.rlf:
-            x = random_linear_fader(x, p.rlf_gain, generator)
-        return x
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the bank: the tensors themselves, which later calls change."""
+        return {"bank": self.bank, "bank_clip": self.bank_clip, "bank_next": self.bank_next}
 
-    def _draw_background(self, clip: Tensor) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
-        """For each item a random bank entry from another clip, and whether there is one."""
-        allowed = (self.bank_clip >= 0) & (self.bank_clip != clip[:, None])  # [B, bank]
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy a bank into this one, whose tensors stay where they are.
+
+        Raises:
+            ValueError: the bank has another size.
+        """
+        for name, tensor in self.state_dict().items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"{name} of the saved views has shape {[*state[name].shape]}, expected "
+                    f"{[*tensor.shape]}: augment.mixup_bank or the size of the crops differs."
+                )
+            tensor.copy_(state[name])
+
+    def _view(self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]) -> Float[Tensor, "V F T"]:
+        """Return both views, one after the other along the batch."""
+        p, generator = self.params, self.generator
+        view = x.repeat(2, 1, 1)
+        if p.mixup:
+            weight = p.mixup_alpha * torch.rand(len(view), generator=generator, device=x.device)
+            crops, crop_clip = (self.bank, self.bank_clip) if self.uses_bank else (x, clip)
+            entry, found = self._draw_background(clip.repeat(2), crop_clip)
+            view = mixup(view, crops[entry], weight * found)
+        if p.noise == "additive":
+            view = view + draw_noise(view, p.noise_max, generator)[1]
+        if p.noise == "reference":
+            view = mix_noise(view, *draw_noise(view, p.noise_max, generator))
+        if p.rrc:
+            view = random_resize_crop(view, p, generator)
+        if p.rlf:
+            view = random_linear_fader(view, p.rlf_gain, generator)
+        return view
+
+    def _draw_background(
+        self, clip: Int[Tensor, " V"], crop_clip: Int[Tensor, " crops"]
+    ) -> tuple[Int[Tensor, " V"], Bool[Tensor, " V"]]:
+        """For each item a random crop from another clip, and whether there is one."""
+        allowed = (crop_clip >= 0) & (crop_clip != clip[:, None])  # [V, crops]
         order = torch.rand(allowed.shape, generator=self.generator, device=clip.device)
         best = order.masked_fill(~allowed, -1.0).max(dim=1)
         return best.indices, best.values >= 0
@@ -63,6 +97,16 @@ class Views:
         self.bank[slots] = x
         self.bank_clip[slots] = clip
         self.bank_next.add_(len(x)).remainder_(len(self.bank))
+
+
+def standardize(x: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
+    """Return x with the mean and standard deviation of all its values as 0 and 1.
+
+    That it is already normalized by the dataset's statistics makes no difference. Values that are
+    all equal become 0.
+    """
+    variance, mean = torch.var_mean(x, correction=0)
+    return (x - mean) / variance.sqrt().clamp_min(EPSILON)
 
 
 def mixup(
@@ -78,30 +122,49 @@ def mixup(
     return torch.where(w > 0, mixed, x)
 
 
+def draw_noise(
+    x: Float[Tensor, "B F T"], noise_max: float, generator: Generator
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B F T"]]:
+    """Draw s ~ U(0, noise_max) for each item, and its noise N(0, s), where s is the deviation."""
+    s = noise_max * torch.rand(len(x), generator=generator, device=x.device)
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    return s, s[:, None, None] * noise
+
+
+def mix_noise(
+    x: Float[Tensor, "B F T"], s: Float[Tensor, " B"], noise: Float[Tensor, "B F T"]
+) -> Float[Tensor, "B F T"]:
+    """Mix noise in as the authors' code does: log((1 - s) exp(x) + exp(noise) + eps).
+
+    The noise has full weight, so x is compressed and hardly anything is left below 0.
+    """
+    return ((1 - s[:, None, None]) * x.exp() + noise.exp() + EPSILON).log()
+
+
 def random_resize_crop(
     x: Float[Tensor, "B F T"], params: AugmentParams, generator: Generator
 ) -> Float[Tensor, "B F T"]:
     """Cut a random box out of a canvas of zeros around x and resize it to x's size, bicubically.
 
-    Zero is the dataset's mean level. Both axes draw the size of the box, U(scale_min, scale_max)
-    times the input's, limited by the canvas, and then its place, uniformly.
+    Zero is the dataset's mean level. Both axes draw the size of the box, uniformly from the range
+    of scales times the input's, limited by the canvas, and then its place, uniformly.
     """
     mel_weights, frame_weights = (
-        resize_weights(*_draw_box(len(x), size, canvas, params, generator), size, canvas)
-        for size, canvas in (
-            (x.shape[1], int(params.rrc_canvas_mels * x.shape[1])),
-            (x.shape[2], int(params.rrc_canvas_frames * x.shape[2])),
+        resize_weights(*_draw_box(len(x), size, canvas, scales, generator), size, canvas)
+        for size, canvas, scales in (
+            (x.shape[1], int(params.rrc_canvas_mels * x.shape[1]), params.rrc_mel_scale),
+            (x.shape[2], int(params.rrc_canvas_frames * x.shape[2]), params.rrc_frame_scale),
         )
     )
     return mel_weights @ x @ frame_weights.transpose(1, 2)
 
 
 def _draw_box(
-    batch: int, size: int, canvas: int, params: AugmentParams, generator: Generator
+    batch: int, size: int, canvas: int, scales: list[float], generator: Generator
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
     """First position and length of the box along one axis of the canvas, for each item."""
     scale, place = torch.rand(2, batch, generator=generator, device=generator.device)
-    low, high = params.rrc_scale_min, params.rrc_scale_max
+    low, high = scales
     length = ((low + (high - low) * scale) * size).long().clamp(1, canvas)
     start = (place * (canvas - length + 1)).long().clamp_max(canvas - length)
     return start, length

@@ -1,27 +1,53 @@
-"""Log-mel features for pre-training: all shards in one array, from which crops are taken."""
+"""Log-mel features for pre-training: what the shards hold, and which crops an epoch takes of them.
+
+Reading the frames is the subject of `pipeline.feed`. The clips of all shards are numbered in order;
+so are their frames, end to end.
+"""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Float16, Int, Int64
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pipeline.features import SILENCE
+from pipeline import manifest, shards, stats
 from pipeline.params import check
 from pipeline.params.data import LogMelParams
+
+STAGE = "logmel"
+AGAIN = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
+
+
+@dataclass(frozen=True)
+class FrameFile:
+    """Where the frames of one shard are: end to end in its file."""
+
+    path: Path
+    offset: int  # bytes before the first frame
+    first: int  # number of its first frame among the frames of all shards
+    frames: int
+
+    def truncated(self) -> ValueError:
+        """Return the error of a file that ends before its last frame."""
+        return ValueError(
+            f"{self.path} ends before its {self.frames} frames do, so it was changed since this "
+            f"run began or is damaged. {AGAIN}"
+        )
 
 
 @dataclass(frozen=True)
 class Features:
     """Log-mels of all clips end to end, time first, and the statistics that normalize them."""
 
-    frames: Float16[Tensor, "total F"]
-    start: Int[Tensor, " clips_plus_1"]  # clip i is frames[start[i]:start[i + 1]]
+    frames: Float16[Tensor, "total F"] | tuple[FrameFile, ...]  # themselves, or where they are
+    start: Int64[Tensor, " clips_plus_1"]  # clip i is the frames from start[i] to start[i + 1]
     clip_id: list[str]
     log_mel: LogMelParams
     mean: float
@@ -31,81 +57,181 @@ class Features:
         """Return the number of clips."""
         return len(self.start) - 1
 
-    def to(self, device: torch.device) -> "Features":
-        """Return the same features with their arrays on a device."""
-        arrays = {"frames": self.frames.to(device), "start": self.start.to(device)}
-        return Features(**{**self.__dict__, **arrays})
+    @property
+    def n_mels(self) -> int:
+        """Values per frame."""
+        return self.log_mel.n_mels
 
-    def crop(
-        self, clips: Int[Tensor, " B"], length: int, generator: Generator
-    ) -> Float[Tensor, "B F T"]:
-        """Return one random crop of `length` frames of each clip, normalized.
+    @property
+    def nbytes(self) -> int:
+        """Size of all frames in bytes."""
+        return int(self.start[-1]) * self.n_mels * torch.float16.itemsize
 
-        Every start is equally likely. A shorter clip is followed by digital silence.
+    def read_frames(self, device: torch.device) -> Float16[Tensor, "total F"]:
+        """Return all frames on a device, read shard by shard.
+
+        Raises:
+            ValueError: a shard is shorter than when its metadata were read.
         """
-        first, frames = self.start[clips], self.start[clips + 1] - self.start[clips]
-        slack = (frames - length).clamp_min(0)
-        draw = torch.rand(len(clips), generator=generator, device=clips.device)
-        offset = (draw * (slack + 1)).long().clamp_max(slack)
-        time = offset[:, None] + torch.arange(length, device=clips.device)  # [B, T]
-        real = time < frames[:, None]
-        rows = first[:, None] + time.clamp_max(frames[:, None] - 1)
-        crop = torch.where(real[..., None], self.frames[rows].float(), SILENCE)
-        return ((crop - self.mean) / self.std).transpose(1, 2)
+        if isinstance(self.frames, Tensor):
+            return self.frames.to(device)
+        shape = int(self.start[-1]), self.n_mels
+        result = torch.empty(shape, dtype=torch.float16, device=device)
+        for file in tqdm(self.frames, desc="read features", unit="shard", disable=None):
+            values = np.fromfile(
+                file.path, np.float16, file.frames * self.n_mels, offset=file.offset
+            )
+            if values.size < file.frames * self.n_mels:
+                raise file.truncated()
+            frames = torch.from_numpy(values.reshape(-1, self.n_mels))
+            result[file.first : file.first + file.frames] = frames
+        return result
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Content of one shard but for its frames, and where in the file these begin."""
+
+    start: Int64[np.ndarray, " clips_plus_1"]
+    clip_id: list[str]
+    log_mel: LogMelParams
+    offset: int  # bytes
 
 
 def load_features(folder: Path) -> Features:
-    """Read all shards of a folder into memory.
+    """Return what the shards of a folder hold, without reading a frame.
 
     Raises:
         FileNotFoundError: the folder has no features, or fewer shards than its manifest says.
-        ValueError: shards were made with different front ends.
+        ValueError: a file is damaged, or the files do not belong together.
     """
-    manifest = json.loads(_existing(folder / "manifest.json").read_text())
-    stats = json.loads(_existing(folder / "stats.json").read_text())
-    paths = [_existing(folder / f"{i:05d}.h5") for i in range(manifest["shards"])]
-    frames, starts, clip_ids, front_ends = [], [np.zeros(1, np.int64)], list[str](), set[str]()
-    for path in tqdm(paths, desc="read features", unit="shard", disable=None):
-        with h5py.File(path, "r") as shard:
-            frames.append(torch.from_numpy(shard["log_mel"][:]))
-            starts.append(starts[-1][-1] + shard["start"][1:])
-            clip_ids += shard["clip_id"].asstr()[:].tolist()
-            front_ends.add(shard.attrs["logmel"])
-    if len(front_ends) != 1:
+    complete = manifest.verify(folder, shards.SUFFIX, STAGE)
+    mean, std = stats.read(folder)
+    files, starts, clip_id, total = [], [np.zeros(1, np.int64)], list[str](), 0
+    front_ends = dict[LogMelParams, Path]()
+    paths = manifest.shard_paths(folder, complete, shards.SUFFIX)
+    for path in tqdm(paths, desc="open features", unit="shard", disable=None):
+        index = read_index(path)
+        frames = int(index.start[-1])
+        files.append(FrameFile(path, index.offset, total, frames))
+        starts.append(total + index.start[1:])
+        clip_id += index.clip_id
+        total += frames
+        front_ends.setdefault(index.log_mel, path)
+    if len(front_ends) > 1:
         raise ValueError(
             f"The shards in {folder} have {len(front_ends)} different front ends, expected one: "
-            f"{sorted(front_ends)}. Run `dvc repro -f logmel`."
+            f"{', '.join(f'{path.name}: {log_mel}' for log_mel, path in front_ends.items())}. "
+            f"{AGAIN}"
         )
-    return Features(
-        frames=torch.cat(frames),
-        start=torch.from_numpy(np.concatenate(starts)),
-        clip_id=clip_ids,
-        log_mel=check(json.loads(front_ends.pop()), LogMelParams, prefix="logmel", path=folder),
-        mean=stats["mean"],
-        std=stats["std"],
-    )
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing, so the features are absent or incomplete. Run `dvc repro logmel`, "
-            "or `dvc pull logmel` where a remote has them."
+    if len(clip_id) != complete.clips:
+        raise ValueError(
+            f"The shards in {folder} hold {len(clip_id)} clips, but its manifest.json has "
+            f"{complete.clips}: they are of different runs. {AGAIN}"
         )
-    return path
+    start = torch.from_numpy(np.concatenate(starts))
+    return Features(tuple(files), start, clip_id, next(iter(front_ends)), mean, std)
 
 
-def epoch_batches(clips: int, batch_size: int, generator: Generator) -> Int[Tensor, "steps B"]:
-    """Return one epoch's batches: every clip at most once, in random order, full batches only.
+def read_index(path: Path) -> ShardIndex:
+    """Read what a shard holds, but not its frames.
 
     Raises:
-        ValueError: there are fewer clips than one batch needs.
+        ValueError: the file is no shard, is damaged, or does not hold its frames in one piece.
     """
-    steps = clips // batch_size
+    with _refuse_damaged(path), h5py.File(path, "r", locking=False) as file:
+        frames, start = file["log_mel"], file["start"][:]
+        clip_id = file["clip_id"].asstr()[:].tolist()
+        log_mel = check(json.loads(file.attrs["logmel"]), LogMelParams, STAGE, path)
+        offset = frames.id.get_offset() if frames.size else 0
+        shape, kind = frames.shape, frames.dtype
+    ends = start.dtype == np.int64 and start[:1].tolist() == [0] and (np.diff(start) > 0).all()
+    if not ends or shape != (start[-1], log_mel.n_mels) or len(clip_id) != len(start) - 1:
+        raise ValueError(
+            f"{path} is damaged: {len(clip_id)} clips, frames of shape {shape} and `start` of "
+            f"{len(start)} values do not belong together. {AGAIN}"
+        )
+    if offset is None or kind != np.dtype("<f2"):
+        raise ValueError(
+            f"{path} holds its frames as {kind}, in chunks or compressed; expected contiguous "
+            f"float16, as `{STAGE}` writes them. {AGAIN}"
+        )
+    return ShardIndex(start, clip_id, log_mel, offset)
+
+
+@contextmanager
+def _refuse_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no shard of log-mels, or is damaged ({error}). {AGAIN}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The crops of one epoch, batch by batch, on the CPU."""
+
+    clip: Int64[Tensor, "steps B"]
+    draw: Float[Tensor, "steps B"]  # in [0, 1), where in the clip
+
+    def share(self, rank: int, world: int) -> "Plan":
+        """Return the columns of one of `world` processes, which together are the whole plan.
+
+        Raises:
+            ValueError: the processes cannot have equal shares.
+        """
+        batch_size = self.clip.shape[1]
+        if batch_size % world or not 0 <= rank < world:
+            raise ValueError(
+                f"pretrain.batch_size = {batch_size} cannot be shared equally by {world} "
+                f"processes (this is number {rank}). Make it a multiple of {world}."
+            )
+        own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        return Plan(self.clip[:, own], self.draw[:, own])
+
+
+def epoch_plan(clips: int, batch_size: int, seed: int, epoch: int, crops_per_clip: int = 1) -> Plan:
+    """Return the crops of one epoch, which depend on the arguments alone.
+
+    Every clip is taken at most once, in random order, in full batches only; then as often as
+    `crops_per_clip` says in the same batch, each time with a draw of its own.
+
+    Raises:
+        ValueError: there are fewer clips than one batch needs, or the crops of a clip do not fill
+            a batch evenly.
+    """
+    if batch_size % crops_per_clip:
+        raise ValueError(
+            f"pretrain.batch_size = {batch_size} is no multiple of crops_per_clip = "
+            f"{crops_per_clip}."
+        )
+    per_batch = batch_size // crops_per_clip
+    steps = clips // per_batch
     if steps == 0:
         raise ValueError(
-            f"There are {clips} clips, fewer than pretrain.batch_size = {batch_size}. Lower it, "
-            "or pre-train on more clips."
+            f"There are {clips} clips, fewer than pretrain.batch_size = {batch_size} needs at once "
+            f"({per_batch}). Lower it, or pre-train on more clips."
         )
-    order = torch.randperm(clips, generator=generator, device=generator.device)
-    return order[: steps * batch_size].view(steps, batch_size)
+    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    generator = Generator().manual_seed(int(mixed))
+    order = torch.randperm(clips, generator=generator)[: steps * per_batch]
+    clip = order.view(steps, per_batch).repeat_interleave(crops_per_clip, dim=1)
+    return Plan(clip, torch.rand(clip.shape, generator=generator))
+
+
+def locate_crops(
+    start: Int64[Tensor, " clips_plus_1"],
+    clip: Int64[Tensor, " B"],
+    draw: Float[Tensor, " B"],
+    length: int,
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """Return the first frame of each crop and how many frames, `length` at most, the clip has.
+
+    Every start is equally likely, the last included.
+    """
+    first, frames = start[clip], start[clip + 1] - start[clip]
+    slack = (frames - length).clamp_min(0)
+    offset = (draw * (slack + 1)).long().clamp_max(slack)  # for a draw rounded to 1
+    return first + offset, frames.clamp_max(length)

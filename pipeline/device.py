@@ -1,5 +1,7 @@
 """The device that stages compute on."""
 
+import os
+
 import torch
 
 
@@ -13,3 +15,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise RuntimeError("compute.device = 'cuda', but torch finds no GPU. Use auto or cpu.")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def make_deterministic() -> None:
+    """Let a GPU compute the same bits in every run; must come before any work on it.
+
+    An operation that cannot do so raises a RuntimeError which names it.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

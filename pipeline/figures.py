@@ -6,7 +6,8 @@ and a dark page. Pictures (matrices, spectrograms) are embedded pixel for pixel.
 
 import io
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pipeline.params.data import LogMelParams
 
-INK, INVARIANCE, REDUNDANCY = "#000001", "#000002", "#000003"  # stand for the page's colors
-COLORS = {INK: "currentColor", INVARIANCE: "var(--blue)", REDUNDANCY: "var(--orange)"}
+INK, BLUE, ORANGE = "#000001", "#000002", "#000003"  # stand for the page's colors
+COLORS = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.grid": True,
@@ -37,40 +38,109 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+Line = tuple[str, str, str, str]  # column, label, color, line style
+LOSS: list[Line] = [
+    ("loss", "loss", INK, "-"),
+    ("invariance", "invariance", BLUE, "-"),
+    ("redundancy", "redundancy", ORANGE, "-"),
+    ("noise_floor", "noise floor of redundancy", ORANGE, "--"),
+]
+RATES: list[Line] = [
+    ("lr", "learning rate", INK, "-"),
+    ("lr_vectors", "of biases and norms", BLUE, "--"),
+]
+NORMS: list[Line] = [
+    ("encoder_grad_norm", "encoder, gradient", BLUE, "-"),
+    ("projector_grad_norm", "projector, gradient", ORANGE, "-"),
+    ("encoder_weight_norm", "encoder, weights", BLUE, "--"),
+    ("projector_weight_norm", "projector, weights", ORANGE, "--"),
+]
+RANKS: list[Line] = [
+    ("rank_y", "effective rank of y", BLUE, "-"),
+    ("rank_z", "of z", ORANGE, "-"),
+]
+DEAD: list[Line] = [
+    ("dead_y", "dead dimensions of y", BLUE, "-"),
+    ("dead_z", "of z", ORANGE, "-"),
+]
+SPEED: list[Line] = [("samples_per_s", "samples per second", INK, "-")]
+WAIT: list[Line] = [("wait_share", "share of time waiting for data", INK, "-")]
+PROBE: list[Line] = [("linear", "linear", BLUE, "-"), ("knn", "kNN", ORANGE, "--")]
 MAX_POINTS = 500  # of a curve
+FEW_POINTS = 25  # that are also dots
+WIDE = 300  # ratio of a curve's values from which a logarithmic axis has powers of 10 only
 TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 
 
 def learning_curves(history: pd.DataFrame) -> str:
     """Draw the loss, its two parts and the noise floor over the steps, on a logarithmic axis."""
-    curves = thin(history)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.3))
         axes = figure.add_axes((0.09, 0.14, 0.9, 0.77))
-        axes.plot(curves["step"], curves["loss"], color=INK, lw=1.8, label="loss")
-        axes.plot(
-            curves["step"], curves["invariance"], color=INVARIANCE, lw=1.3, label="invariance"
-        )
-        axes.plot(
-            curves["step"], curves["redundancy"], color=REDUNDANCY, lw=1.3, label="redundancy"
-        )
-        floor = float(history["noise_floor"].iloc[-1])
-        axes.axhline(floor, color=REDUNDANCY, lw=1.1, ls="--", label="noise floor of redundancy")
+        _plot(axes, history, "step", LOSS, positive=True)
         _logarithmic(axes)
         axes.set(xlabel="step", ylabel="loss of a batch")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=4, handlelength=1.6)
         return to_svg(figure, "loss", "Loss, its two parts and the noise floor over the steps")
 
 
-def learning_rate(history: pd.DataFrame) -> str:
-    """Draw the learning rate over the steps."""
-    curves = thin(history)
+def telemetry(
+    history: pd.DataFrame, epochs: pd.DataFrame, throughput: pd.DataFrame
+) -> dict[str, str]:
+    """Draw how a run went, by name; a curve that is empty, or not there, is an empty figure.
+
+    Args:
+        history: one row per logged step.
+        epochs: one row per epoch; without ranks if they are not measured.
+        throughput: one row per stretch of steps.
+    """
+    return {
+        "lr": small(history, "step", RATES, "lr", "Learning rates", "log"),
+        "norms": small(history, "step", NORMS, "norms", "Norms", "log"),
+        "ranks": small(epochs, "epoch", RANKS, "ranks", "Effective rank"),
+        "dead": small(epochs, "epoch", DEAD, "dead", "Dead dimensions"),
+        "speed": small(throughput, "step", SPEED, "speed", "Samples per second"),
+        "wait": small(throughput, "step", WAIT, "wait", "Share of time waiting for data", "share"),
+    }
+
+
+def probe(curve: pd.DataFrame, best: int, name: str) -> str:
+    """Draw the scores of a task over the epochs, and a line at the epoch that is best."""
+    return small(curve, "epoch", PROBE, name, "Scores", scale="free", mark=best)
+
+
+def small(
+    table: pd.DataFrame,
+    x: str,
+    lines: Sequence[Line],
+    name: str,
+    title: str,
+    scale: Literal["zero", "share", "log", "free"] = "zero",
+    mark: int | None = None,
+) -> str:
+    """Draw curves over `x` in half the page's width.
+
+    Args:
+        scale: vertical axis; from 0 up, from 0 to 1, logarithmic, or what the values need.
+        mark: where a vertical line stands.
+    """
+    legend = 0.1 + 0.2 * -(-len(lines) // 2)  # inches, as the other sizes
+    height = 0.45 + 1.45 + legend
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.7))
-        axes = figure.add_axes((0.09, 0.27, 0.9, 0.63))
-        axes.plot(curves["step"], curves["lr"], color=INK, lw=1.5)
-        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-        return to_svg(figure, "lr", "Learning rate over the steps")
+        figure = Figure(figsize=(4.4, height))
+        axes = figure.add_axes((0.14, 0.45 / height, 0.84, 1.45 / height))
+        _plot(axes, table, x, lines, positive=scale == "log")
+        if scale == "log":
+            _logarithmic(axes)
+        elif scale != "free":
+            top = 1.05 * axes.dataLim.y1 if scale == "zero" else 1
+            axes.set_ylim(0, top if top > 0 else 1)
+        if mark is not None:
+            axes.axvline(mark, color=INK, lw=0.8, ls=":")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel(x)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1), ncols=2, handlelength=1.6)
+        return to_svg(figure, name, f"{title} over the {x}s")
 
 
 def correlation_map(matrix: Float[np.ndarray, "D D"], name: str) -> str:
@@ -162,12 +232,29 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 
 
+def _plot(axes: Axes, table: pd.DataFrame, x: str, lines: Sequence[Line], positive: bool) -> None:
+    """Plot columns over `x`; a single point as a dot, and words where there is nothing to draw."""
+    columns = [column for column, *_ in lines]
+    curves = thin(table.reindex(columns=[x, *columns]).astype(float))
+    values = curves[columns]
+    curves[columns] = values.where(np.isfinite(values) & ((values > 0) | (not positive)))
+    for column, label, color, dashes in lines:
+        points = curves[[x, column]].dropna()
+        marker = "o" if len(points) <= FEW_POINTS else ""
+        style: dict[str, Any] = {"color": color, "ls": dashes, "marker": marker, "label": label}
+        axes.plot(points[x], points[column], lw=1.4, ms=3, clip_on=False, **style)
+    if curves[columns].isna().all(axis=None):
+        axes.text(0.5, 0.5, "nothing yet", ha="center", transform=axes.transAxes)
+
+
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.yaxis.get_data_interval()
+    subs = (1.0,) if WIDE * low < high else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _frequency_axis(axes: Axes, params: LogMelParams) -> None:

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import manifest
+from pipeline.manifest import Manifest
 from pipeline.segments import Segment, read_text
 
 OK = "ok"
@@ -175,3 +177,30 @@ def _commonest(failed: Sequence[Row]) -> str:
         f"The commonest failure is {status!r} ({count}), for example {example.clip_id}: "
         f"{example.reason}."
     )
+
+
+def manifest_of(rows: Sequence[Row], clips_per_shard: int) -> Manifest:
+    """Return the manifest of a folder whose ledger has these rows."""
+    return manifest.of([row.ok for row in rows], clips_per_shard)
+
+
+def read_complete(folder: Path, manifest: Manifest, stage: str) -> list[Row]:
+    """Return the rows of a stage's ledger.csv after checking them against its manifest.
+
+    Raises:
+        FileNotFoundError: there is no ledger.
+        ValueError: it is broken, or it and the manifest do not belong together.
+    """
+    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
+    try:
+        rows = read(folder / "ledger.csv")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no {folder}/ledger.csv. {again}") from None
+    except ValueError as error:
+        raise ValueError(f"{error} {again}") from error
+    if manifest_of(rows, manifest.clips_per_shard) != manifest:
+        raise ValueError(
+            f"{folder}/ledger.csv ({len(rows)} rows, {summary(rows)}) does not belong to "
+            f"its manifest.json ({manifest}). {again}"
+        )
+    return rows

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.distributed import all_mean, global_moments
 from pipeline.params.method import LossParams
 
 EPSILON = 1e-5  # added to the variance of each dimension, as batch normalization does
@@ -15,7 +16,7 @@ class BarlowTwinsLoss(NamedTuple):
     """The two weighted terms of equation 1; the objective is their sum."""
 
     invariance: Float[Tensor, ""]  # alpha * sum_i (C_ii - 1)^2
-    redundancy: Float[Tensor, ""]  # lambda * sum_{i != j} C_ij^2
+    redundancy: Float[Tensor, ""]  # lambda * sum_{i != j} C_ij^2, or (C_ij + 1)^2 with hsic
 
 
 def cross_correlation(
@@ -24,7 +25,8 @@ def cross_correlation(
     """Return the cross-correlation matrix C of two batches of embeddings (equation 2).
 
     Each dimension is standardized over the batch; C_ij is the mean over the batch of z_i z'_j. The
-    paper writes a sum; only the mean has the range [-1, 1] that equation 1 needs.
+    paper writes a sum; only the mean has the range [-1, 1] that equation 1 needs. Where several
+    processes train, the batch is that of all.
 
     Raises:
         ValueError: fewer than two items, so that a batch has no variance.
@@ -34,16 +36,21 @@ def cross_correlation(
 
     def standardize(x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, dim=0, correction=0)
+        mean, variance = global_moments(mean, variance)
         return (x - mean) * torch.rsqrt(variance + EPSILON)
 
     with torch.autocast(z.device.type, enabled=False):
-        return standardize(z.float()).T @ standardize(z_prime.float()) / len(z)
+        return all_mean(standardize(z.float()).T @ standardize(z_prime.float()) / len(z))
 
 
 def barlow_twins_loss(c: Float[Tensor, "D D"], params: LossParams) -> BarlowTwinsLoss:
-    """Return the weighted invariance and redundancy terms of equation 1."""
+    """Return the weighted invariance and redundancy terms of equation 1.
+
+    With `hsic`, the target off the diagonal is -1 instead of 0 (Tsai et al. 2021; report 4.3).
+    """
     diagonal = c.diagonal()
-    off_diagonal = c.square().sum() - diagonal.square().sum()
+    distance = c + 1 if params.hsic else c
+    off_diagonal = distance.square().sum() - distance.diagonal().square().sum()
     return BarlowTwinsLoss(
         invariance=params.alpha * (diagonal - 1).square().sum(),
         redundancy=params.lambda_ * off_diagonal,
@@ -53,6 +60,8 @@ def barlow_twins_loss(c: Float[Tensor, "D D"], params: LossParams) -> BarlowTwin
 def noise_floor(params: LossParams, dim: int, batch_size: int) -> float:
     """Redundancy term that independent embeddings have by chance: lambda D (D - 1) / B.
 
-    Losses can only be compared at equal dimension and batch size.
+    With `hsic` it is lambda D (D - 1) (1 + 1 / B). Losses can only be compared at equal dimension
+    and batch size.
     """
-    return params.lambda_ * dim * (dim - 1) / batch_size
+    square = 1 / batch_size + (1 if params.hsic else 0)  # mean of C_ij^2, or of (C_ij + 1)^2
+    return params.lambda_ * dim * (dim - 1) * square

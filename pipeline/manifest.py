@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline import ledger
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Manifest:
     clips: int
     clips_per_shard: int
 
-    def rows_of(self, rows: Sequence[ledger.Row]) -> list[list[ledger.Row]]:
+    def rows_of(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Return the rows of a ledger shard by shard."""
         size = self.clips_per_shard
         return [list(rows[i * size : (i + 1) * size]) for i in range(self.shards)]
@@ -35,12 +35,12 @@ def shard_count(rows: int, clips_per_shard: int) -> int:
     return -(-rows // clips_per_shard)
 
 
-def of(rows: Sequence[ledger.Row], clips_per_shard: int) -> Manifest:
-    """Return the manifest of a folder whose ledger has these rows."""
+def of(usable: Sequence[bool], clips_per_shard: int) -> Manifest:
+    """Return the manifest of a folder, given for each row whether there is a clip."""
     return Manifest(
-        shards=shard_count(len(rows), clips_per_shard),
-        rows=len(rows),
-        clips=sum(row.ok for row in rows),
+        shards=shard_count(len(usable), clips_per_shard),
+        rows=len(usable),
+        clips=sum(usable),
         clips_per_shard=clips_per_shard,
     )
 
@@ -116,25 +116,3 @@ def _parse(values: Any) -> Manifest:
             f"with {manifest.rows} clips at most, got {manifest.shards} with {manifest.clips}"
         )
     return manifest
-
-
-def read_ledger(folder: Path, manifest: Manifest, stage: str) -> list[ledger.Row]:
-    """Return the rows of a stage's ledger.csv after checking them against its manifest.
-
-    Raises:
-        FileNotFoundError: there is no ledger.
-        ValueError: it is broken, or it and the manifest do not belong together.
-    """
-    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
-    try:
-        rows = ledger.read(folder / "ledger.csv")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {folder}/ledger.csv. {again}") from None
-    except ValueError as error:
-        raise ValueError(f"{error} {again}") from error
-    if of(rows, manifest.clips_per_shard) != manifest:
-        raise ValueError(
-            f"{folder}/ledger.csv ({len(rows)} rows, {ledger.summary(rows)}) does not belong to "
-            f"its manifest.json ({manifest}). {again}"
-        )
-    return rows

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from pipeline.params.method import AdamWParams, LarsParams, PretrainParams
+from pipeline.params.method import OptimizerParams, PretrainParams
 
 REFERENCE_BATCH = 128  # batch size that the learning rates are given for
 FINAL_FACTOR = 0.001  # where the cosine ends
@@ -23,7 +23,7 @@ class Lars(Optimizer):
 
     update: Callable[..., None]  # `lars_update`, which a GPU compiles
 
-    def __init__(self, groups: Iterable[dict[str, Any]], params: LarsParams) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], params: OptimizerParams) -> None:
         defaults = {
             "lr": params.lr,
             "momentum": params.momentum,
@@ -84,35 +84,37 @@ def lars_update(
         weight.sub_(lr * buffer)
 
 
-def build_optimizer(model: nn.Module, params: LarsParams | AdamWParams) -> Optimizer:
+def build_optimizer(model: nn.Module, params: OptimizerParams) -> Optimizer:
     """Return the optimizer with its two groups: matrices, and vectors (biases, norms).
 
-    Learning rates are tensors on the model's device, so that a captured step can be given others.
+    Only matrices, which include the CLS token and learned positions, have weight decay. Learning
+    rates are tensors on the model's device, so that a captured step can be given others.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in weights if p.ndim > 1]
-    vectors = [p for p in weights if p.ndim <= 1]
-    groups: list[dict[str, Any]]
-    if isinstance(params, LarsParams):
-        groups = [
-            {"params": matrices},
-            {"params": vectors, "lr": params.lr_biases, "adapt": False},
-        ]
-        optimizer: Optimizer = Lars(groups, params)
+    matrices: dict[str, Any] = {"params": [p for p in weights if p.ndim > 1]}
+    vectors: dict[str, Any] = {"params": [p for p in weights if p.ndim <= 1]}
+    if params.name == "lars":
+        vectors |= {"lr": params.lr_biases, "adapt": False}
+        optimizer: Optimizer = Lars([matrices, vectors], params)
     else:
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = AdamW(
-            groups,
-            lr=params.lr,
-            betas=(params.beta1, params.beta2),
-            weight_decay=params.weight_decay,
-            fused=weights[0].is_cuda,
-            capturable=weights[0].is_cuda,
-        )
+        vectors |= {"weight_decay": 0.0}
+        optimizer = _torch_optimizer([matrices, vectors], params, on_gpu=weights[0].is_cuda)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
         group["lr"] = torch.tensor(group["lr"], device=weights[0].device)
     return optimizer
+
+
+def _torch_optimizer(
+    groups: list[dict[str, Any]], params: OptimizerParams, on_gpu: bool
+) -> Optimizer:
+    """AdamW with decoupled weight decay; Adam and SGD with decay as part of the gradient."""
+    decay = params.weight_decay
+    if params.name == "sgd":
+        return SGD(groups, params.lr, params.momentum, weight_decay=decay, fused=on_gpu)
+    betas = (params.beta1, params.beta2)
+    adam = AdamW if params.name == "adamw" else Adam
+    return adam(groups, params.lr, betas, weight_decay=decay, fused=on_gpu, capturable=on_gpu)
 
 
 def lr_factor(step: int, steps_per_epoch: int, params: PretrainParams) -> float:

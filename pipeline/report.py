@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline import figures, score_table
+from pipeline.probe_table import ProbeTable
 from pipeline.report_inputs import Pretraining
 from pipeline.score_table import ScoreTable
 
@@ -97,13 +98,17 @@ def summarize_correlation(matrix: Float[np.ndarray, "D D"]) -> dict[str, float]:
     return {"diagonal": float(np.diag(matrix).mean()), "others": float(np.sqrt((others**2).mean()))}
 
 
-def summarize_runtimes(runtimes: dict[str, float], tasks: Sequence[str]) -> list[dict[str, Any]]:
+def summarize_runtimes(
+    runtimes: dict[str, float], tasks: Sequence[str], probed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return for each stage how many of its instances ran here and how long they took together."""
     models = ("pretrain", "random")
     instances = {name: [name] for name in ("validate", *DATA_STAGES, "pretrain")}
     instances["hear_tasks"] = [f"hear_tasks-{task}" for task in tasks]
     for name in ("embed", "score"):
         instances[name] = [f"{name}-{task}-{model}" for task in tasks for model in models]
+    if probed:
+        instances["probe"] = [f"probe-{task}" for task in probed]
     rows = []
     for name, expected in instances.items():
         seconds = [runtimes[instance] for instance in expected if instance in runtimes]
@@ -125,6 +130,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def render(
     run: Pretraining,
     table: ScoreTable,
+    probe: ProbeTable,
     ledger: pd.DataFrame,
     label_names: dict[str, str],
     values: dict[str, Any],
@@ -138,7 +144,7 @@ def render(
         runtimes: seconds by instance of a stage; none is needed.
     """
     params = flatten(values)
-    return _template().render(
+    return template("report.html.j2").render(
         encoder=ENCODER_NAMES.get(run.encoder, run.encoder),
         encoder_settings=run.encoder_params,
         optimizer=OPTIMIZER_NAMES.get(run.optimizer["name"], run.optimizer["name"]),
@@ -151,9 +157,11 @@ def render(
         steps=count_steps(run.history, params["pretrain.epochs"]),
         correlation={name: summarize_correlation(c) for name, c in run.correlation.items()},
         params=params,
-        stages=summarize_runtimes(runtimes, [row.task for row in table.rows]),
+        stages=summarize_runtimes(runtimes, [row.task for row in table.rows], probe.tasks),
+        probe=probe,
         versions=installed_versions(),
         svg=draw(run),
+        probe_svg=draw_probe(probe),
         clips=draw_clips(run, ledger, params["report.clips"]),
         max_reasons=MAX_REASONS,
     )
@@ -163,11 +171,19 @@ def draw(run: Pretraining) -> dict[str, Markup]:
     """Draw the page's single figures."""
     svg = {
         "loss": figures.learning_curves(run.history),
-        "lr": figures.learning_rate(run.history),
+        **figures.telemetry(run.history, run.epochs, run.throughput),
         "before": figures.correlation_map(run.correlation["before"], "before"),
         "after": figures.correlation_map(run.correlation["after"], "after"),
     }
     return {name: Markup(text) for name, text in svg.items()}
+
+
+def draw_probe(probe: ProbeTable) -> dict[str, Markup]:
+    """Draw the curve of each probed task."""
+    return {
+        task: Markup(figures.probe(curve, probe.best, f"probe-{number}"))
+        for number, (task, curve) in enumerate(probe.curves.items())
+    }
 
 
 def draw_clips(run: Pretraining, ledger: pd.DataFrame, count: int) -> list[dict[str, Any]]:
@@ -228,7 +244,8 @@ def installed_versions() -> dict[str, str]:
     return {name: installed(name) for name in PACKAGES}
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a page's layout, one of the files beside this module."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -239,7 +256,7 @@ def _template() -> Template:
     )
     filters = {"signed": signed, "duration": duration, "share": share, "as_yaml": as_yaml}
     environment.filters |= filters
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _failures(failed: pd.DataFrame) -> list[Failure]:

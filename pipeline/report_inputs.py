@@ -4,20 +4,22 @@ data/ledger.csv    one row per row of the segment list: what became of it
 data/<source>/labels.csv    names of labels as AudioSet's class_labels_indices.csv has them:
 index,mid,display_name
 data/pretrain/     encoder.json      the encoder's name, settings and front end
-history.csv       loss, its parts and the learning rate over the steps
-correlation.npz   before, after: [D, D]
-views.npz         clip_id [N]; crop, view_1, view_2: [N, F, T]
+history.csv       loss, its parts, learning rates and norms over the steps
+epochs.csv        loss and, unless pretrain.rank_clips = 0, ranks of y and z after each epoch
+correlation.safetensors    before, after: [D, D]
+views.safetensors    crop, view_1, view_2: [N, F, T]; metadata clip_id, N lines
+reports/throughput.csv      samples per second and share of waiting over the steps
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 
 from pipeline.params import check
 from pipeline.params.data import LogMelParams
@@ -37,13 +39,15 @@ class Pretraining:
     optimizer: dict[str, Any]  # name, lr
     log_mel: LogMelParams
     history: pd.DataFrame
+    epochs: pd.DataFrame
+    throughput: pd.DataFrame
     correlation: dict[str, np.ndarray]  # "before", "after": [D, D]
     clip_ids: list[str]
     pictures: Float[np.ndarray, "N 3 F T"]  # clip, view 1, view 2
 
 
-def read_pretraining(folder: Path, encoder: str) -> Pretraining:
-    """Read `data/pretrain`.
+def read_pretraining(folder: Path, encoder: str, throughput: Path) -> Pretraining:
+    """Read `data/pretrain` and reports/throughput.csv.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -59,14 +63,16 @@ def read_pretraining(folder: Path, encoder: str) -> Pretraining:
         raise ValueError(f"{path} describes no encoder ({error!r}). {_again('pretrain')}") from None
     if name != encoder:
         raise ValueError(f"{path} is of encoder {name}, not {encoder}. {_again('pretrain')}")
-    clip_ids, pictures = _read_views(folder / "views.npz")
+    clip_ids, pictures = _read_views(folder / "views.safetensors")
     return Pretraining(
         encoder=name,
         encoder_params=params,
         optimizer=optimizer,
         log_mel=check(log_mel, LogMelParams, prefix="logmel", path=path),
         history=read_history(folder / "history.csv"),
-        correlation=_read_correlation(folder / "correlation.npz"),
+        epochs=read_curve(folder / "epochs.csv", ["epoch"]),
+        throughput=read_curve(throughput, ["step"]),
+        correlation=_read_correlation(folder / "correlation.safetensors"),
         clip_ids=clip_ids,
         pictures=pictures,
     )
@@ -79,16 +85,35 @@ def read_history(path: Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, there are no rows, or a value is not a finite number.
     """
-    history = _read_csv(path, HISTORY_COLUMNS, "pretrain")
-    values = history.apply(pd.to_numeric, errors="coerce")
-    faulty = ~np.isfinite(values.to_numpy(dtype=float)).all(axis=1)
+    history = read_curve(path, HISTORY_COLUMNS)
+    if history.empty:
+        raise ValueError(f"{path} has no rows. {_again('pretrain')}")
+    faulty = ~np.isfinite(history[HISTORY_COLUMNS].to_numpy(dtype=float)).all(axis=1)
     if faulty.any():
         row = int(faulty.argmax())
         raise ValueError(
             f"{path}, row {row + 1}: not all values are finite numbers: "
             f"{history.iloc[row].to_dict()}. {_again('pretrain')}"
         )
-    return values
+    return history
+
+
+def read_curve(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a curve, which may have no rows and other columns too; NaN is what is no number.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV, or a column is missing.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}. {_again('pretrain')}")
+    try:
+        curve = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # also pandas' own parser errors
+        raise ValueError(f"{path}: {error} {_again('pretrain')}") from None
+    if missing := [name for name in columns if name not in curve]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}. {_again('pretrain')}")
+    return curve.apply(pd.to_numeric, errors="coerce")
 
 
 def read_ledger(path: Path) -> pd.DataFrame:
@@ -143,19 +168,19 @@ def _read_csv(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
     return content
 
 
-def _read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
-    with _existing(path).open("rb") as file:
-        try:
-            content = np.load(file)
-            return {key: content[key] for key in keys}
-        except (KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(
-                f"{path} must hold the arrays {', '.join(keys)}: {error}. {_again('pretrain')}"
-            ) from None
+def _read_arrays(path: Path, keys: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the named arrays of a safetensors file, and its metadata."""
+    try:
+        with safe_open(_existing(path), framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} must hold the arrays {', '.join(keys)}: {error}. {_again('pretrain')}"
+        ) from None
 
 
 def _read_correlation(path: Path) -> dict[str, np.ndarray]:
-    content = _read_npz(path, ["before", "after"])
+    content, _ = _read_arrays(path, ["before", "after"])
     shapes = {matrix.shape for matrix in content.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or shape[0] != shape[1] or shape[0] < 2:
         found = ", ".join(f"{name} {matrix.shape}" for name, matrix in content.items())
@@ -164,13 +189,14 @@ def _read_correlation(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_views(path: Path) -> tuple[list[str], Float[np.ndarray, "N 3 F T"]]:
-    content = _read_npz(path, ["clip_id", "crop", "view_1", "view_2"])
-    pictures = [content[name] for name in ("crop", "view_1", "view_2")]
+    content, metadata = _read_arrays(path, ["crop", "view_1", "view_2"])
+    pictures = [*content.values()]
     shapes = [picture.shape for picture in pictures]
-    n = len(content["clip_id"])
+    clip_id = metadata.get("clip_id", "").splitlines()
+    n = len(clip_id)
     if n == 0 or len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != n:
         raise ValueError(
             f"{path}: expected crop, view_1, view_2 of shape [clips, mel bins, frames] and as many "
             f"clip_id, got {shapes} and {n}. {_again('pretrain')}"
         )
-    return [str(name) for name in content["clip_id"]], np.stack(pictures, axis=1)
+    return clip_id, np.stack(pictures, axis=1)

@@ -32,7 +32,7 @@ def main(stage: Stage) -> None:
         ledger.write(folder / "ledger.csv", rows)
         ledger.check_failed(rows, STAGE, download.max_failed, folder / "ledger.csv")
         ledger.check_any(rows, folder / "ledger.csv")
-        complete = manifest.of(rows, download.clips_per_shard)
+        complete = ledger.manifest_of(rows, download.clips_per_shard)
         paths = manifest.shard_paths(folder, complete, tarshards.SUFFIX)
         for path, shard in zip(paths, complete.rows_of(rows), strict=True):
             clips = [(row, store.path(key(listed[row.row]))) for row in shard if row.ok]

@@ -26,7 +26,7 @@ def main(stage: Stage) -> None:
     compute = params.load("compute", ComputeParams)
 
     given = manifest.verify(AUDIO, tarshards.SUFFIX, stage="resample")
-    row_shards = given.rows_of(manifest.read_ledger(AUDIO, given, stage="resample"))
+    row_shards = given.rows_of(ledger.read_complete(AUDIO, given, stage="resample"))
     sources = manifest.shard_paths(AUDIO, given, tarshards.SUFFIX)
     with stage.output(FEATURES) as folder, stage.output(LEDGER, file=True) as finished:
         targets = manifest.shard_paths(folder, given, shards.SUFFIX)
@@ -40,7 +40,7 @@ def main(stage: Stage) -> None:
         ledger.check_any(rows, finished)
         statistics = summarize(stats.merge(totals for _, totals in done), rows)
         (folder / "stats.json").write_text(json.dumps(statistics, indent=2) + "\n")
-        manifest.write(folder, manifest.of(rows, given.clips_per_shard))
+        manifest.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
 
 
 if __name__ == "__main__":

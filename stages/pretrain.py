@@ -1,22 +1,33 @@
 """Stage `pretrain`: Audio Barlow Twins on the log-mel shards.
 
 Reads   data/logmel
-Writes  data/pretrain   checkpoint, history.csv, correlation.npz, views.npz
+Writes  data/pretrain   checkpoint, history.csv, epochs.csv, correlation.safetensors,
+                        views.safetensors, snapshots/
         data/random     the same encoder at its initialisation, the baseline of the evaluation
+        reports/throughput.csv
 Params  encoder, encoders.<encoder>, augment, projector, loss, pretrain
+
+An interrupted run goes on from its last state, in `.work/pretrain/`; where there are several
+devices, torchrun runs this module once for each.
 """
 
 import copy
+import hashlib
 import logging
+import shutil
+import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
+from safetensors.torch import save_file
 
-from pipeline import checkpoint, params
+from pipeline import checkpoint, distributed, params
 from pipeline.checkpoint import Checkpoint
-from pipeline.dataset import Features, load_features
-from pipeline.device import choose_device
+from pipeline.dataset import load_features
+from pipeline.device import choose_device, make_deterministic
 from pipeline.params.data import ComputeParams
 from pipeline.params.method import (
     AugmentParams,
@@ -26,32 +37,93 @@ from pipeline.params.method import (
     check_encoder,
 )
 from pipeline.pretrain import Settings, Trainer
-from pipeline.stage import Stage, arguments, run
+from pipeline.resume import Checkpoints, remove_forgotten
+from pipeline.stage import Stage, arguments, root, run
 
 logger = logging.getLogger(__name__)
 
+FEATURES = Path("data/logmel")
 EXAMPLE_CLIPS = 16
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
+    compute = params.load("compute", ComputeParams)
+    if compute.devices > 1 and not distributed.is_launched():
+        distributed.relaunch("stages.pretrain", compute.devices)
     settings = load_settings(stage)
-    device = choose_device(params.load("compute", ComputeParams).device)
-    features = load_features(Path("data/logmel"))
-    trainer = Trainer(settings, features, device)
-    logger.info(
-        "%d clips, %d steps of %d on %s",
-        len(features),
-        settings.pretrain.epochs * trainer.steps_per_epoch,
-        settings.pretrain.batch_size,
-        device,
-    )
-    with stage.output("data/random") as random, stage.output("data/pretrain") as trained:
+    if compute.deterministic:
+        make_deterministic()
+    with distributed.process_group(choose_device(compute.device)) as device:
+        features = load_features(FEATURES)
+        fast = None if compute.fast == "auto" else compute.fast
+        trainer = Trainer(settings, features, device, fast, compute.features)
+        how = f"{distributed.world_size()} x {device.type}, fast {trainer.fast}"
+        work = stage.work_folder(code_version(), *identity(FEATURES), how)
+        checkpoints = Checkpoints(work, compute.checkpoint_minutes, compute.checkpoints)
+        if distributed.rank() == 0:
+            train_and_publish(stage, trainer, checkpoints)
+        else:
+            trainer.probe_correlation()
+            resume(trainer, checkpoints)
+            trainer.run(checkpoints)
+            trainer.probe_correlation()
+
+
+def train_and_publish(stage: Stage, trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Train, or go on, and put all outputs in their places."""
+    remove_forgotten(checkpoints.folder.parent)
+    with ExitStack() as outputs:
+        random = outputs.enter_context(stage.output("data/random"))
+        trained = outputs.enter_context(stage.output("data/pretrain"))
+        speed = outputs.enter_context(stage.output("reports/throughput.csv", file=True))
         checkpoint.save(frozen(trainer), random)
         before = trainer.probe_correlation()
-        trainer.run()
+        resume(trainer, checkpoints)
+        snapshots = checkpoints.folder / "snapshots"
+        trainer.run(checkpoints, partial(observe, trainer, snapshots))
         checkpoint.save(frozen(trainer), trained)
-        write_curves(trainer, features, before, trained)
+        write_curves(trainer, trained)
+        trainer.throughput.table().to_csv(speed, index=False)
+        if snapshots.exists():
+            shutil.copytree(snapshots, trained / "snapshots")
+        write_pictures(trainer, before, trained)
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Go on from the last state of the same parameters, features and code, if there is one."""
+    steps = trainer.settings.pretrain.epochs * trainer.steps_per_epoch
+    state = checkpoints.newest()
+    if state is not None:
+        trainer.load_state_dict(state)
+        logger.info(
+            "going on from step %d of %d; states in %s", trainer.step, steps, checkpoints.folder
+        )
+        return
+    logger.info(
+        "%d clips, %d steps of %d on %s; no state of this run's parameters, features and code in "
+        "%s, so it starts afresh",
+        len(trainer.features),
+        steps,
+        trainer.settings.pretrain.batch_size,
+        trainer.device,
+        checkpoints.folder,
+    )
+
+
+def observe(trainer: Trainer, snapshots: Path) -> None:
+    """Write the curves so far for `python -m pipeline.watch`, and a snapshot where one is due."""
+    trainer.fetch()
+    live = root() / ".work" / "live"
+    live.mkdir(parents=True, exist_ok=True)
+    write_curves(trainer, live)
+    trainer.throughput.table().to_csv(live / "throughput.csv", index=False)
+    epoch, begun = divmod(trainer.step, trainer.steps_per_epoch)
+    every = trainer.settings.pretrain.snapshot_epochs
+    if every and not begun and epoch % every == 0:
+        folder = snapshots / f"epoch-{epoch:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(frozen(trainer), folder)
 
 
 def load_settings(stage: Stage) -> Settings:
@@ -65,6 +137,19 @@ def load_settings(stage: Stage) -> Settings:
         loss=stage.load("loss", LossParams),
         pretrain=stage.load("pretrain", PretrainParams),
     )
+
+
+def identity(features: Path) -> list[str]:
+    """Return what tells these features from others: their statistics and sizes."""
+    return [(features / name).read_text() for name in ("manifest.json", "stats.json")]
+
+
+def code_version() -> str:
+    """Return a hash of the project's modules that this process has imported."""
+    paths = {getattr(module, "__file__", None) for module in sys.modules.values()}
+    here = Path(__file__).parent.parent
+    own = sorted(path for path in paths if path and here / "pipeline" in Path(path).parents)
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in own)).hexdigest()
 
 
 def frozen(trainer: Trainer) -> Checkpoint:
@@ -81,15 +166,23 @@ def frozen(trainer: Trainer) -> Checkpoint:
     )
 
 
-def write_curves(trainer: Trainer, features: Features, before: torch.Tensor, folder: Path) -> None:
-    """Write what the report shows of the run."""
+def write_curves(trainer: Trainer, folder: Path) -> None:
+    """Write the curves: one row for each logged step, one for each epoch."""
     trainer.history_table().to_csv(folder / "history.csv", index=False, float_format="%.6g")
+    epochs = pd.DataFrame(trainer.history.epochs)
+    epochs.to_csv(folder / "epochs.csv", index=False, float_format="%.6g")
+
+
+def write_pictures(trainer: Trainer, before: torch.Tensor, folder: Path) -> None:
+    """Write what the report draws: the cross-correlation before and after, clips and views."""
     after = trainer.probe_correlation()
-    np.savez(folder / "correlation.npz", before=before.cpu(), after=after.cpu())
+    matrices = {"before": before.cpu(), "after": after.cpu()}
+    save_file(matrices, folder / "correlation.safetensors")
     clips, *pictures = trainer.example_views(EXAMPLE_CLIPS)
-    clip_id = [features.clip_id[i] for i in clips]
-    crop, view_1, view_2 = (picture.cpu() for picture in pictures)
-    np.savez(folder / "views.npz", clip_id=clip_id, crop=crop, view_1=view_1, view_2=view_2)
+    clip_id = "\n".join(trainer.features.clip_id[i] for i in clips)
+    names = ("crop", "view_1", "view_2")
+    views = {n: picture.cpu().contiguous() for n, picture in zip(names, pictures, strict=True)}
+    save_file(views, folder / "views.safetensors", {"clip_id": clip_id})
 
 
 if __name__ == "__main__":

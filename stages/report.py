@@ -1,7 +1,8 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
-Reads   data/ledger.csv, data/pretrain, reports/scores/<model>/<task>.json, names of labels
-Writes  reports/index.html, reports/metrics.json, reports/scores.csv
+Reads   data/ledger.csv, data/pretrain, reports/throughput.csv, reports/probe/<task>.csv,
+        reports/scores/<model>/<task>.json, names of labels
+Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv
 Params  all that a result depends on: the page shows them
 """
 
@@ -10,46 +11,71 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import report, report_inputs, score_table
-from pipeline.params.hear import HearParams, ReportParams, ScoreParams
+from pipeline import probe_table, report, report_inputs, score_table
+from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
+from pipeline.params.method import PretrainParams
+from pipeline.probe_table import ProbeTable
+from pipeline.score_table import ScoreTable
 from pipeline.stage import Stage, arguments, run, runtimes
 
 logger = logging.getLogger(__name__)
 
 LEDGER = Path("data/ledger.csv")
 PRETRAIN = Path("data/pretrain")
+THROUGHPUT = Path("reports/throughput.csv")
+PROBE = Path("reports/probe")
 SCORES = Path("reports/scores")
 PAGE = "reports/index.html"
 METRICS = "reports/metrics.json"
 TABLE = "reports/scores.csv"
+CURVE = "reports/probe.csv"
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
     stage.load("report", ReportParams)
     hear, protocol = stage.load("hear", HearParams), stage.load("score", ScoreParams)
+    pretrain, probed = stage.load("pretrain", PretrainParams), stage.load("probe", ProbeParams)
     encoder = load_shown_values(stage)
 
     table = score_table.read_table(SCORES, hear.tasks, protocol)
-    pretraining = report_inputs.read_pretraining(PRETRAIN, encoder)
+    probe = probe_table.read_probe(PROBE, probed.tasks, pretrain.epochs, pretrain.snapshot_epochs)
+    pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
-    page = report.render(pretraining, table, ledger, names, stage.values, runtimes())
+    page = report.render(pretraining, table, probe, ledger, names, stage.values, runtimes())
     loss = report.summarize_loss(pretraining.history)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss), indent=2) + "\n"
 
-    texts = {PAGE: page, METRICS: metrics, TABLE: score_table.to_csv(table)}
+    texts = {
+        PAGE: page,
+        METRICS: metrics,
+        TABLE: score_table.to_csv(table),
+        CURVE: probe.means.to_csv(),
+    }
     with ExitStack() as outputs:
         for target, text in texts.items():
             outputs.enter_context(stage.output(target, file=True)).write_text(
                 text, encoding="utf-8"
             )
+    tell(table, probe)
+    logger.info("see %s", PAGE)
+
+
+def tell(table: ScoreTable, probe: ProbeTable) -> None:
+    """Log the results, and what is missing of them."""
     for name, model in score_table.MODEL_NAMES.items():
         if reason := table.why_no_mean(model):
             logger.warning("No mean score of the %s encoder: %s.", name, reason)
         else:
             logger.info("mean score of the %s encoder: %.3f", name, table.mean(model))
-    logger.info("see %s", PAGE)
+    if probe.missing_tasks:
+        logger.warning("No probe of %s.", ", ".join(probe.missing_tasks))
+    if probe.missing_epochs:
+        epochs = ", ".join(map(str, probe.missing_epochs))
+        logger.warning("The probe has no encoder of epochs %s: snapshots are missing.", epochs)
+    if probe.curves:
+        logger.info("best epoch by the probe: %d, %s", probe.best, probe.folder(probe.best))
 
 
 def load_shown_values(stage: Stage) -> str:
@@ -63,7 +89,6 @@ def load_shown_values(stage: Stage) -> str:
     stage.value("augment")
     stage.value("projector")
     stage.value("loss")
-    stage.value("pretrain")
     return str(encoder)
 
 

@@ -25,7 +25,7 @@ def main(stage: Stage) -> None:
     compute = params.load("compute", ComputeParams)
 
     given = manifest.verify(CLIPS, tarshards.SUFFIX, stage="download")
-    shards = given.rows_of(manifest.read_ledger(CLIPS, given, stage="download"))
+    shards = given.rows_of(ledger.read_complete(CLIPS, given, stage="download"))
     sources = manifest.shard_paths(CLIPS, given, tarshards.SUFFIX)
     with stage.output(AUDIO) as folder:
         targets = manifest.shard_paths(folder, given, tarshards.SUFFIX)
@@ -37,7 +37,7 @@ def main(stage: Stage) -> None:
         ledger.write(folder / "ledger.csv", rows)
         ledger.check_failed(rows, STAGE, resample.max_failed, folder / "ledger.csv")
         ledger.check_any(rows, folder / "ledger.csv")
-        manifest.write(folder, manifest.of(rows, given.clips_per_shard))
+        manifest.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
 
 
 if __name__ == "__main__":

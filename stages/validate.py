@@ -1,21 +1,28 @@
 """Stage `validate`: stop wrong parameters before any work.
 
-Reads   params.yaml, the names of the HEAR tasks at hand
+Reads   params.yaml, the names of the HEAR tasks at hand, the labels of those to be probed
 Writes  reports/config.ok, a constant, so that a valid change re-runs only what depends on it
 """
 
 from pathlib import Path
 
-from pipeline.hear_tasks import find_task
+from pipeline.hear_tasks import find_task, read_task
 from pipeline.params.config import load_config
 from pipeline.stage import Stage, arguments, run
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
-    hear = load_config().hear
-    for task in hear.tasks:
-        find_task(Path("data", hear.source, "tasks"), task)
+    config = load_config()
+    folder = Path("data", config.hear.source, "tasks")
+    for name in config.hear.tasks:
+        find_task(folder, name)
+    for name in config.probe.tasks:
+        if read_task(folder / name).metadata.embedding_type == "event":
+            raise ValueError(
+                f"probe.tasks: {name} is an event task, and only scene tasks are probed. Remove it "
+                "from probe.tasks; it can stay in hear.tasks."
+            )
     path = Path("reports/config.ok")
     path.parent.mkdir(exist_ok=True)
     path.write_text("params.yaml is valid\n")

@@ -13,13 +13,21 @@ from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
+from safetensors.numpy import save_file
 
 PARAMS = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "params.yaml")
-PARAMS["pretrain"] |= {"epochs": 20, "batch_size": 32}  # what the expected numbers are for
+PARAMS["pretrain"] |= {
+    "epochs": 20,
+    "batch_size": 32,
+    "snapshot_epochs": 5,
+}  # what the expected numbers are for
 TASKS = ("toy_kind-v1-small", "toy_beats-v1-small")
 METRICS = {"toy_kind-v1-small": "top1_acc", "toy_beats-v1-small": "event_onset_200ms_fms"}
 SCORES = {"pretrain": (0.6, 0.3), "random": (0.5, 0.25)}
 HISTORY_FIELDS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
+HISTORY_FIELDS += ["lr_vectors", "encoder_grad_norm", "projector_grad_norm"]
+HISTORY_FIELDS += ["encoder_weight_norm", "projector_weight_norm"]
+PROBED = {0: 0.3, 5: 0.6, 10: 0.8, 15: 0.75, 20: 0.7}  # epoch: score of the linear classifier
 
 
 class SyntheticRun:
@@ -30,12 +38,15 @@ class SyntheticRun:
         self.random = np.random.default_rng(0)
         self.params = copy.deepcopy(PARAMS)
         self.set("hear.tasks", list(TASKS))
+        self.set("probe.tasks", [TASKS[0]])
+        self.probe(TASKS[0], PROBED)
         for model, values in SCORES.items():
             for task, value in zip(TASKS, values, strict=True):
                 self.score(model, task, value)
         self.ledger([ledger_row(row) for row in range(20)])
         self.encoder()
         self.history(steps_per_epoch)
+        self.telemetry(steps_per_epoch)
         self.correlation(dims)
         self.views(clips=6)
 
@@ -104,9 +115,27 @@ class SyntheticRun:
                 redundancy = floor * (1 + 2 * np.exp(-8 * done))
                 lr = 0.1 * min(1.0, step / steps_per_epoch) * (1 + np.cos(np.pi * done)) / 2
                 loss = invariance + redundancy
-                writer.writerow(
-                    [step, step / steps_per_epoch, loss, invariance, redundancy, floor, lr]
-                )
+                norms = [2 * loss, loss, 90 + 20 * done, 60 + 9 * done]
+                terms = [loss, invariance, redundancy, floor]
+                writer.writerow([step, step / steps_per_epoch, *terms, lr, 0.1 * lr, *norms])
+
+    def telemetry(self, steps_per_epoch: int) -> None:
+        """Write a rank that rises and one that falls, and the speed, over the epochs."""
+        epochs = np.arange(1, self.params["pretrain"]["epochs"] + 1)
+        rows = [f"{e},{300 / e},{40 + e},{90 / e},{max(0, 9 - e)},0" for e in epochs]
+        text = "\n".join(["epoch,loss,rank_y,rank_z,dead_y,dead_z", *rows])
+        self._pretrain("epochs.csv").write_text(text + "\n")
+        rows = [f"{float(e * steps_per_epoch)},{400 - 50 / e},{0.2 / e}" for e in epochs]
+        text = "\n".join(["step,samples_per_s,wait_share", *rows])
+        (self.root / "reports" / "throughput.csv").write_text(text + "\n")
+
+    def probe(self, task: str, scores: dict[int, float]) -> Path:
+        """Write the curve of a task: the linear classifier's scores by epoch."""
+        path = self.root / "reports" / "probe" / f"{task}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [f"{epoch},{0.9 * score},{score}" for epoch, score in scores.items()]
+        path.write_text("\n".join(["epoch,knn,linear", *rows]) + "\n")
+        return path
 
     def correlation(self, dims: int) -> None:
         """Write two matrices: diagonal 0.1 and 0.9 among noise."""
@@ -114,7 +143,8 @@ class SyntheticRun:
         for matrix, diagonal in zip(noise, (0.1, 0.9), strict=True):
             np.fill_diagonal(matrix, diagonal)
         before, after = noise.astype(np.float32)
-        np.savez(self._pretrain("correlation.npz"), before=before, after=after)
+        matrices = {"before": before, "after": after}
+        save_file(matrices, self._pretrain("correlation.safetensors"))
 
     def views(self, clips: int) -> None:
         """Write smooth pictures of the clips in the ledger's first rows."""
@@ -122,10 +152,10 @@ class SyntheticRun:
         f, t = np.mgrid[0 : 1 : mels * 1j, 0 : 1 : frames * 1j]
         crop = np.stack([1.5 * np.sin(9 * f + (3 + i) * 5 * t) - f for i in range(clips)])
         views = [0.8 * np.roll(crop, shift, axis=(1, 2)) + 0.3 for shift in (5, -9)]
-        crop, view_1, view_2 = (x.astype(np.float32) for x in (crop, *views))
-        ids = [ledger_row(row)["clip_id"] for row in range(clips)]
-        path = self._pretrain("views.npz")
-        np.savez(path, clip_id=ids, crop=crop, view_1=view_1, view_2=view_2)
+        arrays = dict(zip(("crop", "view_1", "view_2"), (crop, *views), strict=True))
+        arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        ids = "\n".join(ledger_row(row)["clip_id"] for row in range(clips))
+        save_file(arrays, self._pretrain("views.safetensors"), {"clip_id": ids})
 
     def _pretrain(self, name: str) -> Path:
         folder = self.root / "data" / "pretrain"

@@ -1,112 +1,231 @@
-"""Features in memory: what a crop is, how it is padded, and the order of an epoch."""
+"""What the shards of a folder hold, and which crops an epoch takes of them."""
 
 import json
+import math
 
 import h5py
-import numpy as np
 import pytest
 import torch
-from torch import Generator
+from synthetic_features import LOG_MEL, write_folder
 
-from pipeline.dataset import Features, epoch_batches, load_features
-from pipeline.params.config import load_config
+from pipeline import manifest
+from pipeline.dataset import Features, epoch_plan, load_features, locate_crops
+from pipeline.manifest import Manifest
 
-LOG_MEL = load_config().logmel
-
-
-def features(lengths, mean=0.0, std=1.0):
-    """Clips whose value is 1000 * clip + frame in every mel bin."""
-    frames = torch.cat([1000.0 * i + torch.arange(n) for i, n in enumerate(lengths)])
-    start = torch.tensor([0, *lengths]).cumsum(0)
-    clip_id = [f"clip{i}" for i in range(len(lengths))]
-    array = frames[:, None].expand(-1, 64).half().contiguous()
-    return Features(array, start, clip_id, LOG_MEL, mean, std)
+CPU = torch.device("cpu")
 
 
-def generator(seed=0):
-    return Generator().manual_seed(seed)
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path, [[5, 7], [], [3]])
 
 
-def test_a_crop_is_consecutive_frames_of_its_own_clip():
-    crops = features([200, 300]).crop(torch.tensor([1, 0, 1]), 96, generator())
-    assert crops.shape == (3, 64, 96)
-    assert torch.equal(crops, crops[:, :1].expand(-1, 64, -1))
-    for crop, clip, length in zip(crops[:, 0], (1, 0, 1), (300, 200, 300), strict=True):
-        assert torch.equal(crop.diff(), torch.ones(95))
-        assert 1000 * clip <= crop[0] <= 1000 * clip + length - 96
+def test_shards_are_one_list_of_clips_and_of_frames(folder):
+    features = load_features(folder)
+    assert features.clip_id == ["s0c0", "s0c1", "s2c0"]
+    assert features.start.tolist() == [0, 5, 12, 15]
+    assert (len(features), features.nbytes) == (3, 15 * 64 * 2)
+    assert (features.mean, features.std, features.log_mel) == (1.5, 2.5, LOG_MEL)
+    frames = features.read_frames(CPU)
+    expected = [0, 1, 2, 3, 4, *range(10, 17), 200, 201, 202]
+    assert torch.equal(frames, torch.tensor(expected)[:, None].expand(-1, 64).half())
+
+
+def test_loading_reads_no_frames(folder, monkeypatch):
+    read = h5py.Dataset.__getitem__
+
+    def refuse_frames(dataset, *key):
+        assert dataset.name != "/log_mel"
+        return read(dataset, *key)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", refuse_frames)
+    load_features(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("manifest.json", r"no .*manifest\.json.*Run `dvc "),
+        ("stats.json", r"stats\.json is missing.*Run `dvc "),
+        ("00001.h5", r"lacks 1 of 3 shards, first 00001\.h5.*Run `dvc "),
+    ],
+)
+def test_missing_features_are_refused_with_the_command_that_makes_them(folder, missing, message):
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_features(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"mean": 0}',
+        '{"mean": 0, "std": null}',
+        '{"mean": 0, "std": 0}',
+        '{"mean": 0, "std": -1}',
+        '{"mean": NaN, "std": 1}',
+        '{"mean": 0, "std": Infinity}',
+    ],
+)
+def test_statistics_that_cannot_normalize_are_refused(folder, content):
+    (folder / "stats.json").write_text(content)
+    with pytest.raises(ValueError, match=r"stats\.json is broken.*Run `dvc repro -f logmel`"):
+        load_features(folder)
+
+
+@pytest.mark.parametrize("counts", [(2, 20, 3, 10), (3, 30, 2, 10), (3, 30, 4, 10)])
+def test_a_manifest_of_other_shards_is_refused(folder, counts):
+    """Fewer shards than files, fewer clips than the shards have, more clips."""
+    manifest.write(folder, Manifest(*counts))
+    with pytest.raises(ValueError, match=r"manifest\.json has .* of different runs.*dvc repro -f"):
+        load_features(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def make_text(path):
+    path.write_text("no HDF5")
+
+
+def empty(path):
+    h5py.File(path, "w").close()
+
+
+def lose_a_clip_id(path):
+    with h5py.File(path, "a") as file:
+        ids = file["clip_id"][:1]
+        del file["clip_id"]
+        file["clip_id"] = ids
+
+
+def lose_a_frame(path):
+    with h5py.File(path, "a") as file:
+        file["start"][-1] = 11
+
+
+def go_back(path):
+    with h5py.File(path, "a") as file:
+        file["start"][1] = 13
+
+
+def break_front_end(path):
+    with h5py.File(path, "a") as file:
+        file.attrs["logmel"] = "{"
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, make_text, empty, lose_a_clip_id, lose_a_frame, go_back, break_front_end]
+)
+def test_a_damaged_shard_is_refused_by_name(folder, damage):
+    damage(folder / "00000.h5")
+    with pytest.raises(ValueError, match=r"00000\.h5.* damaged .*Run `dvc |00000\.h5 is damaged: "):
+        load_features(folder)
+
+
+@pytest.mark.parametrize("how", [{"chunks": (5, 64)}, {"compression": "gzip"}, {"dtype": "f4"}])
+def test_frames_that_are_not_plain_bytes_are_refused(folder, how):
+    with h5py.File(folder / "00000.h5", "a") as file:
+        frames = file["log_mel"][:]
+        del file["log_mel"]
+        file.create_dataset("log_mel", data=frames, **how)
+    with pytest.raises(ValueError, match=r"00000\.h5 holds its frames as .*contiguous"):
+        load_features(folder)
+
+
+def test_shards_of_different_front_ends_are_refused(folder):
+    with h5py.File(folder / "00002.h5", "a") as shard:
+        shard.attrs["logmel"] = json.dumps({**LOG_MEL.model_dump(), "win_length": 400})
+    with pytest.raises(ValueError, match=r"2 different front ends.*00002\.h5.*win_length=400"):
+        load_features(folder)
+
+
+def test_a_shard_that_shrinks_after_its_metadata_were_read_is_refused(folder):
+    features = load_features(folder)
+    with (folder / "00002.h5").open("r+b") as file:
+        file.truncate(features.frames[2].offset + 100)
+    with pytest.raises(ValueError, match=r"00002\.h5 ends before its 3 frames do"):
+        features.read_frames(CPU)
+
+
+def test_frames_may_be_in_memory_already():
+    frames = torch.arange(30.0)[:, None].expand(-1, 64).half()
+    features = Features(frames, torch.tensor([0, 10, 30]), ["a", "b"], LOG_MEL, 0.0, 1.0)
+    assert torch.equal(features.read_frames(CPU), frames)
+    assert (len(features), features.nbytes) == (2, 30 * 64 * 2)
+
+
+def test_an_epoch_takes_every_clip_at_most_once_in_a_new_order():
+    first, second = epoch_plan(103, 10, 0, 0), epoch_plan(103, 10, 0, 1)
+    assert first.clip.shape == first.draw.shape == (10, 10)
+    assert len(first.clip.unique()) == len(second.clip.unique()) == 100
+    assert not torch.equal(first.clip.sort()[0], second.clip.sort()[0])
+    assert not torch.equal(first.draw, second.draw)
+
+
+def test_a_plan_depends_on_its_arguments_alone():
+    expected = epoch_plan(103, 10, 3, 7)
+    torch.rand(5)
+    again, other_seed = epoch_plan(103, 10, 3, 7), epoch_plan(103, 10, 4, 7)
+    assert torch.equal(expected.clip, again.clip) and torch.equal(expected.draw, again.draw)
+    assert not torch.equal(expected.clip, other_seed.clip)
+    assert not torch.equal(expected.clip, epoch_plan(103, 10, 7, 3).clip)
+
+
+def test_all_clips_come_first_equally_often():
+    first = torch.stack([epoch_plan(8, 4, 0, epoch).clip[0, 0] for epoch in range(2000)])
+    share = torch.bincount(first, minlength=8) / 2000
+    assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
+
+
+def test_several_crops_of_a_clip_are_in_the_same_batch_with_draws_of_their_own():
+    plan = epoch_plan(20, 12, 0, 0, crops_per_clip=3)
+    assert plan.clip.shape == (5, 12)  # 4 clips each, 3 times as many steps as with one crop
+    assert len(plan.clip.unique()) == 20
+    assert all((row.unique(return_counts=True)[1] == 3).all() for row in plan.clip)
+    assert len(plan.draw.unique()) == 60
+    assert plan.draw.min() >= 0 and plan.draw.max() < 1
+
+
+def test_the_shares_of_the_processes_are_together_the_whole_batch():
+    plan = epoch_plan(40, 12, 0, 0)
+    shares = [plan.share(rank, 3) for rank in range(3)]
+    assert [share.clip.shape for share in shares] == [(3, 4)] * 3
+    assert torch.equal(torch.cat([share.clip for share in shares], dim=1), plan.clip)
+    assert torch.equal(torch.cat([share.draw for share in shares], dim=1), plan.draw)
+
+
+def test_batches_that_cannot_be_filled_or_shared_are_refused():
+    with pytest.raises(ValueError, match=r"7 clips, fewer than pretrain\.batch_size = 8"):
+        epoch_plan(7, 8, 0, 0)
+    with pytest.raises(ValueError, match=r"batch_size = 8 is no multiple of .* = 3"):
+        epoch_plan(7, 8, 0, 0, crops_per_clip=3)
+    with pytest.raises(ValueError, match="batch_size = 8 cannot be shared equally by 3 processes"):
+        epoch_plan(8, 8, 0, 0).share(0, 3)
 
 
 def test_every_start_is_equally_likely_the_last_included():
-    crops = features([99]).crop(torch.zeros(4000, dtype=torch.long), 96, generator())
-    share = torch.bincount(crops[:, 0, 0].long(), minlength=4) / 4000
+    start, clip = torch.tensor([0, 50, 149]), torch.ones(4000, dtype=torch.long)
+    draw = torch.cat([epoch_plan(400, 400, 0, epoch).draw[0] for epoch in range(10)])
+    first, real = locate_crops(start, clip, draw, 96)
+    assert (real == 96).all()
+    share = torch.bincount(first - 50, minlength=4) / 4000
     assert share.shape == (4,)
     assert (share - 0.25).abs().max() < 0.03
 
 
-def test_a_clip_of_the_crops_length_is_taken_whole():
-    crop = features([96]).crop(torch.zeros(1, dtype=torch.long), 96, generator())
-    assert torch.equal(crop[0, 0], torch.arange(96.0))
+@pytest.mark.parametrize("draw", [1 - 2**-24, 1.0])
+def test_the_largest_draw_gives_the_last_start_of_any_clip(draw):
+    lengths = torch.arange(96, 2000)
+    start = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    first, _ = locate_crops(start, torch.arange(1904), torch.full((1904,), draw), 96)
+    assert torch.equal(first + 96, start[1:])
 
 
-def test_a_short_clip_is_followed_by_digital_silence_not_by_its_neighbour():
-    crop = features([10, 200], mean=3.0, std=2.0).crop(torch.tensor([0]), 96, generator())[0]
-    torch.testing.assert_close(crop[0, :10], (torch.arange(10.0) - 3) / 2)
-    torch.testing.assert_close(crop[0, 10:], torch.full((86,), (-15.942385 - 3) / 2))
-
-
-def test_crops_are_normalized_by_the_statistics_of_the_dataset():
-    plain = features([96]).crop(torch.tensor([0]), 96, generator())
-    normalized = features([96], mean=5.0, std=4.0).crop(torch.tensor([0]), 96, generator())
-    torch.testing.assert_close(normalized, (plain - 5) / 4)
-
-
-def test_an_epoch_takes_every_clip_at_most_once_in_a_new_order():
-    g = generator()
-    first, second = epoch_batches(103, 10, g), epoch_batches(103, 10, g)
-    assert first.shape == (10, 10)
-    assert len(first.unique()) == 100
-    assert not torch.equal(first, second)
-    assert torch.equal(first, epoch_batches(103, 10, generator()))
-
-
-def test_fewer_clips_than_a_batch_are_refused():
-    with pytest.raises(ValueError, match=r"7 clips, fewer than pretrain\.batch_size = 8"):
-        epoch_batches(7, 8, generator())
-
-
-def write_folder(folder, shards):
-    """Shards as lists of clip lengths, in the documented layout."""
-    for i, lengths in enumerate(shards):
-        data = features(lengths)
-        with h5py.File(folder / f"{i:05d}.h5", "w") as shard:
-            shard["log_mel"] = data.frames.numpy() + i
-            shard["start"] = data.start.numpy()
-            shard["clip_id"] = [f"s{i}c{j}" for j in range(len(lengths))]
-            shard.attrs["logmel"] = json.dumps(LOG_MEL.model_dump())
-    (folder / "manifest.json").write_text(json.dumps({"shards": len(shards)}))
-    (folder / "stats.json").write_text(json.dumps({"mean": 1.5, "std": 2.5}))
-
-
-def test_shards_are_read_end_to_end(tmp_path):
-    write_folder(tmp_path, [[5, 7], [3]])
-    loaded = load_features(tmp_path)
-    assert loaded.clip_id == ["s0c0", "s0c1", "s1c0"]
-    assert loaded.start.tolist() == [0, 5, 12, 15]
-    np.testing.assert_array_equal(loaded.frames[12:, 0], [1, 2, 3])
-    assert (loaded.mean, loaded.std, loaded.log_mel) == (1.5, 2.5, LOG_MEL)
-
-
-@pytest.mark.parametrize("missing", ["manifest.json", "stats.json", "00001.h5"])
-def test_missing_features_are_refused_with_the_command_that_makes_them(tmp_path, missing):
-    write_folder(tmp_path, [[5], [3]])
-    (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{missing} is missing.*dvc repro logmel"):
-        load_features(tmp_path)
-
-
-def test_shards_of_different_front_ends_are_refused(tmp_path):
-    write_folder(tmp_path, [[5], [3]])
-    with h5py.File(tmp_path / "00001.h5", "a") as shard:
-        shard.attrs["logmel"] = json.dumps({**LOG_MEL.model_dump(), "win_length": 400})
-    with pytest.raises(ValueError, match="2 different front ends"):
-        load_features(tmp_path)
+def test_a_clip_of_the_crops_length_or_shorter_is_taken_whole():
+    start, clip = torch.tensor([0, 96, 106]), torch.tensor([0, 1])
+    first, real = locate_crops(start, clip, torch.tensor([0.99, 0.99]), 96)
+    assert (first.tolist(), real.tolist()) == ([0, 96], [96, 10])

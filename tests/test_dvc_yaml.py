@@ -107,7 +107,7 @@ def made_by_stages() -> set[str]:
 def test_a_data_dependency_is_exactly_another_stages_output_or_tracked_by_git():
     outputs = made_by_stages()
     tracked = {"data/${source}", "data/${hear.source}/tasks/<task>", "reports/scores"}
-    tracked |= {"data/${source}/labels.csv"}
+    tracked |= {"data/${source}/labels.csv", "reports/probe"}
     for name, body in STAGES.items():
         for dep in body["deps"]:
             if dep.startswith(("data/", "reports/")):
@@ -141,5 +141,6 @@ def test_every_listed_parameter_exists(encoder):
 
 
 def test_heavy_outputs_are_cached_so_that_a_remote_can_restore_them():
+    small = {"reports/throughput.csv": {"cache": False}}
     for name in ("download", "resample", "logmel", "pretrain", "embed"):
-        assert all(isinstance(out, str) for out in STAGES[name]["outs"]), name
+        assert all(isinstance(out, str) or out == small for out in STAGES[name]["outs"]), name

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.encoders import build_encoder
+from pipeline.encoders import build_encoder, vit
 from pipeline.encoders.audiontt import AudioNTT
 from pipeline.encoders.vit import Attention, sincos_position
 from pipeline.params.config import load_config
@@ -133,6 +133,50 @@ def test_stems_give_one_token_per_patch_in_the_patchs_grid(name, patch):
     grid = encoder.stem(torch.randn(2, 1, 64, 96)).shape[2:]
     assert grid == (64 // patch[0], 96 // patch[1])
     assert encoder(torch.randn(2, 1, 64, 96)).shape == (2, 192)
+
+
+@pytest.mark.parametrize("crop_frames", [32, 96, 160, 320, 480])
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("name", ["vit", "vitc"])
+def test_every_variant_of_vit_trains_all_its_parameters(
+    name, pool, position, patch, crop_frames, monkeypatch
+):
+    monkeypatch.setattr(vit, "DEPTH", 2)
+    params = vit_params(patch_mels=patch[0], patch_frames=patch[1], position=position, pool=pool)
+    encoder = build_encoder(name, params, n_mels=64, crop_frames=crop_frames)
+    y = encoder(torch.randn(2, 1, 64, crop_frames))
+    assert y.shape == (2, 192) and y.isfinite().all()
+    y.square().sum().backward()
+    trained = {n for n, p in encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {n for n, p in encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("size", ["base", "small", "tiny"])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_every_size_of_vit_takes_every_patch(size, patch):
+    params = vit_params(size=size, patch_mels=patch[0], patch_frames=patch[1])
+    width = {"base": 768, "small": 384, "tiny": 192}[size]
+    for name in ("vit", "vitc"):
+        with torch.device("meta"):
+            encoder = build_encoder(name, params, n_mels=64, crop_frames=480)
+            y = encoder(torch.randn(2, 1, 64, 480))
+        assert y.shape == (2, width)
+        assert len(encoder.blocks) == (11 if name == "vitc" else 12)
+
+
+@pytest.mark.parametrize("embed_dim", [65, 80, 200])
+def test_the_size_of_audiontts_representation_is_free_above_its_local_features(embed_dim):
+    encoder = build_encoder("audiontt", small_audiontt(embed_dim=embed_dim), 64, 96)
+    assert encoder(torch.randn(2, 1, 64, 96)).shape == (2, embed_dim)
+    with pytest.raises(ValueError, match="must exceed the 64 local features"):
+        build_encoder("audiontt", small_audiontt(embed_dim=64), 64, 96)
+
+
+def test_a_mask_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"mask_ratio = 0\.99 leaves none of the 48 patches"):
+        build_encoder("vitc", vit_params(mask_ratio=0.99), n_mels=64, crop_frames=96)
 
 
 def test_a_patch_that_does_not_tile_the_input_is_refused():

@@ -11,6 +11,7 @@ from pipeline.dataset import Features
 from pipeline.encoders import build_encoder
 from pipeline.fast import audiontt, embed_views, vit
 from pipeline.loss import barlow_twins_loss, cross_correlation
+from pipeline.masking import draw_kept
 from pipeline.params.config import load_config
 from pipeline.pretrain import BarlowTwins, Settings, Trainer
 from pipeline.projector import build_projector
@@ -78,6 +79,28 @@ def two_views(batch, frames, dtype=torch.float64, seed=2):
 def test_both_views_at_once_equal_two_passes_of_the_plain_modules(name, frames):
     net = model(name, crop_frames=frames).double()
     compare(net, two_views(4, frames), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["vit", "vitc"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.75])
+def test_a_masked_view_equals_the_plain_modules_and_leaves_the_other_whole(name, pool, ratio):
+    encoder = model(name, pool=pool).double().encoder.eval()
+    kept = draw_kept(4, 16, ratio, Generator().manual_seed(1))
+    grid = encoder.stem(torch.cat(two_views(4, 32))[:, None]).detach().requires_grad_()
+    parameters = [grid, encoder.cls, *encoder.blocks.parameters(), *encoder.norm.parameters()]
+
+    def with_gradients(y):
+        upstream = torch.randn(y.shape, generator=Generator().manual_seed(2)).double()
+        return y, *torch.autograd.grad((y * upstream).sum(), parameters)
+
+    plain = torch.cat([encoder.encode(grid[:4], kept), encoder.encode(grid[4:])])
+    expected = with_gradients(plain)
+    actual = with_gradients(vit.encode(encoder, grid, kept))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+    if ratio == 0:
+        whole = with_gradients(vit.encode(encoder, grid))
+        torch.testing.assert_close(actual, whole, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(("channels", "frames"), [(16, 30), (12, 32), (4, 32)])
@@ -184,7 +207,7 @@ def test_kernels_of_audiontt_equal_their_definitions(channels, frames):
 
 
 @needs_gpu
-@pytest.mark.parametrize("tokens", [13, 49, 97])
+@pytest.mark.parametrize("tokens", [5, 13, 49, 97])
 def test_kernels_of_vit_equal_their_definitions(tokens):
     def normal(*shape):
         return torch.randn(shape, generator=g)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeline.loss import barlow_twins_loss, cross_correlation, noise_floor
-from pipeline.params.method import LossParams
+from pipeline.params.config import load_config
 
-PAPER = LossParams(alpha=1.0, lambda_=0.005)
+PAPER = load_config().loss
 
 
 def random_pair(batch, dim, seed=0, dtype=torch.float32):
@@ -14,10 +14,11 @@ def random_pair(batch, dim, seed=0, dtype=torch.float32):
     return torch.randn(2, batch, dim, generator=generator, dtype=dtype).unbind()
 
 
-def test_equals_equations_1_and_2_written_as_loops():
+@pytest.mark.parametrize("hsic", [False, True])
+def test_equals_equations_1_and_2_written_as_loops(hsic):
     z, z_prime = random_pair(5, 3)
     zn, zpn = ((v - v.mean(0)) / (v.var(0, correction=0) + 1e-5).sqrt() for v in (z, z_prime))
-    params = LossParams(alpha=0.7, lambda_=0.03)
+    params = PAPER.model_copy(update={"alpha": 0.7, "lambda_": 0.03, "hsic": hsic})
     invariance = redundancy = 0.0
     for i in range(3):
         for j in range(3):
@@ -25,7 +26,7 @@ def test_equals_equations_1_and_2_written_as_loops():
             if i == j:
                 invariance += 0.7 * (1 - c_ij) ** 2
             else:
-                redundancy += 0.03 * c_ij**2
+                redundancy += 0.03 * (c_ij + 1 if hsic else c_ij) ** 2
     terms = barlow_twins_loss(cross_correlation(z, z_prime), params)
     assert float(terms.invariance) == pytest.approx(invariance, rel=1e-5)
     assert float(terms.redundancy) == pytest.approx(redundancy, rel=1e-5)
@@ -48,6 +49,15 @@ def test_independent_embeddings_at_the_papers_size_cost_1106_of_which_43_is_the_
     assert floor == pytest.approx(0.005 * 1048 * 1047 / 128)
     assert float(terms.redundancy) == pytest.approx(floor, rel=0.02)
     assert float(sum(terms)) == pytest.approx(1106, rel=0.02)
+
+
+def test_hsics_floor_at_the_papers_size_is_5527():
+    params = PAPER.model_copy(update={"hsic": True})
+    terms = barlow_twins_loss(cross_correlation(*random_pair(128, 1048)), params)
+    floor = noise_floor(params, 1048, 128)
+    assert floor == pytest.approx(0.005 * 1048 * 1047 * (1 + 1 / 128))
+    assert floor == pytest.approx(5527, rel=0.001)  # abt 6.2
+    assert float(terms.redundancy) == pytest.approx(floor, rel=0.02)
 
 
 def test_swapping_the_views_transposes_c_and_keeps_the_loss():

@@ -17,7 +17,7 @@ def rows(count, failed=()):
 @pytest.fixture
 def folder(tmp_path):
     """A complete output of three shards."""
-    complete = manifest.of(rows(10, failed={9}), clips_per_shard=4)
+    complete = ledger.manifest_of(rows(10, failed={9}), clips_per_shard=4)
     for path in manifest.shard_paths(tmp_path, complete, ".tar"):
         path.touch()
     ledger.write(tmp_path / "ledger.csv", rows(10, failed={9}))
@@ -36,7 +36,7 @@ def test_the_file_holds_counts_only(folder):
 
 
 def test_shards_are_fixed_ranges_of_rows(folder):
-    shards = manifest.of(rows(10), 4).rows_of(rows(10))
+    shards = ledger.manifest_of(rows(10), 4).rows_of(rows(10))
     assert [[row.row for row in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert manifest.shard_path(folder, 2, ".tar").name == "00002.tar"
 
@@ -93,21 +93,21 @@ def test_a_missing_or_broken_ledger_says_what_to_run(folder):
     complete = manifest.verify(folder, ".tar", "download")
     (folder / "ledger.csv").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"ledger\.csv, line 1 .*UTF-8.*`dvc repro -f download`"):
-        manifest.read_ledger(folder, complete, "download")
+        ledger.read_complete(folder, complete, "download")
     (folder / "ledger.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*ledger\.csv.*`dvc repro -f download`"):
-        manifest.read_ledger(folder, complete, "download")
+        ledger.read_complete(folder, complete, "download")
 
 
 def test_a_folder_without_clips_is_refused(folder):
-    manifest.write(folder, manifest.of(rows(10, failed=set(range(10))), 4))
+    manifest.write(folder, ledger.manifest_of(rows(10, failed=set(range(10))), 4))
     with pytest.raises(ValueError, match="holds no clips"):
         manifest.verify(folder, ".tar", "download")
 
 
 def test_a_ledger_of_another_run_is_refused(folder):
     complete = manifest.verify(folder, ".tar", "download")
-    assert manifest.read_ledger(folder, complete, "download") == rows(10, failed={9})
+    assert ledger.read_complete(folder, complete, "download") == rows(10, failed={9})
     ledger.write(folder / "ledger.csv", rows(10))
     with pytest.raises(ValueError, match=r"10 ok.*does not belong to its manifest"):
-        manifest.read_ledger(folder, complete, "download")
+        ledger.read_complete(folder, complete, "download")

@@ -1,11 +1,14 @@
 """Optimizers and schedule against their definitions written out."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from pipeline.capture import Captured
+from pipeline.encoders import build_encoder
 from pipeline.optim import Lars, build_optimizer, lr_factor, set_lr
 from pipeline.params.config import load_config
 
@@ -65,10 +68,104 @@ def test_lars_moves_matrices_independently_of_the_scale_of_the_loss_but_not_vect
     torch.testing.assert_close(1000 * moves[0][vector], moves[1][vector], rtol=1e-3, atol=1e-6)
 
 
-def test_weight_decay_of_adamw_spares_biases_and_norms():
-    optimizer = build_optimizer(model(), ADAMW)
-    decays = {p.ndim: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert decays == {2: 0.24, 1: 0.0}
+def adam_step(p, g, state, step, decay, decoupled):
+    """Adam with betas 0.8 and 0.95, rate 0.01, one value at a time."""
+    new = []
+    for i in range(len(p)):
+        grad = g[i] if decoupled else g[i] + decay * p[i]
+        m, v = state[i]
+        m, v = 0.8 * m + 0.2 * grad, 0.95 * v + 0.05 * grad**2
+        state[i] = (m, v)
+        kept = p[i] * (1 - 0.01 * decay) if decoupled else p[i]
+        m_hat, v_hat = m / (1 - 0.8**step), v / (1 - 0.95**step)
+        new.append(kept - 0.01 * m_hat / (math.sqrt(v_hat) + 1e-8))
+    return new
+
+
+def sgd_step(p, g, state, step, decay, momentum):
+    """SGD with L2 decay, rate 0.01, one value at a time."""
+    for i in range(len(p)):
+        state[i] = (momentum * state[i][0] + g[i] + decay * p[i], 0.0)
+    return [p[i] - 0.01 * state[i][0] for i in range(len(p))]
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "definition"),
+    [
+        ("adamw", 0.9, partial(adam_step, decoupled=True)),
+        ("adam", 0.9, partial(adam_step, decoupled=False)),
+        ("sgd", 0.0, partial(sgd_step, momentum=0.0)),
+        ("sgd", 0.7, partial(sgd_step, momentum=0.7)),
+    ],
+)
+def test_optimizers_equal_their_definitions_over_four_steps(name, momentum, definition):
+    changes = {"lr": 0.01, "weight_decay": 0.5, "momentum": momentum, "beta1": 0.8, "beta2": 0.95}
+    net = model()
+    optimizer = build_optimizer(net, ADAMW.model_copy(update={"name": name, **changes}))
+    expected = {n: p.detach().flatten().tolist() for n, p in net.named_parameters()}
+    state = {n: [(0.0, 0.0)] * p.numel() for n, p in net.named_parameters()}
+    for step in range(1, 5):
+        for n, p in net.named_parameters():
+            p.grad = torch.randn(p.shape) * step
+            decay = 0.5 if p.ndim > 1 else 0.0
+            g = p.grad.flatten().tolist()
+            expected[n] = definition(expected[n], g, state[n], step, decay)
+        optimizer.step()
+    for n, p in net.named_parameters():
+        actual = p.detach().flatten()
+        torch.testing.assert_close(actual, torch.tensor(expected[n]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw", "adam", "sgd"])
+def test_matrices_cls_token_and_learned_positions_have_weight_decay_and_vectors_have_none(name):
+    params = CONFIG.encoders.vit.model_copy(update={"position": "learned"})
+    encoder = build_encoder("vit", params, n_mels=64, crop_frames=32)
+    optimizer = build_optimizer(encoder, ADAMW.model_copy(update={"name": name}))
+    names = {id(p): n for n, p in encoder.named_parameters()}
+    groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    vectors = {n for n, p in encoder.named_parameters() if p.ndim == 1 and p.requires_grad}
+    assert {"cls", "position", "blocks.3.mlp.0.weight"} <= groups[0]
+    assert groups[1] == vectors and "blocks.3.norm_1.weight" in vectors
+    assert optimizer.param_groups[0]["weight_decay"] == 0.24
+    without = optimizer.param_groups[1]
+    assert not without["adapt"] if name == "lars" else without["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw", "adam", "sgd"])
+def test_a_change_of_the_name_is_enough_to_change_the_optimizer(name):
+    net = model()
+    optimizer = build_optimizer(net, LARS.model_copy(update={"name": name, "lr": 1e-4}))
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.param_groups[1]["base_lr"] == (0.0048 if name == "lars" else 1e-4)
+    before = [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.randn(p.shape)
+    set_lr(optimizer, 0.0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    set_lr(optimizer, 1.0)
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["lars", "adamw", "adam", "sgd"])
+def test_a_captured_step_follows_the_learning_rate(name):
+    net = model().cuda()
+    optimizer = build_optimizer(net, LARS.model_copy(update={"name": name, "lr": 1e-2}))
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    step = Captured(optimizer.step, torch.Generator("cuda"))
+    for factor in (1.0, 0.5, 0.25, 0.125, 0.0625):
+        set_lr(optimizer, factor)
+        step()
+    before = [p.detach().clone() for p in net.parameters()]
+    set_lr(optimizer, 0.0)
+    step()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    set_lr(optimizer, 1.0)
+    step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
 def test_frozen_parameters_are_not_optimized():

@@ -9,8 +9,8 @@ from torchaudio.functional import melscale_fbanks
 from pipeline import params
 from pipeline.params import check, load, load_value, read
 from pipeline.params.config import Config, load_config
-from pipeline.params.data import LogMelParams
-from pipeline.params.method import LossParams, PretrainParams, check_encoder
+from pipeline.params.data import LogMelParams, ResampleParams
+from pipeline.params.method import PretrainParams, check_encoder
 
 
 def changed(key, value):
@@ -46,12 +46,30 @@ def test_the_committed_file_is_valid():
         ("source", "youtube", r"source = 'youtube': must be one of"),
         ("encoders.vitc.patch_mels", 4, r"must be one of 16x16, 16x8, 8x8, 64x2, got 4x8"),
         ("encoders.vitc.patch_frames", 4, r"must be one of 16x16, 16x8, 8x8, 64x2, got 16x4"),
-        ("encoders.audiontt.optimizer.name", "adam", r"optimizer"),
-        (
-            "augment.rrc_scale_min",
-            2.0,
-            r"rrc_scale_min = 2\.0 must not exceed rrc_scale_max = 1\.5",
-        ),
+        ("encoders.vit.optimizer.name", "adagrad", r"optimizer\.name = 'adagrad': .*'sgd'"),
+        ("encoders.vit.optimizer.beta1", 1.0, r"optimizer\.beta1 = 1\.0: .*less than 1"),
+        ("encoders.vit.optimizer.beta2", -0.1, r"optimizer\.beta2 = -0\.1"),
+        ("encoders.vit.optimizer.momentum", 1.0, r"optimizer\.momentum = 1\.0"),
+        ("encoders.vit.optimizer.lr", 0.0, r"optimizer\.lr = 0\.0: .*greater than 0"),
+        ("encoders.vit.optimizer.weight_decay", -1.0, r"optimizer\.weight_decay = -1\.0"),
+        ("encoders.vitc.mask_ratio", 1.0, r"mask_ratio = 1\.0: .*less than 1"),
+        ("encoders.vitc.mask_schedule", "cosine", r"'fixed', 'random' or 'sine'"),
+        ("encoders.vitc.mask_warmup", 1.0, r"mask_warmup = 1\.0"),
+        ("augment.rrc_mel_scale", [2.0, 1.5], r"rrc_mel_scale: .*must not go down, got 2\.0 to 1"),
+        ("augment.rrc_frame_scale", [1.0], r"rrc_frame_scale = \[1\.0\]: .*at least 2"),
+        ("augment.rrc_frame_scale", [0.0, 1.0], r"rrc_frame_scale\.0 = 0\.0: .*greater than 0"),
+        ("augment.noise", True, r"augment\.noise = True: .*'none', 'additive' or 'reference'"),
+        ("augment.noise_max", 1.5, r"augment\.noise_max = 1\.5"),
+        ("augment.mixup_background", "clip", r"'bank' or 'batch'"),
+        ("loss.target", "momentum", r"'shared', 'stop_gradient' or 'ema'"),
+        ("loss.ema_decay", 1.1, r"ema_decay = 1\.1"),
+        ("pretrain.crops_per_clip", 3, r"batch_size = 32 must be divisible by crops_per_clip = 3"),
+        ("pretrain.snapshot_epochs", -1, r"snapshot_epochs = -1"),
+        ("compute.fast", "yes", r"compute\.fast = 'yes': .*'auto', True or False"),
+        ("compute.fast", 2, r"compute\.fast = 2"),
+        ("compute.devices", 0, r"compute\.devices = 0"),
+        ("compute.features", "ram", r"compute\.features = 'ram'"),
+        ("compute.checkpoints", 0, r"compute\.checkpoints = 0"),
         ("logmel.f_max", 9000.0, r"f_max = 9000\.0, sample_rate = 16000"),
         ("logmel.win_length", 2048, r"win_length = 2048 must not exceed n_fft = 1024"),
         ("encoders.audiontt.embed_dim", 1024, r"must exceed the 1024 local features"),
@@ -130,6 +148,28 @@ def melscale_fbanks_without_warning(*arguments):
         return melscale_fbanks(*arguments)
 
 
+def test_random_masks_need_a_range():
+    content = changed("encoders.vitc.mask_schedule", "random")
+    check(content, Config)  # a ratio of 0 masks nothing
+    content["encoders"]["vitc"]["mask_ratio"] = 0.04
+    with pytest.raises(ValueError, match=r"draws from 0\.05 up to mask_ratio.*got 0\.04"):
+        check(content, Config)
+
+
+def test_the_fast_path_needs_a_gpu():
+    content = changed("compute.fast", True)
+    assert check(content, Config).compute.fast is True
+    content["compute"]["device"] = "cpu"
+    with pytest.raises(ValueError, match=r"compute: fast = true needs a GPU"):
+        check(content, Config)
+
+
+def test_another_optimizer_needs_but_its_name_and_rate():
+    content = changed("encoders.audiontt.optimizer.name", "adam")
+    content["encoders"]["audiontt"]["optimizer"]["lr"] = 1e-4
+    assert check(content, Config).encoders.audiontt.optimizer.name == "adam"
+
+
 def test_a_missing_key_is_named():
     content = copy.deepcopy(read())
     del content["loss"]["alpha"]
@@ -147,8 +187,8 @@ def test_every_fault_is_named_at_once():
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "1.0e-05", "0.00001"])
 def test_every_way_of_writing_a_small_number_is_a_number(tmp_path, text):
     path = tmp_path / "params.yaml"
-    path.write_text(f"loss: {{alpha: 1.0, lambda: {text}}}\n")
-    assert load("loss", LossParams, path).lambda_ == 1e-5
+    path.write_text(f"resample: {{max_failed: {text}, min_duration_s: 0.1, silence_db: -80.0}}\n")
+    assert load("resample", ResampleParams, path).max_failed == 1e-5
 
 
 def test_yes_is_not_a_boolean(tmp_path):

@@ -177,7 +177,7 @@ def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(c
         "    path.write_text(path.read_text().replace('epochs: 3', 'epochs: 4'))\n"
     )
     text = script.read_text()
-    marker = "        trainer.run()\n"
+    marker = "        trainer.run(checkpoints, partial(observe, trainer, snapshots))\n"
     assert marker in text
     script.write_text(
         text.replace(
@@ -193,7 +193,7 @@ def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(c
 def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
     output = dvc(clone, "exp", "run", "--temp", "-S", "encoder=vitc", "-n", "with-vitc")
     stages = {name.split("@")[0] for name in stages_run(output)}
-    assert stages == {"validate", "pretrain", "embed", "score", "report"}
+    assert stages == {"validate", "pretrain", "embed", "score", "probe", "report"}
     table = json.loads(dvc(clone, "exp", "show", "--json"))
     (experiments,) = [entry["experiments"] for entry in table if entry["experiments"]]
     experiment = experiments[0]["revs"][0]["data"]

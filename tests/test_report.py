@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 from synthetic_run import TASKS, SyntheticRun, failed_row, ledger_row
 
-from pipeline import figures, report, report_inputs, score_table
+from pipeline import figures, probe_table, report, report_inputs, score_table
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import ScoreParams
 from pipeline.stage import Stage, run
@@ -16,7 +17,7 @@ from stages.report import main
 
 ROOT = Path(__file__).parents[1]
 KIND, BEATS = TASKS
-FIGURES = ("loss", "lr", "before", "after")
+FIGURES = ("loss", "lr", "norms", "ranks", "dead", "speed", "wait", "before", "after")
 
 
 @pytest.fixture
@@ -31,17 +32,27 @@ def made_up(tmp_path, monkeypatch):
 def without_figures(monkeypatch):
     """Leave the drawing out of pages that are about something else."""
     monkeypatch.setattr(report, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(report, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
     monkeypatch.setattr(report, "draw_clips", lambda run, ledger, count: [])
 
 
 def page_of(made_up, runtimes=None):
     """The page, without the stage around it."""
     table = read_table(made_up)
-    run = report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+    run = read_run(made_up)
+    pretrain, tasks = made_up.params["pretrain"], made_up.params["probe"]["tasks"]
+    sizes = pretrain["epochs"], pretrain["snapshot_epochs"]
+    probe = probe_table.read_probe(made_up.root / "reports" / "probe", tasks, *sizes)
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
     names = {"/m/09x0r": "Speech"}
-    return report.render(run, table, ledger, names, values, runtimes or {})
+    return report.render(run, table, probe, ledger, names, values, runtimes or {})
+
+
+def read_run(made_up, encoder="audiontt"):
+    """What pre-training has left."""
+    speed = made_up.root / "reports" / "throughput.csv"
+    return report_inputs.read_pretraining(made_up.root / "data" / "pretrain", encoder, speed)
 
 
 def read_table(made_up):
@@ -270,6 +281,98 @@ def test_correlation_before_and_after_are_not_exchanged(made_up, without_figures
     assert "After pre-training: mean of the diagonal 0.900" in words
 
 
+# ---- telemetry --------------------------------------------------------------------------------
+
+
+def test_the_best_epoch_and_the_first_that_is_as_good_as_the_last_are_named(
+    made_up, without_figures
+):
+    words = text(page_of(made_up))
+    best = f"epoch 10, linear score 0.800 ({KIND}), in data/pretrain/snapshots/epoch-00010."
+    assert f"Best: {best} Epoch 10 (0.800) is already as good as the last one, 20 (0.700)." in words
+    made_up.probe(KIND, {0: 0.9, 5: 0.1, 10: 0.5, 15: 0.6, 20: 0.7})
+    words = text(page_of(made_up))
+    assert "Best: epoch 0, linear score 0.900" in words
+    assert "in data/random. Epoch 0 (0.900) is already as good" in words
+    made_up.probe(KIND, {0: 0.1, 5: 0.1, 10: 0.5, 15: 0.6, 20: 0.7})
+    words = text(page_of(made_up))
+    assert f"Best: epoch 20, linear score 0.700 ({KIND}), in data/pretrain." in words
+    assert "already as good" not in words
+    assert "Snapshots are missing" not in words
+
+
+def test_a_probe_of_two_tasks_gives_their_mean(made_up, without_figures):
+    made_up.set("probe.tasks", [KIND, BEATS])
+    made_up.probe(BEATS, {0: 0.3, 5: 1.0, 10: 0.7, 15: 0.75, 20: 0.7})
+    assert "Best: epoch 5, linear score 0.800 (mean of 2 tasks)" in text(page_of(made_up))
+
+
+def test_missing_snapshots_and_curves_are_named(made_up, without_figures, caplog):
+    made_up.probe(KIND, {0: 0.3, 5: 0.6, 20: 0.7})
+    made_up.set("probe.tasks", [KIND, BEATS])
+    main(Stage("report"))
+    words = text((made_up.root / "reports" / "index.html").read_text())
+    assert "Snapshots are missing: there is no score of epochs 10, 15." in words
+    assert f"There is no curve of {BEATS}." in words
+    assert "no encoder of epochs 10, 15: snapshots are missing" in caplog.text
+    assert f"No probe of {BEATS}." in caplog.text
+
+
+def test_what_is_off_is_said_to_be_off(made_up, without_figures):
+    made_up.set("probe.tasks", [])
+    made_up.set("pretrain.rank_clips", 0)
+    main(Stage("report"))
+    assert (made_up.root / "reports" / "probe.csv").read_text() == "epoch,knn,linear\n"
+    words = text(page_of(made_up))
+    assert "Off (probe.tasks is empty)." in words
+    assert "Not measured (pretrain.rank_clips is 0)." in words
+    made_up.set("probe.tasks", [KIND])
+    made_up.set("pretrain.snapshot_epochs", 0)
+    made_up.probe(KIND, {0: 0.3, 20: 0.7})
+    words = text(page_of(made_up))
+    assert "Only the initial and the last encoder are kept" in words
+    assert "Best: epoch 20, linear score 0.700" in words
+
+
+EMPTY = {
+    "no rows": lambda table: table.iloc[:0],
+    "no columns": lambda table: pd.DataFrame(),
+    "no numbers": lambda table: table * float("nan"),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_curve_without_points_is_an_empty_figure(made_up, kind):
+    run = read_run(made_up)
+    curves = [EMPTY[kind](table) for table in (run.history, run.epochs, run.throughput)]
+    svg = figures.telemetry(*curves) | {"loss": figures.learning_curves(curves[0])}
+    assert len(svg) == 7
+    assert all("nothing yet" in figure for figure in svg.values())
+
+
+def test_one_point_is_a_dot_in_every_figure(made_up, monkeypatch):
+    run = read_run(made_up)
+    tables = [table.iloc[1:2] for table in (run.history, run.epochs, run.throughput)]
+    one = pd.DataFrame({"epoch": [0], "knn": [0.5], "linear": [0.6]})
+
+    def drawn():
+        svg = figures.telemetry(*tables) | {"loss": figures.learning_curves(tables[0])}
+        return svg | {"probe": figures.probe(one, 0, "probe-0")}
+
+    with_dots = drawn()
+    monkeypatch.setattr(figures, "FEW_POINTS", 0)
+    for name, figure in drawn().items():
+        assert "nothing yet" not in figure
+        assert with_dots[name].count("<use") > figure.count("<use"), name
+
+
+def test_norms_of_zero_are_left_out_of_a_logarithmic_figure(made_up):
+    history = read_run(made_up).history
+    history.loc[3, "encoder_grad_norm"] = 0.0
+    history.loc[4, "projector_grad_norm"] = float("inf")
+    assert "nothing yet" not in figures.telemetry(history, history, history)["norms"]
+
+
 # ---- data -------------------------------------------------------------------------------------
 
 
@@ -374,7 +477,7 @@ def test_the_page_is_one_small_file_that_loads_nothing(whole_page):
     assert {address[:5] for address in loaded if not address.startswith("#")} == {"data:"}
     assert set(re.findall(r"url\((.)", whole_page)) == {"#"}
     assert not re.search(r"<(script|link|iframe|object|embed)\b|@import", whole_page)
-    assert whole_page.count("<svg") == whole_page.count("</svg>") == len(FIGURES) + 4
+    assert whole_page.count("<svg") == whole_page.count("</svg>") == len(FIGURES) + 1 + 4
 
 
 def test_ids_are_unique_and_every_reference_meets_one(whole_page):
@@ -402,7 +505,7 @@ def test_run_times_are_summed_over_tasks_and_gaps_are_named(made_up, without_fig
 @pytest.mark.parametrize(("asked", "shown"), [(2, [0, 3]), (6, [0, 1, 2, 3, 4, 5]), (9, range(6))])
 def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, asked, shown):
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
-    run = report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+    run = read_run(made_up)
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     clips = report.draw_clips(run, ledger, asked)
     assert [clip["id"] for clip in clips] == [f"toy{i:08d}_30000" for i in shown]
@@ -451,7 +554,7 @@ def test_color_limits_leave_out_the_most_extreme_values_only():
 def read_inputs(made_up):
     """Read everything but the scores."""
     report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
-    report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "audiontt")
+    read_run(made_up)
 
 
 @pytest.mark.parametrize(
@@ -460,13 +563,15 @@ def read_inputs(made_up):
         ("ledger.csv", "dvc repro logmel"),
         ("pretrain/encoder.json", "dvc repro pretrain"),
         ("pretrain/history.csv", "dvc repro pretrain"),
-        ("pretrain/correlation.npz", "dvc repro pretrain"),
-        ("pretrain/views.npz", "dvc repro pretrain"),
+        ("pretrain/epochs.csv", "dvc repro pretrain"),
+        ("../reports/throughput.csv", "dvc repro pretrain"),
+        ("pretrain/correlation.safetensors", "dvc repro pretrain"),
+        ("pretrain/views.safetensors", "dvc repro pretrain"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_with_the_remedy(made_up, name, remedy):
     path = made_up.root / "data" / name
-    path.write_bytes(path.read_bytes()[:40])
+    path.write_bytes(path.read_bytes()[:3])
     with pytest.raises(ValueError, match=rf"{name}.*{remedy}"):
         read_inputs(made_up)
     path.unlink()
@@ -476,7 +581,7 @@ def test_a_missing_or_damaged_file_is_named_with_the_remedy(made_up, name, remed
 
 def test_an_encoder_other_than_the_one_asked_for_is_refused(made_up):
     with pytest.raises(ValueError, match=r"encoder.json is of encoder audiontt, not vitc\. Run"):
-        report_inputs.read_pretraining(made_up.root / "data" / "pretrain", "vitc")
+        read_run(made_up, "vitc")
 
 
 def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
@@ -491,15 +596,21 @@ def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
 @pytest.mark.parametrize("shapes", [((4, 4), (4, 3)), ((4, 4), (5, 5)), ((16,), (16,))])
 def test_matrices_of_a_wrong_shape_are_refused(made_up, shapes):
     before, after = (np.zeros(shape, np.float32) for shape in shapes)
-    np.savez(made_up.root / "data/pretrain/correlation.npz", before=before, after=after)
-    with pytest.raises(ValueError, match=r"correlation.npz: expected two square matrices, got"):
+    path = made_up.root / "data/pretrain/correlation.safetensors"
+    save_file({"before": before, "after": after}, path)
+    with pytest.raises(
+        ValueError, match=r"correlation.safetensors: expected two square matrices, got"
+    ):
         read_inputs(made_up)
 
 
 def test_views_of_a_wrong_shape_are_refused(made_up):
     wrong = {name: np.zeros((2, 64, 96), np.float32) for name in ("crop", "view_1", "view_2")}
-    np.savez(made_up.root / "data/pretrain/views.npz", clip_id=["a", "b", "c"], **wrong)
-    with pytest.raises(ValueError, match=r"views.npz: expected .* \[clips, mel bins, frames\]"):
+    path = made_up.root / "data/pretrain/views.safetensors"
+    save_file(wrong, path, {"clip_id": "a\nb\nc"})
+    with pytest.raises(
+        ValueError, match=r"views.safetensors: expected .* \[clips, mel bins, frames\]"
+    ):
         read_inputs(made_up)
 
 
@@ -519,6 +630,7 @@ def test_the_stage_writes_the_page_the_metrics_and_the_table(made_up, without_fi
     )
     table = pd.read_csv(reports / "scores.csv").set_index("task")
     assert table.loc["toy_beats", ["random", "pretrain"]].tolist() == [0.25, 0.3]
+    assert (reports / "probe.csv").read_text().startswith("epoch,knn,linear\n0,0.27,0.3\n")
 
 
 def test_all_parameters_of_the_run_are_listed_and_no_others(made_up, without_figures):
@@ -530,6 +642,7 @@ def test_all_parameters_of_the_run_are_listed_and_no_others(made_up, without_fig
     keys = {key for key, _ in listed}
     assert "encoders.audiontt.optimizer.lr" in keys
     assert not {key for key in keys if key.startswith(("encoders.vit", "compute"))}
+    assert ("probe.c", "1.0") in listed
 
 
 def test_the_stage_warns_of_missing_scores(made_up, without_figures, caplog):

@@ -10,7 +10,7 @@ import math
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -51,21 +51,32 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B D"]:
-        """Return the CLS token, or the mean of the patch tokens, after the last block."""
-        return self.encode(self.stem(x))
+    def forward(
+        self, x: Float[Tensor, "B 1 F T"], kept: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B D"]:
+        """Return the CLS token, or the mean of the patch tokens, after the last block.
 
-    def encode(self, grid: Float[Tensor, "B D F_p T_p"]) -> Float[Tensor, "B D"]:
+        `kept` holds the patches that each item consists of, for view masking; without it, all do.
+        """
+        return self.encode(self.stem(x), kept)
+
+    def encode(
+        self, grid: Float[Tensor, "B D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B D"]:
         """Return the representation, given the output of the stem."""
-        tokens = self.tokens(grid)
+        tokens = self.tokens(grid, kept)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
 
-    def tokens(self, grid: Float[Tensor, "B D F_p T_p"]) -> Float[Tensor, "B N D"]:
-        """Return the CLS token and the patches, row by row, with their positions."""
+    def tokens(
+        self, grid: Float[Tensor, "B D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Return the CLS token and the (kept) patches, row by row, with their positions."""
         patches = grid.flatten(2).transpose(1, 2) + self.position[:, 1:]
+        if kept is not None:
+            patches = patches.take_along_dim(kept[..., None], dim=1)
         cls = (self.cls + self.position[:, :1]).expand(len(patches), -1, -1)
         return torch.cat([cls.to(patches.dtype), patches], dim=1)
 

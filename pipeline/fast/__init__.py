@@ -7,7 +7,7 @@ compare the two.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,29 +22,35 @@ def embed_views(
     projector: nn.Sequential,
     view_1: Float[Tensor, "B F T"],
     view_2: Float[Tensor, "B F T"],
+    kept: Int[Tensor, "B K"] | None = None,
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-    """Return the embeddings z of both views, as the model in training mode would."""
+    """Return the embeddings z of both views, as the model in training mode would.
+
+    `kept` holds the patches of view 1 that a ViT sees, None for all.
+    """
     x = torch.cat([view_1, view_2])
-    z_1, z_2 = _layers(projector, _encode(encoder, x)).chunk(VIEWS)
+    z_1, z_2 = layers(projector, _encode(encoder, x, kept)).chunk(VIEWS)
     return z_1, z_2
 
 
-def _encode(encoder: Encoder, x: Float[Tensor, "V F T"]) -> Float[Tensor, "V D"]:
+def _encode(
+    encoder: Encoder, x: Float[Tensor, "V F T"], kept: Int[Tensor, "B K"] | None
+) -> Float[Tensor, "V D"]:
     if not isinstance(encoder, AudioNTT):
-        return vit.encode(encoder, _layers(encoder.stem, x[:, None]))
+        return vit.encode(encoder, layers(encoder.stem, x[:, None]), kept)
     if audiontt.suits(encoder, x):
         return audiontt.encode(encoder, x)
-    return encoder.encode(_layers(encoder.conv, x[:, None]))
+    return encoder.encode(layers(encoder.conv, x[:, None]))
 
 
-def _layers(network: nn.Module, x: Tensor) -> Tensor:
-    """Apply a network of plain layers, flattening nested sequences."""
+def layers(network: nn.Module, x: Tensor, n_views: int = VIEWS) -> Tensor:
+    """Apply a network of plain layers to concatenated views, flattening nested sequences."""
     if isinstance(network, nn.Sequential):
         for layer in network:
-            x = _layers(layer, x)
+            x = layers(layer, x, n_views)
         return x
     if isinstance(network, nn.BatchNorm1d | nn.BatchNorm2d):
-        return batch_norm(network, x)
+        return batch_norm(network, x, n_views)
     if isinstance(network, nn.Conv2d) and network.in_channels == 1:
         return _convolve_one_channel(network, x)
     return network(x)

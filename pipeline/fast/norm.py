@@ -4,18 +4,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.distributed import global_moments, world_size
+
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 VIEWS = 2
 
 
-def batch_norm(norm: BatchNorm, x: Float[Tensor, "V C *rest"]) -> Float[Tensor, "V C *rest"]:
+def batch_norm(
+    norm: BatchNorm, x: Float[Tensor, "V C *rest"], n_views: int = VIEWS
+) -> Float[Tensor, "V C *rest"]:
     """Return what `norm` in training mode makes of each view, computed in float32 or better."""
-    views = x.unflatten(0, (VIEWS, -1)).to(torch.promote_types(x.dtype, torch.float32))
+    views = x.unflatten(0, (n_views, -1)).to(torch.promote_types(x.dtype, torch.float32))
     over = [1, *range(3, views.ndim)]
     variance, mean = torch.var_mean(views, over, correction=0)
     scale, shift = fold(norm, mean, variance, views[0, :, 0].numel())
-    channels = (VIEWS, 1, -1, *[1] * (x.ndim - 2))
+    channels = (n_views, 1, -1, *[1] * (x.ndim - 2))
     return (views * scale.view(channels) + shift.view(channels)).flatten(0, 1).to(x.dtype)
 
 
@@ -28,9 +32,12 @@ def fold(
 ) -> tuple[Float[Tensor, "views C"], Float[Tensor, "views C"]]:
     """Return the scale and shift that normalize each view, and update the running statistics.
 
-    `variance` is that of the population of `count` values. `bias` is one that was left out before
+    `variance` is that of the population of `count` values in this process; statistics are those of
+    all processes. `bias` is one that was left out before
     the normalization, which cancels it: only the running mean knows of it.
     """
+    mean, variance = global_moments(mean, variance)
+    count *= world_size()
     _track(norm, mean if bias is None else mean + bias, variance, count)
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - mean * scale
@@ -40,8 +47,8 @@ def fold(
 def _track(norm: BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
     """Update the running statistics as one forward pass per view does, in their order."""
     momentum = norm.momentum or 0.0
-    for view in range(VIEWS):
+    for view in range(len(mean)):
         norm.running_mean.lerp_(mean[view], momentum)  # type: ignore[union-attr]
         unbiased = variance[view] * (count / (count - 1))
         norm.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
-    norm.num_batches_tracked.add_(VIEWS)  # type: ignore[union-attr]
+    norm.num_batches_tracked.add_(len(mean))  # type: ignore[union-attr]

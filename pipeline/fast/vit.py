@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,9 +23,21 @@ if torch.cuda.is_available():
 MAX_TOKENS = 128  # of the attention kernel, which holds a head's whole matrix
 
 
-def encode(encoder: ViT, grid: Float[Tensor, "V D F_p T_p"]) -> Float[Tensor, "V D"]:
-    """Return what `encoder.encode` does."""
-    x = encoder.tokens(grid)
+def encode(
+    encoder: ViT, grid: Float[Tensor, "V D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+) -> Float[Tensor, "V D"]:
+    """Return what `encoder.encode` makes of both views; `kept` masks the first, of B items.
+
+    A masked view has fewer tokens than the other, so they then pass the blocks one by one.
+    """
+    if kept is None:
+        return _pass_blocks(encoder, encoder.tokens(grid))
+    parts = (encoder.tokens(grid[: len(kept)], kept), encoder.tokens(grid[len(kept) :]))
+    return torch.cat([_pass_blocks(encoder, x) for x in parts])
+
+
+def _pass_blocks(encoder: ViT, x: Float[Tensor, "V N D"]) -> Float[Tensor, "V D"]:
+    """Return the representation, given the tokens."""
     blocks: list[Any] = [*encoder.blocks]
     h = blocks[0].norm_1(x)
     for block, following in zip_longest(blocks, blocks[1:]):

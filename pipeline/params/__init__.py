@@ -9,7 +9,7 @@ from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -109,9 +109,10 @@ def check(value: Any, section: type[S], prefix: str = "", path: Path = PARAMS_FI
 
 def _explain(error: dict[str, Any], prefix: str, section: type[Section], path: Path) -> str:
     """One line: the dotted key, its value, what was expected, and the nearest known key."""
-    location, known = _locate([str(part) for part in error["loc"]], section)
+    location = [str(part) for part in error["loc"]]
     key = ".".join([prefix, *location] if prefix else location)
     if error["type"] == "extra_forbidden":
+        known = _known_keys(location, section)
         nearest = get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}."
         return f"  {key}: unknown key; {hint} Remove it or correct its name."
@@ -124,26 +125,11 @@ def _explain(error: dict[str, Any], prefix: str, section: type[Section], path: P
     return f"  {key or 'content'} = {error['input']!r}: {error['msg']}."
 
 
-def _locate(location: list[str], section: Any) -> tuple[list[str], list[str]]:
-    """Keys as they stand in the file, and the known neighbours of the last one.
-
-    Pydantic puts the name of the chosen alternative (`lars`, `adamw`) into the location of a fault;
-    the file has no such key.
-    """
-    keys: list[str] = []
+def _known_keys(location: list[str], section: Any) -> list[str]:
+    """The known keys beside the last one of a location."""
     fields: dict[str, Any] = {}
     for part in location:
-        alternatives = {
-            name: choice
-            for choice in get_args(section)
-            if isinstance(choice, type) and issubclass(choice, Section)
-            for name in get_args(choice.model_fields["name"].annotation)
-        }
-        if part in alternatives:
-            section = alternatives[part]
-            continue
         model_fields = getattr(section, "model_fields", {})
         fields = {field.alias or name: field.annotation for name, field in model_fields.items()}
         section = fields.get(part)
-        keys.append(part)
-    return keys, sorted(fields)
+    return sorted(fields)

@@ -13,7 +13,13 @@ from pipeline.params.data import (
     ResampleParams,
     SourceParams,
 )
-from pipeline.params.hear import HearParams, ReportParams, ScoreParams, front_end_hops
+from pipeline.params.hear import (
+    HearParams,
+    ProbeParams,
+    ReportParams,
+    ScoreParams,
+    front_end_hops,
+)
 from pipeline.params.method import (
     AudioNTTParams,
     AugmentParams,
@@ -55,6 +61,7 @@ class Config(Section):
     pretrain: PretrainParams
     hear: HearParams
     score: ScoreParams
+    probe: ProbeParams
     report: ReportParams
     compute: ComputeParams
 
@@ -67,7 +74,17 @@ class Config(Section):
         encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
         front_end_hops("window_ms", self.hear.window_ms, self.logmel)
         front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)
+        self._check_probe()
         return self
+
+    def _check_probe(self) -> None:
+        """Tasks are prepared for `hear.tasks` only."""
+        unknown = [task for task in self.probe.tasks if task not in self.hear.tasks]
+        if unknown:
+            raise ValueError(
+                f"probe.tasks: {', '.join(unknown)} must be among hear.tasks "
+                f"({', '.join(self.hear.tasks)}). Add it there, or set probe.tasks to [] for none."
+            )
 
 
 def load_config(path: Path = PARAMS_FILE) -> Config:

@@ -96,8 +96,20 @@ class LogMelParams(Section):
 
 
 class ComputeParams(Section):
-    """Section `compute`: where the work runs. Results do not depend on it; no stage re-runs."""
+    """Section `compute`: where and how the work runs; no stage re-runs for a change of it."""
 
     device: Literal["auto", "cpu", "cuda"]
     workers: int = Field(ge=0, le=1024)  # processes of the data stages; 0 = one per core
     connections: int = Field(ge=1, le=256)  # recordings that are fetched at the same time
+    devices: int = Field(ge=1, le=1024)  # processes of pre-training, one GPU each
+    fast: Literal["auto", True, False]  # bfloat16, compiled, captured; auto: on a GPU
+    deterministic: bool  # bit for bit the same results on a GPU
+    features: Literal["auto", "device", "host", "disk"]  # where they are kept while training
+    checkpoint_minutes: float = Field(ge=0, le=100_000)  # between two checkpoints
+    checkpoints: int = Field(ge=1, le=1000)  # kept
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ComputeParams":
+        if self.device == "cpu" and self.fast is True:
+            raise ValueError("fast = true needs a GPU, but device = cpu. Set fast to auto.")
+        return self

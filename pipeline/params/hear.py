@@ -1,8 +1,8 @@
-"""Sections of params.yaml that the evaluation reads: hear, score, report."""
+"""Sections of params.yaml that the evaluation reads: hear, score, probe, report."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params import Section
 from pipeline.params.data import LogMelParams
@@ -10,22 +10,24 @@ from pipeline.params.data import LogMelParams
 GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
 
 
+def _distinct(tasks: list[str]) -> list[str]:
+    repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} stands more than once. Remove the repetition.")
+    return tasks
+
+
+Tasks = Annotated[list[str], AfterValidator(_distinct)]  # folder names in the HEAR format
+
+
 class HearParams(Section):
     """Section `hear`."""
 
     source: Literal["sample"]  # tasks are in data/<source>/tasks
-    tasks: list[str] = Field(min_length=1)  # folder names in the HEAR format
+    tasks: Tasks = Field(min_length=1)
     normalization: Literal["dataset"]
     window_ms: float = Field(gt=0, le=3_600_000)  # of a timestamp embedding
     hop_ms: float = Field(gt=0, le=3_600_000)  # between timestamps
-
-    @field_validator("tasks")
-    @classmethod
-    def _distinct(cls, tasks: list[str]) -> list[str]:
-        repeated = sorted({task for task in tasks if tasks.count(task) > 1})
-        if repeated:
-            raise ValueError(f"{', '.join(repeated)} stands more than once. Remove the repetition.")
-        return tasks
 
 
 def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:
@@ -61,6 +63,14 @@ class ScoreParams(Section):
                 "settings to try (HEAR's protocol tries 8 of its default grid)."
             )
         return self
+
+
+class ProbeParams(Section):
+    """Section `probe`: quick scores of the encoders that pre-training keeps."""
+
+    tasks: Tasks  # scene tasks among hear.tasks; empty: no probe
+    neighbors: int = Field(ge=1, le=100_000)  # of the kNN classifier
+    c: float = Field(gt=0, le=1e6)  # of the logistic regression: inverse strength of its L2 penalty
 
 
 class ReportParams(Section):

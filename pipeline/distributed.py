@@ -1,0 +1,120 @@
+"""Several processes train one model: means and gradients are those of the global batch.
+
+Every process holds the same weights and an equal share of each batch, and computes the same loss
+from statistics of all shares. `torchrun` starts the processes (`relaunch`), one for each GPU, or on
+a CPU for tests; without it there is one process and nothing here does anything.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0; process 0 writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_launched() -> bool:
+    """Tell whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def relaunch(module: str, processes: int) -> None:
+    """Replace this process by torchrun, which runs a module in several on this machine."""
+    options = ["--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", module]
+    os.execv(sys.executable, command)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun has started; yield the device of this one."""
+    if not is_launched():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        distributed.destroy_process_group()
+
+
+class _AllMean(torch.autograd.Function):
+    """Mean over processes; so is its gradient, for the sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _mean(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _mean(grad)
+
+
+def _mean(x: Tensor) -> Tensor:
+    x = x.contiguous().clone()
+    distributed.all_reduce(x)
+    return x / world_size()
+
+
+def all_mean(x: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, differentiable.
+
+    If every process computes the same loss from such means, the mean over processes of its
+    gradients (`average_gradients`) is the gradient of that loss on the global batch.
+    """
+    return x if world_size() == 1 else _AllMean.apply(x)
+
+
+def global_moments(
+    mean: Float[Tensor, "*shape"], variance: Float[Tensor, "*shape"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Return mean and population variance over equal shares from those of this process's share."""
+    if world_size() == 1:
+        return mean, variance
+    overall = all_mean(mean)
+    return overall, all_mean(variance + (mean - overall).square())
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over all processes."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if world_size() == 1 or not grads:
+        return
+    flat = _mean(torch.cat([grad.flatten() for grad in grads]))
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def any_process(flag: bool) -> bool:
+    """Tell whether the flag is set in some process; all must ask at the same time."""
+    if world_size() == 1:
+        return flag
+    found = torch.tensor(float(flag))
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the value of every process, in the order of their ranks."""
+    values = [None] * world_size()
+    if world_size() == 1:
+        return [value]
+    distributed.all_gather_object(values, value)
+    return values

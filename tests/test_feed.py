@@ -1,0 +1,249 @@
+"""The three feeds: the same crops from the device, host memory and the disk."""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from synthetic_features import LOG_MEL, write_folder
+from torch import Generator
+
+from pipeline import feed
+from pipeline.dataset import Features, Plan, epoch_plan, load_features
+from pipeline.feed import DeviceFeed, DiskFeed, HostFeed, choose_feed
+
+CPU = torch.device("cpu")
+FEEDS = [DeviceFeed, HostFeed, DiskFeed]
+STREAMS = [HostFeed, DiskFeed]
+LENGTHS = [[30, 5, 12], [], [20, 16, 17], [1, 40, 25], []]  # frames, of clips by shard
+PLAN = epoch_plan(9, 6, 0, 0, crops_per_clip=2)  # 3 steps, all clips
+
+
+@pytest.fixture
+def features(tmp_path):
+    return load_features(write_folder(tmp_path, LENGTHS))
+
+
+def in_memory(*lengths, mean=0.0, std=1.0):
+    """Clips whose value is 1000 * clip + frame in every mel bin."""
+    frames = torch.cat([1000.0 * i + torch.arange(n) for i, n in enumerate(lengths)])
+    start = torch.tensor([0, *lengths]).cumsum(0)
+    clip_id = [f"clip{i}" for i in range(len(lengths))]
+    return Features(frames[:, None].repeat(1, 64).half(), start, clip_id, LOG_MEL, mean, std)
+
+
+def crops(source, plan, first_step=0):
+    """All crops of a plan, by way of tensors that stay in place, as in training."""
+    clips = torch.zeros(plan.clip.shape[1], dtype=torch.long)
+    payload = source.payload_like(plan.clip.shape[1])
+    result = []
+    for clip, content in source.batches(plan, first_step):
+        clips.copy_(clip, non_blocking=True)
+        payload.copy_(content, non_blocking=True)
+        result.append((clips.clone(), source.crops(clips, payload)))
+    return result
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+def test_crops_are_those_of_the_plan_written_out(features, kind):
+    frames = features.read_frames(CPU).float().numpy()
+    got = crops(kind(features, 16, CPU), PLAN)
+    assert len(got) == len(PLAN.clip) == 3
+    for (clips, batch), clip_row, draw_row in zip(got, PLAN.clip, PLAN.draw, strict=True):
+        assert torch.equal(clips, clip_row)
+        for crop, clip, draw in zip(batch, clip_row, draw_row, strict=True):
+            start, end = features.start[clip : clip + 2].tolist()
+            slack = max(end - start - 16, 0)
+            first = start + int(float(draw) * (slack + 1))
+            expected = np.full((16, 64), np.float16(-15.942385), np.float32)  # silence
+            expected[: min(end - first, 16)] = frames[first : min(first + 16, end)]
+            torch.testing.assert_close(crop, torch.from_numpy((expected.T - 1.5) / 2.5))
+
+
+def test_the_three_feeds_give_exactly_the_same(features):
+    features = replace(features, mean=-0.8112345, std=4.6123)  # statistics that round
+    reference, *others = ([crop for _, crop in crops(k(features, 16, CPU), PLAN)] for k in FEEDS)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(reference, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", [DeviceFeed, HostFeed])
+def test_a_short_clip_is_followed_by_silence_not_by_its_neighbour(kind):
+    source = kind(in_memory(10, 200, mean=3.0, std=2.0), 96, CPU)
+    plan = Plan(torch.tensor([[0]]), torch.tensor([[0.7]]))
+    ((_, (crop,)),) = crops(source, plan)
+    torch.testing.assert_close(crop[0, :10], (torch.arange(10.0) - 3) / 2)
+    silence = torch.tensor(-15.942385).half().float()  # as a shard holds it
+    torch.testing.assert_close(crop[:, 10:], ((silence - 3) / 2).expand(64, 86))
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+@pytest.mark.parametrize("first_step", [1, 17, 24, 25])
+def test_going_on_within_an_epoch_gives_the_rest_of_it(features, kind, first_step):
+    plan = epoch_plan(9, 1, 0, 0)
+    plan = Plan(plan.clip.repeat(3, 1)[:25], torch.rand(25, 1, generator=Generator()))
+    source = kind(features, 16, CPU)
+    whole, rest = crops(source, plan), crops(source, plan, first_step)
+    assert len(whole) == 25
+    for (clip, crop), (clip_again, crop_again) in zip(whole[first_step:], rest, strict=True):
+        assert torch.equal(clip, clip_again) and torch.equal(crop, crop_again)
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+def test_the_shares_of_two_processes_give_the_crops_of_the_whole(features, kind):
+    whole = crops(kind(features, 16, CPU), PLAN)
+    parts = [crops(kind(features, 16, CPU), PLAN.share(rank, 2)) for rank in range(2)]
+    for (_, expected), (_, left), (_, right) in zip(whole, *parts, strict=True):
+        assert torch.equal(expected, torch.cat([left, right]))
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_batches_stay_in_order_and_bounded_however_long_each_takes(features, kind, monkeypatch):
+    source, plan = kind(features, 16, CPU), epoch_plan(9, 1, 0, 0)
+    plan = Plan(plan.clip.repeat(4, 1), plan.draw.repeat(4, 1))
+    read, begun = source._read, []
+
+    def slow(clip, draw, out):
+        begun.append(clip)
+        time.sleep(0.002 * (len(begun) % 5))
+        read(clip, draw, out)
+
+    monkeypatch.setattr(source, "_read", slow)
+    expected = [crop for _, crop in crops(kind(features, 16, CPU), plan)]
+    for step, (clip, frames) in enumerate(source.batches(plan)):
+        assert len(begun) <= step + 1 + feed.AHEAD
+        assert torch.equal(source.crops(clip, frames), expected[step])
+    assert len(begun) == 36
+    assert source.wait_s > 0
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_stopping_early_leaves_no_thread_and_reads_no_further(features, kind):
+    source = kind(features, 16, CPU)
+    plan = Plan(PLAN.clip.repeat(100, 1), PLAN.draw.repeat(100, 1))
+    batches = source.batches(plan)
+    next(batches)
+    assert threads()
+    batches.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_consumer_that_raises_leaves_no_thread(features, kind):
+    source = kind(features, 16, CPU)
+    with pytest.raises(KeyError):
+        for _ in source.batches(PLAN):
+            raise KeyError("of the consumer")
+    assert not threads()
+    assert len(crops(source, PLAN)) == 3  # and the feed goes on to work
+
+
+def test_two_passes_may_overlap(features):
+    source = DiskFeed(features, 16, CPU)
+    first = source.batches(PLAN)
+    next(first)
+    assert len(list(source.batches(PLAN))) == 3
+    assert len(list(first)) == 2
+
+
+def test_a_shard_that_shrinks_while_it_is_read_stops_the_consumer(features):
+    source = DiskFeed(features, 16, CPU)
+    path, offset = features.frames[2].path, features.frames[2].offset
+    with path.open("r+b") as file:
+        file.truncate(offset + 1000)
+    with pytest.raises(ValueError, match=r"00002\.h5 ends before its 53 frames do.*dvc pull"):
+        crops(source, PLAN)
+    assert not threads()
+
+
+def test_an_error_of_the_disk_names_the_file(features):
+    source = DiskFeed(features, 16, CPU)
+    write_only = os.open(features.frames[0].path, os.O_WRONLY)
+    os.dup2(write_only, source.descriptors[0])
+    os.close(write_only)
+    with pytest.raises(OSError, match=r"00000\.h5"):
+        crops(source, PLAN)
+
+
+def test_reads_that_come_in_pieces_are_put_together(features, monkeypatch):
+    source, preadv = DiskFeed(features, 16, CPU), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, to, at: preadv(fd, [to[0][:100]], at))
+    file, out = features.frames[0], np.zeros((47, 64), np.float16)
+    feed.read_at(source.descriptors[0], file.offset, out, file)
+    np.testing.assert_array_equal(out, features.read_frames(CPU)[:47])
+
+
+def test_files_are_closed_with_the_feed(features):
+    source = DiskFeed(features, 16, CPU)
+    descriptors = source.descriptors
+    assert len(descriptors) == len(LENGTHS)
+    del source
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_more_shards_than_files_may_be_open_raise_the_limit(features, monkeypatch):
+    limits = []
+    monkeypatch.setattr(feed.resource, "getrlimit", lambda which: (64, 4096))
+    monkeypatch.setattr(feed.resource, "setrlimit", lambda which, limit: limits.append(limit))
+    DiskFeed(features, 16, CPU)
+    assert limits == [(len(LENGTHS) + feed.SPARE_FILES, 4096)]
+
+
+def test_features_in_memory_cannot_be_read_from_the_disk():
+    with pytest.raises(ValueError, match="in memory"):
+        DiskFeed(in_memory(20), 16, CPU)
+
+
+@pytest.mark.parametrize(
+    ("memory_free", "gpu_free", "kind"),
+    [
+        (2.1, 2.1, DeviceFeed),
+        (0.1, 2.1, DeviceFeed),
+        (2.1, 1.9, HostFeed),
+        (1.9, 1.9, DiskFeed),
+    ],
+)
+def test_auto_takes_the_first_memory_that_stays_half_free(
+    features, monkeypatch, caplog, memory_free, gpu_free, kind
+):
+    """Free memory in multiples of the features' size."""
+    for made in FEEDS:  # no GPU is needed to choose
+        monkeypatch.setattr(feed, made.__name__, lambda f, n, _, made=made: made(f, n, CPU))
+    size = features.nbytes
+    monkeypatch.setattr(feed, "available_memory", lambda: int(memory_free * size))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gpu_free * size), 0))
+    with caplog.at_level(logging.INFO):
+        assert type(choose_feed(features, 16, torch.device("cuda"), "auto")) is kind
+    assert len(caplog.messages) == 1 and "GB" in caplog.messages[0]
+
+
+def test_auto_on_a_cpu_counts_the_processes_that_share_the_memory(features, monkeypatch):
+    monkeypatch.setattr(feed, "available_memory", lambda: 5 * features.nbytes)
+    kinds = [type(choose_feed(features, 16, CPU, "auto", n)) for n in (1, 2, 3)]
+    assert kinds == [DeviceFeed, DeviceFeed, DiskFeed]
+
+
+@pytest.mark.parametrize(("where", "kind"), [("device", DeviceFeed), ("host", HostFeed)])
+def test_what_is_asked_for_is_taken(features, monkeypatch, where, kind):
+    monkeypatch.setattr(feed, "available_memory", lambda: 0)
+    assert type(choose_feed(features, 16, CPU, where)) is kind
+
+
+def test_the_limits_of_a_jobs_control_groups_count(tmp_path):
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "job" / "step").mkdir(parents=True)
+    (root / "job" / "memory.max").write_text("4096\n")
+    (root / "job" / "step" / "memory.max").write_text("max\n")
+    groups.write_text("4:memory:/old\n0::/job/step\n")
+    assert feed.group_limits(groups, root) == [4096]
+    assert feed.group_limits(tmp_path / "absent", root) == []

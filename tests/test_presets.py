@@ -1,0 +1,127 @@
+"""The option files of the paper's runs, applied to params.yaml, against the paper's table."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
+
+from pipeline.params import PARAMS_FILE
+from pipeline.params.config import load_config
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+COMMON = {  # paper sections 3.1 and A.1, report p. 33
+    "logmel.sample_rate": 16_000,
+    "logmel.n_mels": 64,
+    "logmel.win_length": 1024,
+    "logmel.hop_length": 160,
+    "augment.ppn": False,
+    "augment.mixup_alpha": 0.2,
+    "augment.mixup_bank": 2048,
+    "augment.mixup_background": "bank",
+    "augment.noise": "none",
+    "augment.rrc_canvas_mels": 1.0,
+    "augment.rrc_canvas_frames": 1.5,
+    "augment.rrc_mel_scale": [0.6, 1.5],
+    "augment.rrc_frame_scale": [0.6, 1.5],
+    "augment.rlf_gain": 1.0,
+    "projector.hidden_layers": 1,
+    "projector.hidden_dim": 8192,
+    "loss.alpha": 1.0,
+    "loss.lambda_": 0.005,
+    "loss.hsic": False,
+    "loss.target": "shared",
+    "loss.predictor": False,
+    "pretrain.epochs": 100,
+    "pretrain.batch_size": 128,
+    "pretrain.crops_per_clip": 1,
+    "pretrain.crop_frames": 96,
+    "pretrain.snapshot_epochs": 5,
+    "hear.window_ms": 950.0,
+    "hear.hop_ms": 50.0,
+    "score.grid": "default",
+    "score.grid_points": 8,
+}
+DATA = {
+    "audioset": {
+        "projector.out_dim": 1048,
+        "pretrain.schedule": "cosine",
+        "pretrain.warmup_epochs": 1.0,
+        "pretrain.cosine_horizon": 1.0,
+    },
+    "fsd50k": {
+        "projector.out_dim": 256,
+        "pretrain.schedule": "constant",
+        "pretrain.warmup_epochs": 0.0,
+    },
+}
+AUDIONTT = {
+    "embed_dim": 3072,
+    "dropout": 0.3,
+    "optimizer.name": "lars",
+    "optimizer.lr": 0.4,
+    "optimizer.lr_biases": 0.0048,
+    "optimizer.weight_decay": 1e-5,
+    "optimizer.momentum": 0.9,
+    "optimizer.trust_coefficient": 0.001,
+}
+VITC = {
+    "size": "base",
+    "patch_mels": 16,
+    "patch_frames": 8,
+    "position": "sincos",
+    "pool": "cls",
+    "mask_ratio": 0.0,
+    "optimizer.name": "adamw",
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+}
+ENCODER = {
+    "audioset-audiontt": AUDIONTT,
+    "fsd50k-audiontt": AUDIONTT,
+    "audioset-vitc": {**VITC, "optimizer.lr": 6.25e-5, "optimizer.weight_decay": 0.24},
+    "fsd50k-vitc": {**VITC, "optimizer.lr": 1e-4, "optimizer.weight_decay": 0.06},
+}
+
+
+def options(name):
+    """The options of a file as the shell splits `$(cat presets/<name>)`: key -> text."""
+    words = (PRESETS / name).read_text().split()
+    assert set(words[::2]) == {"-S"}
+    return dict(word.split("=") for word in words[1::2])
+
+
+def test_every_file_is_tested():
+    assert {path.name for path in PRESETS.iterdir()} == set(ENCODER)
+
+
+@pytest.mark.parametrize("name", ENCODER)
+def test_a_preset_makes_the_default_parameters_those_of_the_paper(name, tmp_path):
+    path = tmp_path / "params.yaml"
+    shutil.copy(PARAMS_FILE, path)
+    apply_overrides(path, [f"{key}={text}" for key, text in options(name).items()])
+    config = load_config(path)
+    data, encoder = name.split("-")
+    assert config.encoder == encoder
+    section = f"encoders.{encoder}."
+    expected = {section + key: value for key, value in ENCODER[name].items()}
+    for key, value in {**COMMON, **DATA[data], **expected}.items():
+        actual = config
+        for part in key.split("."):
+            actual = getattr(actual, part)
+        assert (key, actual) == (key, value)
+    assert config.augment.mixup and config.augment.rrc and config.augment.rlf
+
+
+@pytest.mark.parametrize("name", ENCODER)
+def test_an_option_is_not_the_source_and_reads_as_yaml_as_the_paper_writes_it(name):
+    yaml = YAML(typ="safe", pure=True)
+    config = load_config()
+    for key, text in options(name).items():
+        assert key != "source"
+        default = config
+        for part in key.split("."):
+            default = getattr(default, part)
+        assert type(yaml.load(text)) is type(default), key

@@ -1,0 +1,236 @@
+"""Interrupted runs: whatever the moment, what is left ends in the same bits."""
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from synthetic_training import CPU, features, settings, trainer
+
+from pipeline.pretrain import Trainer
+from pipeline.resume import Checkpoints, remove_forgotten, stop_after_step
+
+VARIANTS = {
+    "audiontt": {},
+    "vitc": {"encoder": "vitc", "encoder__mask_ratio": 0.5, "encoder__mask_schedule": "random"},
+    "everything": {
+        "loss__target": "ema",
+        "loss__predictor": True,
+        "augment__noise": "additive",
+        "optimizer__name": "adamw",
+        "pretrain__crops_per_clip": 2,
+        "pretrain__log_every": 3,
+    },
+}
+
+
+def checkpoints(folder, minutes=0.0, keep=2):
+    return Checkpoints(folder, minutes, keep)
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual.model.state_dict(), expected.model.state_dict(), **EXACT)
+    torch.testing.assert_close(actual.target.state_dict(), expected.target.state_dict(), **EXACT)
+    torch.testing.assert_close(actual.views.state_dict(), expected.views.state_dict(), **EXACT)
+    assert actual.history_table().equals(expected.history_table())
+    assert actual.history.epochs == expected.history.epochs
+
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def resumed(folder, **changes):
+    made = trainer(**changes)
+    state = checkpoints(folder).newest()
+    if state is not None:
+        made.load_state_dict(state)
+    return made
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("stop_at", [1, 4, 6])  # within an epoch, at its end, in the last one
+def test_a_run_that_goes_on_ends_in_the_same_bits_as_one_that_was_not_stopped(
+    tmp_path, name, stop_at
+):
+    changes = VARIANTS[name]
+    unbroken = trainer(**changes)
+    unbroken.run()
+    first = trainer(**changes)
+    saved = checkpoints(tmp_path, minutes=60.0)
+
+    def stop_there(*args):
+        if first.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first.model.register_forward_pre_hook(stop_there)
+    first.at_once = False
+    with pytest.raises(KeyboardInterrupt):
+        first.run(saved)
+    assert first.step == stop_at + 1  # the step was finished
+    torch.manual_seed(999)  # another process has another state
+    second = resumed(tmp_path, **changes)
+    assert second.step == stop_at + 1
+    second.run(saved)
+    assert_same(second, unbroken)
+
+
+class Killer:
+    """Kills the process at the n-th call of a Python function."""
+
+    def __init__(self, calls):
+        self.left = calls
+        self.counted = 0
+
+    def __call__(self, frame, event, argument):
+        if event == "call":
+            self.counted += 1
+            if self.counted == self.left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_in_child(folder, changes, kill_at):
+    """Go on in a process that dies at a call; return whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            made = resumed(folder, **changes)
+            sys.setprofile(Killer(kill_at))
+            made.run(checkpoints(folder))
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status == 0
+
+
+@pytest.mark.parametrize("name", ["audiontt", "vitc"])
+def test_ten_kills_at_random_moments_change_nothing(tmp_path, name):
+    changes = VARIANTS[name] | {"pretrain__epochs": 3}
+    unbroken = trainer(**changes)
+    counter = Killer(-1)
+    sys.setprofile(counter)
+    unbroken.run(checkpoints(tmp_path / "unbroken"))
+    sys.setprofile(None)
+    draw = random.Random(0)
+    kills = 0
+    while kills < 10:
+        kills += not train_in_child(
+            tmp_path / "run", changes, draw.randint(1, counter.counted // 4)
+        )
+    assert train_in_child(tmp_path / "run", changes, kill_at=-1)
+    assert_same(resumed(tmp_path / "run", **changes), unbroken)
+
+
+def test_a_finished_run_goes_on_with_nothing(tmp_path):
+    made = trainer(pretrain__epochs=1)
+    made.run(checkpoints(tmp_path))
+    again = resumed(tmp_path, pretrain__epochs=1)
+    again.train_step = None  # would fail
+    again.run(checkpoints(tmp_path))
+    assert_same(again, made)
+
+
+def test_the_last_few_states_are_kept(tmp_path):
+    saved = checkpoints(tmp_path, keep=3)
+    for step in range(6):
+        saved.save(step, {"step": step})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        f"step-{step:09d}.pt" for step in (3, 4, 5)
+    ]
+    assert saved.newest() == {"step": 5}
+
+
+def test_a_damaged_state_is_left_out_and_the_one_before_taken(tmp_path, caplog):
+    saved = checkpoints(tmp_path)
+    saved.save(1, {"step": 1})
+    saved.save(2, {"step": 2})
+    newest = tmp_path / "step-000000002.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert saved.newest() == {"step": 1}
+    assert f"{newest} is damaged" in caplog.text
+
+
+def test_a_state_that_would_run_code_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.system, ("touch hacked",))
+
+    torch.save({"step": Evil()}, tmp_path / "step-000000001.pt")
+    assert checkpoints(tmp_path).newest() is None
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    saved = checkpoints(tmp_path)
+    saved.save(1, {"step": 1})
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    saved.save(2, {"step": 2})
+    assert "the state of step 2 could not be written" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
+
+
+def test_states_are_due_after_the_minutes_asked_for(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    saved = checkpoints(tmp_path, minutes=2.0)
+    now[0] += 119
+    assert not saved.due()
+    now[0] += 1
+    assert saved.due()
+    saved.save(1, {})
+    assert not saved.due()
+
+
+def test_states_that_nobody_has_gone_on_with_for_a_month_are_removed(tmp_path):
+    for name, days in (("old", 31), ("new", 29)):
+        checkpoints(tmp_path / name).save(1, {})
+        for path in (tmp_path / name).iterdir():
+            os.utime(path, (time.time() - 24 * 3600 * days,) * 2)
+    (tmp_path / "no-states").mkdir()
+    remove_forgotten(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "no-states"]
+
+
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not(caplog):
+    caplog.set_level(logging.INFO)
+    with stop_after_step() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        assert "stopping after this step" in caplog.text
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+    made = trainer(pretrain__epochs=1)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    thread.join()
+    assert made.step == made.steps_per_epoch
+
+
+def test_no_state_is_written_of_a_run_whose_loss_is_not_finite(tmp_path):
+    made = Trainer(settings(), features(), CPU)
+    saved = checkpoints(tmp_path)
+    made.model.projector[0].register_forward_hook(
+        lambda module, args, out: out * torch.nan if made.step == 3 else out
+    )
+    with pytest.raises(FloatingPointError, match="since step 3 of 8"):
+        made.run(saved)
+    assert saved.newest()["step"] == 3
+    assert all(
+        w.isfinite().all() for w in saved.newest()["model"].values() if w.is_floating_point()
+    )

@@ -1,0 +1,140 @@
+"""The page of a run that is going on, from files that may be half-written."""
+
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic_run import SyntheticRun
+
+from pipeline import figures, watch
+
+STEPS = 140  # 20 epochs of 7
+
+
+@pytest.fixture(autouse=True)
+def made_up(tmp_path, monkeypatch):
+    """A run whose curves are where pre-training writes them while it runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    run = SyntheticRun(tmp_path)
+    live = folder()
+    live.mkdir(parents=True)
+    for name in ("history.csv", "epochs.csv"):
+        shutil.copy(tmp_path / "data/pretrain" / name, live)
+    shutil.copy(tmp_path / "reports/throughput.csv", live)
+    return run
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Leave the drawing out of pages that are about something else."""
+    monkeypatch.setattr(figures, "learning_curves", lambda history: "")
+    names = ("lr", "norms", "ranks", "dead", "speed", "wait")
+    monkeypatch.setattr(figures, "telemetry", lambda *curves: dict.fromkeys(names, ""))
+
+
+def folder():
+    return Path(".work/live")
+
+
+def cut(name, rows):
+    """Leave the header and so many rows."""
+    path = folder() / name
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + rows]))
+
+
+def words():
+    page = re.sub(r"<(style|title).*?</\1>", "", (folder() / "index.html").read_text(), flags=re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_progress_is_told_from_the_curves():
+    for name, rows in (("history.csv", 70), ("epochs.csv", 10), ("throughput.csv", 10)):
+        cut(name, rows)
+    live = watch.read_live(folder())
+    assert (live.step, live.steps, live.epoch, live.ended) == (70, STEPS, 10, False)
+    assert live.samples_per_s == pytest.approx(400 - 50 / 8)  # the median of the last five
+    assert live.eta_s == pytest.approx(70 * 32 / (400 - 50 / 8))
+    watch.write_page(live, folder())
+    shown = words()
+    assert "Time left 5.7 s as of" in shown
+    assert "Step 70 of 140 Epochs done 10 of 20 Speed 394 samples per second" in shown
+
+
+def test_a_finished_run_has_no_time_left_and_its_page_no_longer_reloads(without_figures):
+    watch.watch(folder(), once=True)
+    assert "Time left none" in words()
+    assert 'http-equiv="refresh"' not in (folder() / "index.html").read_text()
+    cut("epochs.csv", 19)
+    watch.watch(folder(), once=True)
+    assert 'http-equiv="refresh" content="5"' in (folder() / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["history.csv", "epochs.csv", "throughput.csv"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"\n", b"step,epo", b"epoch,step\n", b"a,b\n1,2\n", b"\xff\0\n\n", b'"\n1'],
+)
+def test_a_missing_or_half_written_file_is_an_empty_curve(without_figures, name, content):
+    path = folder() / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    live = watch.read_live(folder())
+    assert getattr(live, name.removesuffix(".csv")).empty
+    watch.watch(folder(), once=True)
+    assert "Step" in words()
+
+
+def test_every_cut_of_a_file_gives_only_whole_rows():
+    path = folder() / "history.csv"
+    whole = path.read_bytes().replace(b"\r\n", b"\n")[:1500]
+    rows = watch.read_live(folder()).history
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        found = watch.read_live(folder()).history
+        assert len(found) == max(0, whole[:length].count(b"\n") - 1)
+        assert found.to_numpy().tolist() == rows.iloc[: len(found)].to_numpy().tolist()
+
+
+def test_nothing_at_all_is_a_page_too():
+    shutil.rmtree(folder())
+    watch.watch(folder(), once=True)
+    assert "Time left – as of" in words()
+    assert "nothing yet" in (folder() / "index.html").read_text()
+    assert sorted(path.name for path in folder().iterdir()) == ["index.html"]
+
+
+def test_watching_goes_on_to_the_end_of_a_run_that_was_seen_going_on(without_figures, monkeypatch):
+    finished = (folder() / "epochs.csv").read_text()
+    sleeps = []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            cut("epochs.csv", 3)  # a new run, after the finished one that lay there
+        if len(sleeps) == 5:
+            (folder() / "epochs.csv").write_text(finished)
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    watch.watch(folder())
+    assert sleeps == [watch.EVERY_S] * 5
+    assert "Time left none" in words()
+
+
+@pytest.mark.parametrize("arguments", [["--once"], []])
+def test_the_address_is_printed_and_ctrl_c_ends_it(
+    without_figures, monkeypatch, caplog, tmp_path, arguments
+):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    monkeypatch.setattr(sys, "argv", ["watch.py", *arguments])
+    caplog.set_level(logging.INFO)
+    watch.main()
+    assert f"file://{tmp_path}/.work/live/index.html" in caplog.text
+    assert (folder() / "index.html").exists()

@@ -1,0 +1,17 @@
+"""What test_distributed runs under torchrun: every case on this process's half of the batch."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_distributed import CASES, compute
+
+from pipeline import distributed
+
+with distributed.process_group(torch.device("cpu")):
+    half = slice(8 * distributed.rank(), 8 * distributed.rank() + 8)
+    results = {name: compute(name, half) for name in CASES}
+    torch.save(results, Path(sys.argv[1]) / f"{distributed.rank()}.pt")
