@@ -5,8 +5,11 @@ from statistics of all shares. `torchrun` starts the processes (`relaunch`), one
 a CPU for tests; without it there is one process and nothing here does anything.
 """
 
+import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,11 +50,26 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    _end_with_parent()
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if rank() > 0:
+        logging.getLogger().setLevel(logging.ERROR)  # process 0 says the same
     try:
         yield device
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this process soon after torchrun, which may be killed before it can end it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _AllMean(torch.autograd.Function):

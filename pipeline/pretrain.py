@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -38,8 +39,10 @@ logger = logging.getLogger(__name__)
 
 FETCH_EVERY = 64  # logged steps; how often the host waits for a GPU
 ASK_EVERY = 16  # steps; how often several processes agree whether to stop
-OBSERVE_S = 10
+OBSERVE_S = 10  # seconds between two looks at the curves,
+OBSERVE_PAUSE = 50  # or so many times what a look takes
 PROBE_CLIPS = 512  # at most so many clips for a picture of the cross-correlation
+PROBE_FRAMES = 96 * PROBE_CLIPS  # and frames,
 PROBE_DIMS = 256  # and so many of its dimensions
 
 MaskedViews = tuple[
@@ -141,7 +144,9 @@ class Trainer:
         self.fast = device.type == "cuda" if fast is None else fast
         self.at_once = self.fast or processes > 1  # both views through the network
         self.mask_ratio = 0.0
-        self._observed = time.monotonic()
+        self.sums = torch.zeros(2, device=device)  # of the loss's terms, over this epoch's steps
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # have all losses been
+        self._observe_at = 0.0
         self.draw_views: Callable[[], MaskedViews] = self._draw_views
         self.loss: Callable[..., BarlowTwinsLoss] = self._loss
         self.update: Callable[[], Tensor] = self._update
@@ -191,6 +196,7 @@ class Trainer:
             self.throughput.mark(self.step, p.batch_size, self.feed.wait_s)
             while self.step < steps:
                 self._run_epoch(progress, stop, checkpoints, observe)
+        self._refuse_non_finite_weights()
         if checkpoints:
             self._save(checkpoints)
 
@@ -209,10 +215,12 @@ class Trainer:
             ended = self.step % self.steps_per_epoch == 0
             if ended:
                 self._end_epoch(epoch + 1, progress)
-            if ended or time.monotonic() - self._observed >= OBSERVE_S:
+            if ended or time.monotonic() >= self._observe_at:
+                begin = time.monotonic()
                 observe()
-                self._observed = time.monotonic()
-            asked = distributed.world_size() == 1 or self.step % ASK_EVERY == 0
+                now = time.monotonic()
+                self._observe_at = now + max(OBSERVE_S, OBSERVE_PAUSE * (now - begin))
+            asked = distributed.world_size() == 1 or ended or self.step % ASK_EVERY == 0
             if asked and distributed.any_process(stop()):
                 if checkpoints:
                     self._save(checkpoints)
@@ -223,10 +231,13 @@ class Trainer:
     def _end_epoch(self, epoch: int, progress: "tqdm[Any]") -> None:
         p = self.settings.pretrain
         self.fetch()
-        rows = self.history.steps
-        last = [row["loss"] for row in rows if row["step"] >= self.step - self.steps_per_epoch]
-        loss = sum(last) / max(1, len(last))
-        self.history.epochs.append({"epoch": float(epoch), "loss": loss} | self.measure_ranks())
+        self._refuse_non_finite_weights()
+        invariance, redundancy = (self.sums / self.steps_per_epoch).tolist()
+        self.sums.zero_()
+        loss = invariance + redundancy
+        row = {"epoch": float(epoch), "step": float(self.step), "loss": loss}
+        row |= {"invariance": invariance, "redundancy": redundancy}
+        self.history.epochs.append(row | self.measure_ranks())
         progress.set_postfix(epoch=epoch, loss=f"{loss:.1f}")
         if progress.disable and distributed.rank() == 0:  # no terminal
             logger.info("epoch %d of %d: loss %.1f", epoch, p.epochs, loss)
@@ -254,8 +265,8 @@ class Trainer:
         if not isinstance(encoder, ViTParams):
             return 0.0
         epoch = self.step // self.steps_per_epoch
-        draw = Generator().manual_seed(p.seed * 1_000_003 + self.step)  # the same in all processes
-        return masking.mask_ratio_at(encoder, epoch, p.epochs, torch.rand(2, generator=draw))
+        draw = np.random.default_rng([p.seed, self.step]).random(2)  # the same in all processes
+        return masking.mask_ratio_at(encoder, epoch, p.epochs, torch.from_numpy(draw))
 
     def fetch(self) -> None:
         """Wait for the device and take over what was logged.
@@ -263,16 +274,31 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite; says since when, and what to try.
         """
-        p, optimizer = self.settings.pretrain, self.settings.encoder.optimizer
+        p = self.settings.pretrain
         try:
             self.history.fetch()
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error} of {p.epochs * self.steps_per_epoch}. Lower the learning rate "
-                f"(encoders.{self.settings.encoder_name}.optimizer.lr, now {optimizer.lr}) or "
-                f"lengthen pretrain.warmup_epochs (now {p.warmup_epochs})."
-            ) from None
+            raise self._not_finite(str(error)) from None
+        if not self.finite:
+            raise self._not_finite(f"The loss was not finite in a step up to {self.step - 1}")
         self.throughput.mark(self.step, p.batch_size, self.feed.wait_s)
+
+    def _refuse_non_finite_weights(self) -> None:
+        """Look at the weights, whose last update no loss has shown yet.
+
+        Raises:
+            FloatingPointError: a weight is not finite.
+        """
+        if not all(torch.stack([w.isfinite().all() for w in self.model.parameters()]).tolist()):
+            raise self._not_finite(f"Weights are not finite after step {self.step - 1}")
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        p, optimizer = self.settings.pretrain, self.settings.encoder.optimizer
+        return FloatingPointError(
+            f"{what} of {p.epochs * self.steps_per_epoch}. Lower the learning rate "
+            f"(encoders.{self.settings.encoder_name}.optimizer.lr, now {optimizer.lr}) or "
+            f"lengthen pretrain.warmup_epochs (now {p.warmup_epochs})."
+        )
 
     def _update(self) -> Float[Tensor, "2"]:
         """Do all of a step that happens on the device; return the two terms of the loss."""
@@ -283,7 +309,10 @@ class Trainer:
         self.optimizer.step()
         if self.settings.loss.target == "ema":
             self._move_target()
-        return torch.stack([*terms]).detach()
+        values = torch.stack([*terms]).detach()
+        self.sums.add_(values)
+        self.finite.logical_and_(values.isfinite().all())
+        return values
 
     @torch.no_grad()
     def _move_target(self) -> None:
@@ -347,6 +376,7 @@ class Trainer:
         }
         return {
             "step": self.step,
+            "sums": self.sums,
             "model": self.model.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -358,6 +388,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; must come before the first step."""
         self.step = state["step"]
+        self.sums.copy_(state["sums"])
         self.model.load_state_dict(state["model"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -374,6 +405,7 @@ class Trainer:
         set_default(own["default"])
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        self._refuse_non_finite_weights()
         state = self.state_dict()  # of all processes
         if distributed.rank() == 0:
             checkpoints.save(self.step, state)
@@ -390,7 +422,9 @@ class Trainer:
         """Return C of the first clips and dimensions, as the loss sees it, leaving no trace."""
         p = self.settings.pretrain
         generator = Generator(self.device).manual_seed(p.seed)
-        clips, crops = self._crops(torch.arange(min(PROBE_CLIPS, len(self.features))), p.seed)
+        count = min(PROBE_CLIPS, len(self.features), PROBE_FRAMES // p.crop_frames)
+        index = torch.arange(max(2, count)) % len(self.features)
+        clips, crops = self._crops(index, p.seed)
         views = Views(self.settings.augment, self.features.log_mel.n_mels, p.crop_frames, generator)
         with torch.random.fork_rng():
             torch.manual_seed(p.seed)

@@ -76,20 +76,11 @@ def summarize_data(ledger: pd.DataFrame) -> DataSummary:
     )
 
 
-def summarize_loss(history: pd.DataFrame) -> dict[str, dict[str, float]]:
+def summarize_loss(history: pd.DataFrame, epochs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the loss and its parts `before` any update and `after`, the mean of the last epoch."""
-    later = history.iloc[1:] if len(history) > 1 else history
-    last_epoch = later[later["epoch"] > later["epoch"].max() - 1 + 1e-9]
-    return {
-        "before": history[LOSS_COLUMNS].iloc[0].to_dict(),
-        "after": last_epoch[LOSS_COLUMNS].mean().round(6).to_dict(),
-    }
-
-
-def count_steps(history: pd.DataFrame, epochs: int) -> int:
-    """Return the number of updates, also where not every step was logged."""
-    step, epoch = history[["step", "epoch"]].iloc[-1]
-    return round(step / epoch * epochs) if epoch > 0 else 1
+    before = history[LOSS_COLUMNS].iloc[0]
+    after = epochs.iloc[-1].reindex(LOSS_COLUMNS).fillna(before["noise_floor"])
+    return {"before": before.to_dict(), "after": after.round(6).to_dict()}
 
 
 def summarize_correlation(matrix: Float[np.ndarray, "D D"]) -> dict[str, float]:
@@ -153,8 +144,8 @@ def render(
         model_names=score_table.MODEL_NAMES,
         data=summarize_data(ledger),
         label_names=label_names,
-        loss=summarize_loss(run.history),
-        steps=count_steps(run.history, params["pretrain.epochs"]),
+        loss=summarize_loss(run.history, run.epochs),
+        steps=int(run.epochs["step"].iloc[-1]),
         correlation={name: summarize_correlation(c) for name, c in run.correlation.items()},
         params=params,
         stages=summarize_runtimes(runtimes, [row.task for row in table.rows], probe.tasks),

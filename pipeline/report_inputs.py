@@ -27,6 +27,7 @@ from pipeline.params.data import LogMelParams
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
 LABEL_COLUMNS = ["mid", "display_name"]
 LEDGER_NUMBERS = ["start_s", "end_s", "duration_s"]
+EPOCH_COLUMNS = ["epoch", "step", "loss", "invariance", "redundancy"]
 HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
 
 
@@ -70,7 +71,7 @@ def read_pretraining(folder: Path, encoder: str, throughput: Path) -> Pretrainin
         optimizer=optimizer,
         log_mel=check(log_mel, LogMelParams, prefix="logmel", path=path),
         history=read_history(folder / "history.csv"),
-        epochs=read_curve(folder / "epochs.csv", ["epoch"]),
+        epochs=read_epochs(folder / "epochs.csv"),
         throughput=read_curve(throughput, ["step"]),
         correlation=_read_correlation(folder / "correlation.safetensors"),
         clip_ids=clip_ids,
@@ -96,6 +97,19 @@ def read_history(path: Path) -> pd.DataFrame:
             f"{history.iloc[row].to_dict()}. {_again('pretrain')}"
         )
     return history
+
+
+def read_epochs(path: Path) -> pd.DataFrame:
+    """Read the means of all epochs, and ranks where they were measured.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, or there are no rows.
+    """
+    epochs = read_curve(path, EPOCH_COLUMNS)
+    if epochs.empty:
+        raise ValueError(f"{path} has no rows. {_again('pretrain')}")
+    return epochs
 
 
 def read_curve(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = (BadZipFile, pickle.UnpicklingError)
 FORGOTTEN_DAYS = 30  # after which the states of another run are removed
 
 
@@ -34,6 +36,8 @@ class Checkpoints:
         self.keep = keep
         self._saved = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("step-*.new"):
+            unfinished.unlink()
 
     def due(self) -> bool:
         """Tell whether it is time for the next one."""
@@ -47,35 +51,53 @@ class Checkpoints:
         target = self.folder / f"step-{step:09d}.pt"
         aside = target.with_suffix(".new")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             torch.save(state, aside)
             os.replace(aside, target)
         except (OSError, RuntimeError) as error:  # torch's writer has no error class of its own
             aside.unlink(missing_ok=True)
-            logger.warning("the state of step %d could not be written: %s", step, error)
+            free_gb = shutil.disk_usage(self.folder).free / 1e9
+            logger.warning(
+                "the state of step %d could not be written to %s, %.1f GB free: %s",
+                step,
+                self.folder,
+                free_gb,
+                error,
+            )
         else:
             for old in self._paths()[: -self.keep]:
                 old.unlink()
         self._saved = time.monotonic()
 
     def newest(self) -> dict[str, Any] | None:
-        """Return the latest state that can be read, on the CPU; None if there is none."""
+        """Return the latest state that can be read, on the CPU; None if there is none.
+
+        Damaged ones are put out of the way.
+        """
         for path in reversed(self._paths()):
             try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+                return _load(path)
+            except (OSError, RuntimeError, EOFError, ValueError, *UNREADABLE) as error:
                 logger.warning("%s is damaged and left out: %s", path, error)
-            else:
-                return state
+                path.rename(path.with_suffix(".damaged"))
         return None
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
 
 
-def remove_forgotten(folder: Path) -> None:
-    """Remove the states of runs that nobody has gone on with for a month."""
+def _load(path: Path) -> dict[str, Any]:
+    with ZipFile(path) as file:
+        if damaged := file.testzip():  # torch does not look at the checksums
+            raise ValueError(f"the checksum of {damaged} is wrong")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def remove_forgotten(own: Path) -> None:
+    """Remove the states beside a run's `own` that nobody has gone on with for a month."""
     limit = time.time() - 24 * 3600 * FORGOTTEN_DAYS
-    for run in {path.parent for path in folder.glob("*/step-*.pt")}:
+    for run in {path.parent for path in own.parent.glob("*/step-*.pt")} - {own}:
         if max(path.stat().st_mtime for path in run.iterdir()) < limit:
             logger.info("removing the states of %s, %d days old", run, FORGOTTEN_DAYS)
             shutil.rmtree(run)

@@ -45,7 +45,8 @@ class Live:
         """Number of updates of the whole run; None before the second one is logged."""
         if self.history.empty or not self.history["epoch"].iloc[-1] > 0:
             return None
-        return report.count_steps(self.history, self.all_epochs)
+        step, epoch = self.history[["step", "epoch"]].iloc[-1]
+        return round(step / epoch * self.all_epochs)
 
     @property
     def epoch(self) -> int:

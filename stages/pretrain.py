@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoint, distributed, params
 from pipeline.checkpoint import Checkpoint
-from pipeline.dataset import load_features
+from pipeline.dataset import epoch_plan, load_features
 from pipeline.device import choose_device, make_deterministic
 from pipeline.params.data import ComputeParams
 from pipeline.params.method import (
@@ -49,16 +49,19 @@ EXAMPLE_CLIPS = 16
 def main(stage: Stage) -> None:
     """Run the stage."""
     compute = params.load("compute", ComputeParams)
-    if compute.devices > 1 and not distributed.is_launched():
-        distributed.relaunch("stages.pretrain", compute.devices)
     settings = load_settings(stage)
+    if compute.devices > 1 and not distributed.is_launched():
+        epoch_plan(2**20, settings.pretrain.batch_size, 0, 0).share(0, compute.devices)
+        distributed.relaunch("stages.pretrain", compute.devices)
     if compute.deterministic:
         make_deterministic()
     with distributed.process_group(choose_device(compute.device)) as device:
         features = load_features(FEATURES)
         fast = None if compute.fast == "auto" else compute.fast
         trainer = Trainer(settings, features, device, fast, compute.features)
-        how = f"{distributed.world_size()} x {device.type}, fast {trainer.fast}"
+        how = (
+            f"{distributed.world_size()} x {device.type}, fast {trainer.fast}, {torch.__version__}"
+        )
         work = stage.work_folder(code_version(), *identity(FEATURES), how)
         checkpoints = Checkpoints(work, compute.checkpoint_minutes, compute.checkpoints)
         if distributed.rank() == 0:
@@ -72,7 +75,7 @@ def main(stage: Stage) -> None:
 
 def train_and_publish(stage: Stage, trainer: Trainer, checkpoints: Checkpoints) -> None:
     """Train, or go on, and put all outputs in their places."""
-    remove_forgotten(checkpoints.folder.parent)
+    remove_forgotten(checkpoints.folder)
     with ExitStack() as outputs:
         random = outputs.enter_context(stage.output("data/random"))
         trained = outputs.enter_context(stage.output("data/pretrain"))
@@ -115,9 +118,12 @@ def observe(trainer: Trainer, snapshots: Path) -> None:
     """Write the curves so far for `python -m pipeline.watch`, and a snapshot where one is due."""
     trainer.fetch()
     live = root() / ".work" / "live"
-    live.mkdir(parents=True, exist_ok=True)
-    write_curves(trainer, live)
-    trainer.throughput.table().to_csv(live / "throughput.csv", index=False)
+    try:
+        live.mkdir(parents=True, exist_ok=True)
+        write_curves(trainer, live)
+        trainer.throughput.table().to_csv(live / "throughput.csv", index=False)
+    except OSError as error:  # nothing depends on them
+        logger.warning("the curves so far could not be written: %s", error)
     epoch, begun = divmod(trainer.step, trainer.steps_per_epoch)
     every = trainer.settings.pretrain.snapshot_epochs
     if every and not begun and epoch % every == 0:

@@ -44,7 +44,7 @@ def main(stage: Stage) -> None:
     ledger = report_inputs.read_ledger(LEDGER)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
     page = report.render(pretraining, table, probe, ledger, names, stage.values, runtimes())
-    loss = report.summarize_loss(pretraining.history)["after"]["loss"]
+    loss = report.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss), indent=2) + "\n"
 
     texts = {

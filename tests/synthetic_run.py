@@ -122,8 +122,12 @@ class SyntheticRun:
     def telemetry(self, steps_per_epoch: int) -> None:
         """Write a rank that rises and one that falls, and the speed, over the epochs."""
         epochs = np.arange(1, self.params["pretrain"]["epochs"] + 1)
-        rows = [f"{e},{300 / e},{40 + e},{90 / e},{max(0, 9 - e)},0" for e in epochs]
-        text = "\n".join(["epoch,loss,rank_y,rank_z,dead_y,dead_z", *rows])
+        terms = [f"{e * steps_per_epoch},{300 / e},{200 / e},{100 / e}" for e in epochs]
+        ranks = [f"{40 + e},{90 / e},{max(0, 9 - e)},0" for e in epochs]
+        rows = [",".join(map(str, row)) for row in zip(epochs, terms, ranks, strict=True)]
+        text = "\n".join(
+            ["epoch,step,loss,invariance,redundancy,rank_y,rank_z,dead_y,dead_z", *rows]
+        )
         self._pretrain("epochs.csv").write_text(text + "\n")
         rows = [f"{float(e * steps_per_epoch)},{400 - 50 / e},{0.2 / e}" for e in epochs]
         text = "\n".join(["step,samples_per_s,wait_share", *rows])

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
+from synthetic_features import write_folder
 from synthetic_training import trainer
 
 from pipeline import distributed
@@ -80,6 +83,56 @@ def compute(name, own):
         "statistics": torch.cat([b.flatten() for b in buffers]),
         "weights": torch.cat([p.detach().flatten() for p in run.model.parameters()]),
     }
+
+
+def set_up_stage(folder, devices, batch_size=16):
+    """A folder in which `python -m stages.pretrain` runs on made-up features."""
+    content = YAML().load((HERE.parent / "params.yaml").read_text())
+    content["encoders"]["audiontt"] |= {"channels": 8, "hidden_dim": 32, "embed_dim": 160}
+    content["projector"] |= {"hidden_dim": 32, "out_dim": 16}
+    content["augment"]["mixup_bank"] = 32
+    content["pretrain"] |= {"epochs": 2, "batch_size": batch_size, "rank_clips": 8}
+    content["compute"]["devices"] = devices
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    features = folder / "data" / "logmel"
+    features.mkdir(parents=True)
+    write_folder(features, [[100] * 10, [120] * 10, [90] * 10, [110] * 10])
+    (features / "stats.json").write_text('{"mean": 300.0, "std": 200.0}')
+
+
+def run_stage(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.pretrain"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
+    set_up_stage(tmp_path, devices=2)
+    code, log = run_stage(tmp_path)
+    assert code == 0, log[-3000:]
+    assert log.count("epoch 2 of 2") == 1
+    history = pd.read_csv(tmp_path / "data/pretrain/history.csv")
+    assert history["step"].tolist() == [0, 1, 2, 3]
+    weights = (tmp_path / "data/pretrain/encoder.safetensors").read_bytes()
+    code, log = run_stage(tmp_path)
+    assert "going on from step 4 of 4" in log
+    assert (tmp_path / "data/pretrain/encoder.safetensors").read_bytes() == weights
+
+
+def test_the_stage_refuses_a_batch_that_cannot_be_shared_before_torchrun(tmp_path):
+    set_up_stage(tmp_path, devices=2, batch_size=15)
+    code, log = run_stage(tmp_path)
+    assert code == 1
+    assert "pretrain.batch_size = 15 cannot be shared equally by 2 processes" in log
+    assert "Traceback" not in log
 
 
 def test_without_torchrun_there_is_one_process():

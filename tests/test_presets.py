@@ -50,11 +50,13 @@ DATA = {
         "pretrain.schedule": "cosine",
         "pretrain.warmup_epochs": 1.0,
         "pretrain.cosine_horizon": 1.0,
+        "pretrain.log_every": 100,
     },
     "fsd50k": {
         "projector.out_dim": 256,
         "pretrain.schedule": "constant",
         "pretrain.warmup_epochs": 0.0,
+        "pretrain.log_every": 10,
     },
 }
 AUDIONTT = {

@@ -242,30 +242,16 @@ def test_a_tasks_column_does_not_depend_on_the_other_mode_being_there():
 
 def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, without_figures):
     history = report_inputs.read_history(made_up.root / "data" / "pretrain" / "history.csv")
+    epochs = report_inputs.read_epochs(made_up.root / "data" / "pretrain" / "epochs.csv")
     rows = pd.read_csv("data/pretrain/history.csv")
-    last = rows["loss"][-7:].mean()
+    last = epochs["loss"].iloc[-1]
     floor = 0.005 * 256 * 255 / 32
-    assert report.summarize_loss(history)["after"]["loss"] == pytest.approx(last, abs=1e-6)
+    assert report.summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(last, abs=1e-6)
     words = text(page_of(made_up))
     assert f"Loss {rows['loss'][0]:.2f} {last:.2f}" in words
     assert f"Noise floor λ D (D − 1) / B {floor:.2f} {floor:.2f}" in words
     assert "λ = 0.005, D = 256, B = 32" in words
     assert "20 epochs; 140 steps of 32 clips" in words
-
-
-def test_steps_and_the_last_epoch_are_right_where_not_every_step_is_logged():
-    steps = np.arange(0, 100, 3)  # of 10 epochs of 10 steps
-    history = pd.DataFrame({"step": steps, "epoch": steps / 10, "loss": steps.astype(float)})
-    history[["invariance", "redundancy", "noise_floor"]] = 1.0
-    assert report.count_steps(history, epochs=10) == 100
-    assert report.summarize_loss(history)["after"]["loss"] == pytest.approx((90 + 93 + 96 + 99) / 4)
-
-
-def test_the_row_before_any_update_is_not_part_of_the_last_epoch():
-    history = pd.DataFrame({"step": [0, 1, 2], "epoch": [0, 1 / 3, 2 / 3], "loss": [90.0, 20, 10]})
-    history[["invariance", "redundancy", "noise_floor"]] = 1.0
-    summary = report.summarize_loss(history)
-    assert (summary["before"]["loss"], summary["after"]["loss"]) == (90, 15)
 
 
 def test_correlation_is_summed_up_on_and_off_the_diagonal():
@@ -625,9 +611,7 @@ def test_the_stage_writes_the_page_the_metrics_and_the_table(made_up, without_fi
     assert (reports / "index.html").read_text().startswith("<!DOCTYPE html>")
     metrics = json.loads((reports / "metrics.json").read_text())
     assert metrics["score"]["mean"] == 0.45
-    assert metrics["loss"] == pytest.approx(
-        pd.read_csv("data/pretrain/history.csv").loss[-7:].mean()
-    )
+    assert metrics["loss"] == pytest.approx(pd.read_csv("data/pretrain/epochs.csv").loss.iloc[-1])
     table = pd.read_csv(reports / "scores.csv").set_index("task")
     assert table.loc["toy_beats", ["random", "pretrain"]].tolist() == [0.25, 0.3]
     assert (reports / "probe.csv").read_text().startswith("epoch,knn,linear\n0,0.27,0.3\n")

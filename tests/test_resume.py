@@ -155,6 +155,25 @@ def test_a_damaged_state_is_left_out_and_the_one_before_taken(tmp_path, caplog):
     newest.write_bytes(newest.read_bytes()[:100])
     assert saved.newest() == {"step": 1}
     assert f"{newest} is damaged" in caplog.text
+    saved.save(0, {"step": 0})  # of a run that starts afresh
+    assert [p.name for p in saved._paths()] == ["step-000000000.pt", "step-000000001.pt"]
+
+
+def test_a_state_with_a_wrong_checksum_is_damaged(tmp_path, caplog):
+    saved = checkpoints(tmp_path)
+    saved.save(1, {"bank": torch.zeros(1000)})
+    path = tmp_path / "step-000000001.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert saved.newest() is None
+    assert "checksum" in caplog.text
+
+
+def test_what_a_killed_save_has_left_is_removed(tmp_path):
+    (tmp_path / "step-000000003.new").write_bytes(b"half")
+    checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path):
@@ -198,7 +217,9 @@ def test_states_that_nobody_has_gone_on_with_for_a_month_are_removed(tmp_path):
         for path in (tmp_path / name).iterdir():
             os.utime(path, (time.time() - 24 * 3600 * days,) * 2)
     (tmp_path / "no-states").mkdir()
-    remove_forgotten(tmp_path)
+    remove_forgotten(tmp_path / "old")  # one's own are spared
+    assert (tmp_path / "old").exists()
+    remove_forgotten(tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "no-states"]
 
 

@@ -71,10 +71,18 @@ def test_one_row_for_each_epoch_with_its_mean_loss_and_ranks():
     epochs, steps = run.history.epochs, run.history_table()
     assert [row["epoch"] for row in epochs] == [1, 2]
     for row, part in zip(epochs, (steps.iloc[:4], steps.iloc[4:]), strict=True):
-        assert row["loss"] == pytest.approx(part["loss"].mean())
+        for term in ("loss", "invariance", "redundancy"):
+            assert row[term] == pytest.approx(part[term].mean())
         assert 1 <= row["rank_y"] <= 16
         assert 1 <= row["rank_z"] <= 16
         assert 0 <= row["dead_y"] < 192
+
+
+def test_the_mean_loss_of_an_epoch_counts_steps_that_were_not_logged():
+    every, few = trainer(), trainer(pretrain__log_every=1000)
+    every.run()
+    few.run()
+    assert [row["loss"] for row in few.history.epochs] == [r["loss"] for r in every.history.epochs]
 
 
 def test_ranks_are_measured_in_evaluation_mode_on_crops_from_all_over_the_data():
@@ -97,7 +105,8 @@ def test_measuring_leaves_no_trace_on_the_run():
     torch.testing.assert_close(
         with_ranks.model.state_dict(), without.model.state_dict(), rtol=0, atol=0
     )
-    assert set(without.history.epochs[0]) == {"epoch", "loss"}
+    terms = {"loss", "invariance", "redundancy"}
+    assert set(without.history.epochs[0]) == {"epoch", "step"} | terms
 
 
 def test_throughput_is_samples_over_seconds_and_the_share_of_waiting(monkeypatch):

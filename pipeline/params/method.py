@@ -177,8 +177,15 @@ class PretrainParams(Section):
     warmup_epochs: float = Field(ge=0, le=1_000_000)
     cosine_horizon: float = Field(gt=0, le=1000)  # times the run
     log_every: int = Field(ge=1, le=1_000_000)  # steps
-    rank_clips: int = Field(ge=0, le=2**17)  # 0: never
+    rank_clips: int = Field(ge=0, le=2**17)  # 0: never, else 2 or more
     snapshot_epochs: int = Field(ge=0, le=1_000_000)  # 0: never
+
+    @field_validator("rank_clips")
+    @classmethod
+    def _several_or_none(cls, clips: int) -> int:
+        if clips == 1:
+            raise ValueError("one clip has no rank. Take 0, which measures none, or 2 or more.")
+        return clips
 
     @model_validator(mode="after")
     def _whole_clips(self) -> "PretrainParams":
