@@ -1,6 +1,11 @@
 """The fast path against the plain modules: values, gradients, running statistics."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,9 +274,31 @@ def trainer(name, fast, **changes):
 
 def train(made, steps):
     order = torch.randperm(1024, generator=Generator().manual_seed(1)).cuda()
+    draw = torch.linspace(0, 0.99, 64).cuda()
     for step in range(steps):
-        made.train_step(order.roll(-64 * step)[:64])
+        made.train_step(order.roll(-64 * step)[:64], draw)
     return made.history_table()["loss"]
+
+
+@pytest.mark.slow
+def test_compiled_bfloat16_agrees_with_plain_float32_on_a_cpu():
+    """In a process of its own: torch.compile cannot trace the suite's run-time type checks."""
+    script = Path(__file__).parent / "compiled_step.py"
+    path = os.pathsep.join(str(folder) for folder in (script.parents[1], script.parent))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in done.stdout.splitlines():
+        result = json.loads(line)
+        assert result["graphs"] >= 1
+        assert result["loss"] < 0.03, result
+        assert result["gradient"] < 0.3, result  # as of plain modules under autocast
 
 
 @needs_gpu
