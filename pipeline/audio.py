@@ -57,10 +57,20 @@ def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"],
         except soundfile.LibsndfileError as error:
             reason = f"it is damaged or truncated: {error.error_string}"
             raise BadAudioError("corrupt", reason) from error
-        if len(wave) < sound.frames:
+        if len(wave) < sound.frames and not _is_estimated(content, sound.format):
             reason = f"it is truncated: {len(wave)} of {sound.frames} samples can be decoded"
             raise BadAudioError("corrupt", reason)
         return wave, sound.samplerate
+
+
+def _is_estimated(content: bytes, file_format: str) -> bool:
+    """Return whether the length is but libsndfile's guess: of an MP3 whose first frame lacks it."""
+    if file_format != "MP3":
+        return False
+    start = 0
+    if content.startswith(b"ID3"):  # a tag, whose size is in four times seven bits
+        start = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(content[6:10]))
+    return not any(name in content[start : start + 200] for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _blocks(sound: soundfile.SoundFile) -> Iterator[Float32[np.ndarray, "S C"]]:

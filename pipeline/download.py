@@ -6,12 +6,15 @@ with a gap inside the segment is damaged: what follows a gap would have an earli
 """
 
 import hashlib
+import io
 import logging
 import queue
+import random
 import shutil
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -22,6 +25,7 @@ from urllib.request import url2pathname
 
 import imageio_ffmpeg
 import soundfile
+import yt_dlp.version
 from tqdm import tqdm
 from yt_dlp import YoutubeDL
 from yt_dlp.utils import YoutubeDLError
@@ -29,8 +33,10 @@ from yt_dlp.utils import YoutubeDLError
 from pipeline import failures, ledger
 from pipeline.clipstore import ClipStore, Outcome
 from pipeline.failures import UnavailableError
-from pipeline.params.data import DownloadParams
+from pipeline.params.data import NetworkParams
+from pipeline.politeness import BlockedError, Clock, Gate, StoppedError, back_off_s
 from pipeline.segments import Segment
+from pipeline.stage import root
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +44,24 @@ STAGE = "download"
 CUT_VERSION = "2"  # raise it when the same segment of the same recording becomes another clip
 MIN_CLIP_S = 0.1  # seconds; less is not a clip
 SEEK_MARGIN_S = 1.0  # decoded before the segment, so that the decoder has settled at its start
-BACKOFF_S = 1.0  # before the second attempt; doubles with each
+WAITING = "waiting"  # status of a clip that no run has tried
+TOOL = f"yt-dlp {yt_dlp.version.__version__}"
 EMPTY_FLAC = (1 << 63) - 1  # libsndfile's number of frames of a FLAC file without samples
 PATIENCE = 10  # times timeout_s that one cut may take as long as data arrive
 POLL_S = 0.1  # how soon a cut under way notices that the stage ends
 GAP_S = 0.1  # time stamps that are further off are a gap; Vorbis's are off by up to 0.05 s
 ROUNDING_S = 0.001
+REQUEST_BYTES = "262144"  # of one range; the site slows down a reader of one long range
 BLOCK = "4096"  # samples; by default FFmpeg takes the first frame's, of which few may be left
 
 
 @dataclass(frozen=True)
 class Media:
-    """Where FFmpeg reads a recording."""
+    """Where and how FFmpeg reads a recording."""
 
     url: str
     headers: dict[str, str]
+    proxy: str = ""
 
 
 def recording_url(template: str, ytid: str) -> str:
@@ -60,6 +69,12 @@ def recording_url(template: str, ytid: str) -> str:
     if "://" in template:
         return template.replace("{ytid}", quote(ytid))
     return Path(template.replace("{ytid}", ytid)).absolute().as_uri()
+
+
+def store_folder(template: str) -> Path:
+    """Return where the clips of a template are kept, whatever else changes."""
+    identity = hashlib.sha256(f"{template} {CUT_VERSION}".encode()).hexdigest()[:16]
+    return root() / ".work" / "clips" / identity
 
 
 def local_path(url: str) -> Path | None:
@@ -77,13 +92,16 @@ def origin(url: str) -> str:
     return f"{state.st_size} bytes of {state.st_mtime_ns} ns"
 
 
-def downloader(timeout_s: float) -> YoutubeDL:
-    """Return a yt-dlp that only looks recordings up; each thread needs its own."""
+def downloader(params: NetworkParams) -> YoutubeDL:
+    """Return a yt-dlp that only looks recordings up; each thread needs its own.
+
+    It keeps cookies in memory: with a path, every thread would overwrite the user's file.
+    """
     silent = logging.getLogger("yt_dlp")  # what it says of a failure is in the exception, too
     silent.setLevel(logging.CRITICAL)
     options: dict[str, Any] = {
         "format": "bestaudio/best",
-        "socket_timeout": timeout_s,
+        "socket_timeout": params.timeout_s,
         "enable_file_urls": True,
         "extract_flat": "in_playlist",  # a page that lists recordings is not one
         "cachedir": False,
@@ -91,6 +109,10 @@ def downloader(timeout_s: float) -> YoutubeDL:
         "logger": silent,
         "noprogress": True,
     }
+    if params.cookies:
+        options["cookiefile"] = io.StringIO(Path(params.cookies).read_text(encoding="utf-8"))
+    if params.proxy:
+        options["proxy"] = params.proxy
     return YoutubeDL(options)
 
 
@@ -114,7 +136,17 @@ def resolve(site: YoutubeDL, url: str) -> Media:
         raise UnavailableError("transient", f"yt-dlp failed: {error!r}") from error
     if not info or "url" not in info:
         raise UnavailableError("no_audio", "the address leads to a page, not to a recording")
-    return Media(info["url"], info.get("http_headers") or {})
+    return media_of(site, info)
+
+
+def media_of(site: YoutubeDL, info: dict[str, Any]) -> Media:
+    """Return what FFmpeg needs of yt-dlp's answer, with the cookies that are meant for its host."""
+    if not info["url"].startswith(("http://", "https://")):
+        return Media(info["url"], {})
+    headers = dict(info.get("http_headers") or {})
+    if cookies := site.cookiejar.get_cookie_header(info["url"]):
+        headers["Cookie"] = cookies
+    return Media(info["url"], headers, site.params.get("proxy") or "")
 
 
 def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) -> list[str]:
@@ -130,7 +162,10 @@ def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) 
         source = ["-i", f"file:{path}"]
     else:
         headers = "".join(f"{name}: {value}\r\n" for name, value in media.headers.items())
-        source = ["-rw_timeout", f"{timeout_s * 1e6:.0f}", "-headers", headers, "-i", media.url]
+        source = ["-rw_timeout", f"{timeout_s * 1e6:.0f}", "-headers", headers]
+        source += ["-request_size", REQUEST_BYTES]
+        source += ["-http_proxy", media.proxy] if media.proxy else []
+        source += ["-i", media.url]
     jump_s = segment.start_s - SEEK_MARGIN_S
     seek = ["-ss", f"{jump_s:.6f}"] if jump_s > 0 else []  # "-ss 0" would drop 21 ms of an m4a
     begin, length = f"atrim=start={segment.start_s:.6f}", f"atrim=end={segment.duration_s:.6f}"
@@ -252,26 +287,57 @@ def fetch(
 class Fetcher:
     """Fetches what a store lacks of the clips of one source, with several threads."""
 
-    def __init__(self, template: str, store: ClipStore, partial: Path, params: DownloadParams):
+    def __init__(self, template: str, store: ClipStore, partial: Path, params: NetworkParams):
         self.template = template
         self.store = store
         self.partial = partial  # folder for files under way, of this process alone
         self.params = params
+        self.is_local = local_path(recording_url(template, "")) is not None
         self._stop = threading.Event()
+        self._clock = Clock(self._stop)
+        self._gate = Gate(params, self._clock, random.Random())
+        self._refused = Counter[str]()  # key -> refusals that were for this clip alone
+        self._check_files()
+
+    def _check_files(self) -> None:
+        if self.params.cookies and not Path(self.params.cookies).is_file():
+            raise FileNotFoundError(
+                f"There is no {self.params.cookies}; correct network.cookies in params.yaml, the "
+                "cookies.txt of an account, or empty it."
+            )
 
     def run(self, segments: Sequence[Segment], connections: int) -> list[ledger.Row]:
-        """Fetch every clip that is missing and return the ledger of all."""
+        """Fetch every clip that is missing, up to `network.limit`, and return the ledger of all.
+
+        Raises:
+            RuntimeError: another process fetches clips of this source, or the site keeps refusing
+                this client.
+        """
+        if not all(map(self.is_settled, segments)):
+            with self.store.locked():
+                self._fetch_missing(segments, connections)
+        return [to_row(segment, self.store.last(key(segment))) for segment in segments]
+
+    def _fetch_missing(self, segments: Sequence[Segment], connections: int) -> None:
+        missing = [segment for segment in segments if not self.is_settled(segment)]
+        tried = missing[: self.params.limit or None]
+        logger.info("%d of %d clips to fetch", len(tried), len(segments))
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
-        self._stop = threading.Event()
+        self._stop.clear()
+        try:
+            self._fetch_all(tried, connections)
+        except BlockedError as error:
+            kept = sum(self.store.is_settled(key(segment)) for segment in segments)
+            raise RuntimeError(refusal(error, kept, len(segments))) from None
+
+    def _fetch_all(self, segments: Sequence[Segment], connections: int) -> None:
         missing: queue.SimpleQueue[Segment] = queue.SimpleQueue()
         for segment in segments:
-            if not self.is_settled(segment):
-                missing.put(segment)
-        logger.info("%d of %d clips to fetch", missing.qsize(), len(segments))
-        threads = min(connections, missing.qsize())
+            missing.put(segment)
+        threads = min(connections, len(segments))
         with (
-            tqdm(total=missing.qsize(), unit="clip", desc=STAGE, disable=None) as bar,
+            tqdm(total=len(segments), unit="clip", desc=STAGE, disable=None) as bar,
             ThreadPoolExecutor(max(threads, 1)) as pool,
         ):
             workers = [pool.submit(self._work, missing, bar) for _ in range(threads)]
@@ -280,50 +346,110 @@ class Fetcher:
                     worker.result()
             finally:
                 self._stop.set()
-        return [to_row(segment, self.store.last(key(segment))) for segment in segments]
 
     def is_settled(self, segment: Segment) -> bool:
         """Return whether a clip needs no attempt: its recording is the one of the last."""
         last = self.store.last(key(segment))
-        now = origin(recording_url(self.template, segment.ytid))
-        return last is not None and last.origin == now and self.store.is_settled(key(segment))
+        if last is None or not self.store.is_settled(key(segment)):
+            return False
+        return not self.is_local or last.origin == origin(self._url(segment))
+
+    def _url(self, segment: Segment) -> str:
+        return recording_url(self.template, segment.ytid)
 
     def _work(self, missing: queue.SimpleQueue[Segment], bar: tqdm) -> None:
-        with downloader(self.params.timeout_s) as site:
+        with downloader(self.params) as site:
             while not self._stop.is_set():
                 try:
                     segment = missing.get_nowait()
                 except queue.Empty:
                     return
-                self._fetch_and_store(site, segment)
-                bar.update()
+                try:
+                    ended = self._fetch_and_store(site, segment)
+                except StoppedError:
+                    return
+                if ended:
+                    bar.update()
+                else:
+                    missing.put(segment)
 
-    def _fetch_and_store(self, site: YoutubeDL, segment: Segment) -> None:
-        url = recording_url(self.template, segment.ytid)
-        clip = self.partial / f"{key(segment)}.flac"
-        before = origin(url)
+    def _fetch_and_store(self, site: YoutubeDL, segment: Segment) -> bool:
+        """Fetch a clip; return whether this run has done with it."""
+        name, before = key(segment), origin(self._url(segment))
+        clip, content = self.partial / f"{name}.flac", None
         try:
-            outcome = self._fetch_with_retries(site, url, segment, clip)
+            outcome = self._fetch_with_retries(site, segment, clip)
+            content = clip.read_bytes()
         except UnavailableError as error:
+            if self._stop.is_set():
+                return True
+            if error.kind == "blocked" and self._is_tried_later(name, error):
+                return False
+            outcome = Outcome(status=error.kind, reason=error.reason, tries=error.tries)
+        finally:
             clip.unlink(missing_ok=True)
-            failed = Outcome(status=error.kind, reason=error.reason, origin=before)
-            if not self._stop.is_set():
-                self.store.add(key(segment), failed)
-        else:
-            self.store.add(key(segment), replace(outcome, origin=before), clip)
+        self.store.add(name, replace(outcome, origin=before, tool=TOOL), content)
+        return True
 
-    def _fetch_with_retries(
-        self, site: YoutubeDL, url: str, segment: Segment, clip: Path
-    ) -> Outcome:
+    def _is_tried_later(self, name: str, error: UnavailableError) -> bool:
+        """Return whether a refused clip goes back to the queue: the site refuses everybody now."""
+        self._refused[name] += not error.is_excused
+        return self._refused[name] < self.params.tries
+
+    def _fetch_with_retries(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
         for attempt in range(1, self.params.tries + 1):
             try:
-                return fetch(site, url, segment, clip, self.params.timeout_s, self._stop)
+                return replace(self._attempt(site, segment, clip), tries=attempt)
             except UnavailableError as error:
+                error.tries = attempt
                 last = attempt == self.params.tries or self._stop.is_set()
                 if error.kind != "transient" or last:
                     raise
-            self._stop.wait(BACKOFF_S * 2 ** (attempt - 1))
-        raise AssertionError("download.tries is positive")
+                wait_s = back_off_s(
+                    attempt, self.params.backoff_s, error.retry_after_s, random.random
+                )
+            self._clock.wait(wait_s)
+        raise AssertionError("network.tries is positive")
+
+    def _attempt(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
+        """Fetch a clip once, at a time at which the site may be asked; files may be read always."""
+        timeout_s = self.params.timeout_s
+        if self.is_local:
+            return fetch(site, self._url(segment), segment, clip, timeout_s, self._stop)
+        number = self._gate.enter()
+        try:
+            outcome = fetch(site, self._url(segment), segment, clip, timeout_s, self._stop)
+        except UnavailableError as error:
+            error.is_excused = self._gate.failed(number, error)
+            raise
+        self._gate.answered(number)
+        return outcome
+
+
+def refusal(error: BlockedError, kept: int, total: int) -> str:
+    """Return what to do when the site keeps refusing this client."""
+    return (
+        f"{error} {kept} of {total} clips are done and kept; nothing was published. Go on with the "
+        "same command: later (often an hour is enough, sometimes a day), at a lower "
+        "network.clips_per_hour, with the cookies of an account (network.cookies; it may be "
+        "banned), through another network (network.proxy), or with a newer yt-dlp (`pip install "
+        "-U 'yt-dlp[default,deno]'`). None of these loses a clip."
+    )
+
+
+def check_tried(rows: Sequence[ledger.Row], publish_partial: bool) -> None:
+    """Stop if clips were left for a later run, unless what is there shall be published.
+
+    Raises:
+        RuntimeError: with their number and how to go on.
+    """
+    left = sum(row.status == WAITING for row in rows)
+    if left and not publish_partial:
+        raise RuntimeError(
+            f"{left} of {len(rows)} clips were not tried yet: this run ended at network.limit. "
+            "What was fetched is kept, nothing was published. Run it again to go on, or set "
+            "download.publish_partial = true to publish what is there."
+        )
 
 
 def key(segment: Segment) -> str:
@@ -333,9 +459,15 @@ def key(segment: Segment) -> str:
 
 def to_row(segment: Segment, outcome: Outcome | None) -> ledger.Row:
     """Return the ledger's row of a segment from how fetching it ended."""
-    row = ledger.from_segment(segment)
     if outcome is None:
-        raise AssertionError(f"{row.clip_id} was never tried")
-    if outcome.status != ledger.OK:
-        return row.failed(STAGE, outcome.status, outcome.reason)
-    return replace(row, bytes=outcome.bytes, sha256=outcome.sha256, duration_s=outcome.duration_s)
+        return ledger.from_segment(segment).failed(STAGE, WAITING, "not tried yet")
+    is_ok = outcome.status == ledger.OK
+    return ledger.from_segment(
+        segment,
+        status=outcome.status,
+        stage="" if is_ok else STAGE,
+        reason=outcome.reason,
+        bytes=outcome.bytes,
+        sha256=outcome.sha256,
+        duration_s=outcome.duration_s,
+    )

@@ -12,6 +12,8 @@ short       the recording ends before the segment begins
 
 import errno
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import GeoRestrictedError, UnsupportedError
@@ -25,8 +27,9 @@ EXTRACTION_MESSAGES = [
     ("blocked", r"not a bot|captcha|rate.?limit|too many requests"),
     ("geo", r"in your (country|location|region)|geo.?restrict"),
     ("gone", r"private video|removed|terminated|no longer available|video unavailable|copyright"),
-    ("gone", r"does(n't| not) exist|deleted|not found"),
+    ("gone", r"does(n't| not) exist|deleted|not found|is private|drm.protected"),
     ("login", r"confirm your age|sign in|log.?in|members.only|join this channel|age.restricted"),
+    ("login", r"requires payment"),
 ]
 CUTTING_MESSAGES = [
     ("blocked", r"returned 429|too many requests"),
@@ -39,12 +42,18 @@ CUTTING_MESSAGES = [
 
 
 class UnavailableError(Exception):
-    """A clip that cannot be had: `kind` is its status in the ledger, the message says why."""
+    """A clip that cannot be had: `kind` is its status in the ledger, the message says why.
 
-    def __init__(self, kind: str, reason: str) -> None:
+    `retry_after_s` is how long the site asks to be left alone, None if it does not say.
+    """
+
+    def __init__(self, kind: str, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(kind, reason)
         self.kind = kind
         self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.tries = 1  # attempts that have ended so
+        self.is_excused = False  # whether it says nothing about this clip
 
 
 def of_extraction(error: BaseException) -> UnavailableError:
@@ -52,12 +61,26 @@ def of_extraction(error: BaseException) -> UnavailableError:
     text = _essence(str(error))
     for cause in _causes(error):
         if isinstance(cause, HTTPError):
-            return UnavailableError(_of_status(cause.status), text)
+            wait_s = retry_after_s(cause.response.headers.get("Retry-After"))
+            return UnavailableError(_of_status(cause.status), text, wait_s)
         if isinstance(cause, GeoRestrictedError):
             return UnavailableError("geo", text)
         if isinstance(cause, UnsupportedError):
             return UnavailableError("no_audio", "the address leads to a page, not to a recording")
     return UnavailableError(_match(EXTRACTION_MESSAGES, text) or "transient", text)
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number, or a date to wait for."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max((date - datetime.now(UTC)).total_seconds(), 0.0) if date.tzinfo else None
 
 
 def of_cutting(stderr: str) -> UnavailableError:

@@ -6,7 +6,7 @@ CSV with one line per row, in the list's order:
     clip_id     "<ytid>_<start in ms>"
     ytid, start_s, end_s, labels    as in the segment list; labels comma-joined
     status      "ok", or the class of the failure: gone, geo, login, blocked, transient, no_audio,
-                corrupt, short, silent
+                corrupt, short, silent; "waiting": not tried yet
     stage       stage in which it failed; empty if ok
     reason      why it failed
     bytes, sha256    of the clip as fetched
@@ -15,11 +15,11 @@ CSV with one line per row, in the list's order:
 """
 
 import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipeline.segments import Segment, read_text
 OK = "ok"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # a frozen one takes twice as long, two million times
 class Row:
     """One line of the ledger."""
 
@@ -66,8 +66,8 @@ _PARSERS: dict[str, Any] = {
 }
 
 
-def from_segment(segment: Segment) -> Row:
-    """Return the row that a segment starts with."""
+def from_segment(segment: Segment, **became: Any) -> Row:
+    """Return the row of a segment, with what is known of its clip."""
     return Row(
         row=segment.row,
         clip_id=segment.clip_id,
@@ -75,15 +75,16 @@ def from_segment(segment: Segment) -> Row:
         start_s=segment.start_s,
         end_s=segment.end_s,
         labels=segment.labels,
+        **became,
     )
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write a ledger; a value that is not known is an empty cell."""
     with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(map(attrgetter(*COLUMNS), rows))
 
 
 def read(path: Path) -> list[Row]:
@@ -93,20 +94,31 @@ def read(path: Path) -> list[Row]:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8, the columns are not a ledger's, or a row is broken.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    header = next(reader, [])
+    with path.open(
+        encoding="utf-8-sig", newline=""
+    ) as handle:  # millions of rows: a line at a time
+        reader = csv.reader(handle)
+        try:
+            _check_header(path, next(reader, []))
+            return [_parse(cells) for cells in reader]
+        except UnicodeDecodeError:
+            read_text(path)  # names the line
+            raise
+        except (csv.Error, ValueError) as error:
+            if not reader.line_num > 1:
+                raise
+            raise ValueError(
+                f"{path}, line {reader.line_num} is broken: {error}. A stage writes this file; it "
+                "is not for editing."
+            ) from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
     if header != COLUMNS:
         raise ValueError(
             f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
             f"got {','.join(header)}."
         )
-    try:
-        return [_parse(cells) for cells in reader]
-    except (csv.Error, ValueError) as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num} is broken: {error}. A stage writes this file; it is "
-            "not for editing."
-        ) from error
 
 
 def _parse(cells: list[str]) -> Row:

@@ -55,8 +55,8 @@ def check_unchanged(content: bytes, row: ledger.Row, shard: Path) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != row.sha256:
         raise ValueError(
-            f"{shard} is damaged: {tarshards.member_name(row.clip_id)} in it has the SHA-256 "
-            f"{found}, expected {row.sha256 or 'one'} as in {shard.parent}/ledger.csv. Run "
+            f"{shard} is damaged: {tarshards.member_name(row.clip_id, content)} in it has the "
+            f"SHA-256 {found}, expected {row.sha256 or 'one'} as in {shard.parent}/ledger.csv. Run "
             "`dvc pull --force download` if it was pushed, or `dvc repro -f download`."
         )
 

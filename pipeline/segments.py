@@ -11,13 +11,17 @@ Windows line ends. All of these are read; anything else that differs is an error
 import csv
 import math
 import re
+import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 COLUMNS = 4
 EXAMPLE = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
 SHOWN_ERRORS = 10
+PLAIN_ROW = re.compile(r'([\w-][\w.-]*), ?([\d.]+), ?([\d.]+), ?"([^"\s]*)"')  # as published
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
 
 
@@ -51,18 +55,24 @@ def read(path: Path) -> list[Segment]:
             names the line and the value of each (the first ten).
     """
     segments: list[Segment] = []
-    line_of: dict[str, int] = {}  # clip id -> line
+    lines = array("Q")  # of each segment
+    firsts: dict[str, Segment] = {}  # by recording; most recordings have one clip
+    others: dict[str, Segment] = {}  # by clip id
     errors = []
     for number, cells in _rows(path):
         try:
             segment = _parse(len(segments), cells)
-            first = line_of.setdefault(segment.clip_id, number)
-            if first != number:
-                raise ValueError(f"clip {segment.clip_id!r} is listed on line {first} already")
+            first = firsts.setdefault(segment.ytid, segment)
+            if first is not segment and first.clip_id != segment.clip_id:
+                first = others.setdefault(segment.clip_id, segment)
+            if first is not segment:
+                line = lines[first.row]
+                raise ValueError(f"clip {segment.clip_id!r} is listed on line {line} already")
         except ValueError as error:
             errors.append(f"  line {number}: {error}")
         else:
             segments.append(segment)
+            lines.append(number)
     if errors:
         raise ValueError(_broken(path, errors))
     if not segments:
@@ -96,14 +106,10 @@ def _broken(path: Path, errors: list[str]) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number (from 1) and stripped cells of each row that is no comment, header or blank."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"There is no segment list {path}; correct `segments` of the source in params.yaml, "
-            "or put the file there."
-        ) from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
+        if match := PLAIN_ROW.fullmatch(line):
+            yield number, list(match.groups())
+            continue
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -112,6 +118,21 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             cells = [f"{line.strip()} ({error})"]
         if cells[0].strip().casefold() != "ytid":
             yield number, [cell.strip() for cell in cells]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a file, one at a time: AudioSet has two million."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from (line.rstrip("\n") for line in lines)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no segment list {path}; correct `segments` of the source in params.yaml, "
+            "or put the file there."
+        ) from None
+    except UnicodeDecodeError:
+        read_text(path)  # names the line
+        raise
 
 
 def _parse(row: int, cells: list[str]) -> Segment:
@@ -125,9 +146,11 @@ def _parse(row: int, cells: list[str]) -> Segment:
         raise ValueError(f"start {start} is negative")
     if end_s <= start_s:
         raise ValueError(f"end {end} must be later than start {start}")
-    return Segment(row, ytid, start_s, end_s, ",".join(x.strip() for x in labels.split(",")))
+    joined = ",".join(x.strip() for x in labels.split(",")) if " " in labels else labels
+    return Segment(row, ytid, start_s, end_s, sys.intern(joined))  # few combinations are many rows
 
 
+@lru_cache(maxsize=1 << 16)  # few values stand in millions of rows
 def _seconds(name: str, text: str) -> float:
     try:
         value = float(text)

@@ -1,43 +1,98 @@
-"""Stage `download`: the clips of a segment list, as fetched.
+"""Stage `download`: the clips of a source, as obtained.
 
-Reads   data/<source>, or the web
+Reads   data/<source>, what its section names elsewhere, or the web
 Writes  data/clips: tar shards, ledger.csv, manifest.json
 Params  source, sources.<source>, download
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline import ledger, manifest, params, segments, tarshards
+from pipeline import clipshards, ledger, manifest, params
 from pipeline.clipstore import ClipStore
-from pipeline.download import CUT_VERSION, STAGE, Fetcher, key
-from pipeline.params.data import ComputeParams, DownloadParams, SourceParams
+from pipeline.download import STAGE, WAITING, Fetcher, check_tried, store_folder
+from pipeline.params.data import SOURCES, ComputeParams, DownloadParams, NetworkParams
+from pipeline.segments import Segment
+from pipeline.sources import Container, Recordings, listing, packing
+from pipeline.sources.audioset import AudioSet
+from pipeline.sources.folder import Folder
+from pipeline.sources.fsd50k import Fsd50k
+from pipeline.sources.hdf5 import Hdf5
+from pipeline.sources.parquet import Parquet
+from pipeline.sources.segment_list import SegmentList
+from pipeline.sources.tar import Tar
 from pipeline.stage import Stage, arguments, run
 
 CLIPS = "data/clips"
+CLASSES: dict[str, Any] = {
+    "sample": SegmentList,
+    "url": SegmentList,
+    "audioset": AudioSet,
+    "folder": Folder,
+    "fsd50k": Fsd50k,
+    "tar": Tar,
+    "parquet": Parquet,
+    "hdf5": Hdf5,
+}
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
     source = stage.value("source")
-    site = stage.load(f"sources.{source}", SourceParams)
-    # Before the section `download` is read: its limits must not decide which clips are kept.
-    store = ClipStore(stage.work_folder("clips", CUT_VERSION))
-    download = stage.load("download", DownloadParams)
-    compute = params.load("compute", ComputeParams)
+    chosen: Any = stage.load(f"sources.{source}", SOURCES[source])
+    given = CLASSES[source](chosen)
+    if isinstance(given, Container):
+        pack(stage, given, chosen.clips)
+    else:
+        fetch(stage, given, listing.select(given.segments(), chosen.clips))
 
-    listed = segments.read(Path(site.segments))
+
+def fetch(stage: Stage, source: Recordings, wanted: Sequence[Segment]) -> None:
+    """Fetch what is missing of the clips and publish them."""
+    store = ClipStore(store_folder(source.url))
+    download = stage.load("download", DownloadParams)
+    network = params.load("network", NetworkParams)
+    compute = params.load("compute", ComputeParams)
     with stage.output(CLIPS) as folder:
-        fetcher = Fetcher(site.url, store, folder.parent / "partial", download)
-        rows = fetcher.run(listed, compute.connections)
-        ledger.write(folder / "ledger.csv", rows)
-        ledger.check_failed(rows, STAGE, download.max_failed, folder / "ledger.csv")
-        ledger.check_any(rows, folder / "ledger.csv")
-        complete = ledger.manifest_of(rows, download.clips_per_shard)
-        paths = manifest.shard_paths(folder, complete, tarshards.SUFFIX)
-        for path, shard in zip(paths, complete.rows_of(rows), strict=True):
-            clips = [(row, store.path(key(listed[row.row]))) for row in shard if row.ok]
-            tarshards.write(path, ((row.clip_id, clip.read_bytes()) for row, clip in clips))
+        fetcher = Fetcher(source.url, store, folder.parent / "partial", network)
+        rows = fetcher.run(wanted, compute.connections)
+        check_tried(rows, download.publish_partial)
+        complete = conclude(folder, rows, download)
+        clipshards.write(store, folder, complete, rows, wanted)
         manifest.write(folder, complete)
+
+
+def pack(stage: Stage, source: Container, clips: str) -> None:
+    """Copy the clips of a container and publish them."""
+    state = listing.fingerprint(source.files(), clips)
+    packed = stage.work_folder("packed", packing.VERSION, state)
+    download = stage.load("download", DownloadParams)
+    size = download.clips_per_shard
+    with stage.output(CLIPS) as folder:
+        wanted = listing.select(source.segments(), clips)
+        shards = packed / f"{size}-per-shard"
+        rows = packing.pack(source, wanted, shards, size)
+        complete = conclude(folder, rows, download)
+        listing.check_unchanged(source.files(), clips, state)
+        packing.hand_over(shards, folder, complete.shards)
+        manifest.write(folder, complete)
+
+
+def conclude(
+    folder: Path, rows: Sequence[ledger.Row], download: DownloadParams
+) -> manifest.Manifest:
+    """Write the ledger and return what the shards must hold.
+
+    Raises:
+        RuntimeError: too many clips were lost.
+    """
+    path = folder / "ledger.csv"
+    ledger.write(path, rows)
+    tried = [row for row in rows if row.status != WAITING]
+    ledger.check_failed(tried, STAGE, download.max_failed, path)
+    ledger.check_any(rows, path)
+    return ledger.manifest_of(rows, download.clips_per_shard)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ class Site(ThreadingHTTPServer):
         self.bytes_sent = 0
         self.drops = 0
         self.delay_s = 0.0
+        self.retry_after = ""  # header of refusals
+        self.times: list[float] = []  # of the requests
+        self.headers: list[dict[str, str]] = []  # of the requests
 
     @property
     def template(self) -> str:
@@ -51,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = Path(self.path).name
         self.server.requests[name] += 1
+        self.server.times.append(time.monotonic())
+        self.server.headers.append(dict(self.headers))
         time.sleep(self.server.delay_s)
         with contextlib.suppress(ConnectionError):
             self.answer(name, name.split("-")[0].removesuffix(".wav"))
@@ -58,9 +63,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, name: str, kind: str) -> None:
         count = self.server.requests[name]
         if re.fullmatch(r"n\d{3}", kind):  # always this status
-            self.send_error(int(kind[1:]))
+            self.refuse(int(kind[1:]))
         elif (match := re.fullmatch(r"s(\d{3})x(\d)", kind)) and count <= int(match[2]):
-            self.send_error(int(match[1]))  # the first requests only
+            self.refuse(int(match[1]))  # the first requests only
         elif kind == "html":
             self.send_body(b"<html><head><title>x</title></head><body>No video</body></html>",
                            "text/html")  # fmt: skip
@@ -74,6 +79,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_drops(self.server.folder / name)
         else:
             self.send_file(self.server.folder / name, kind)
+
+    def refuse(self, status: int) -> None:
+        self.send_response(status)
+        if self.server.retry_after:
+            self.send_header("Retry-After", self.server.retry_after)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def send_file(self, path: Path, kind: str) -> None:
         if not path.exists():

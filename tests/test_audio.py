@@ -63,6 +63,16 @@ def test_what_libsndfile_cannot_read_is_read_by_ffmpeg(options):
     assert right == pytest.approx(0.15 / math.sqrt(2), rel=0.02)
 
 
+def test_an_mp3_whose_length_libsndfile_can_but_guess_is_whole():
+    quiet, loud = np.zeros((48000, 1), np.float32), noise(48000)
+    wav = encoded(np.concatenate([quiet, loud, quiet]), 48000)
+    content = converted(wav, "-q:a", "5", "-write_xing", "0", "-f", "mp3")
+    assert soundfile.info(io.BytesIO(content)).frames > 150_000
+    for start in (b"", b"ID3\x04\x00\x00\x00\x00\x01\x05" + bytes(133)):
+        wave, _ = audio.decode(start + content)
+        assert len(wave) == pytest.approx(144_000, abs=3000)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "reason"),
     [

@@ -54,7 +54,8 @@ def repository(tmp_path, monkeypatch):
     (folder / "segments.csv").write_text("# a list\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    set_params({"download": {"clips_per_shard": 4, "tries": 2, "timeout_s": 2.0},
+    set_params({"download": {"clips_per_shard": 4},
+                "network": {"tries": 2, "timeout_s": 2.0, "clips_per_hour": 0.0},
                 "resample": {"max_failed": 0.2}, "compute": {"workers": 1, "connections": 1}},
                source=ROOT / "params.yaml")  # fmt: skip
     return tmp_path
@@ -72,7 +73,8 @@ def set_params(changes, source=Path("params.yaml")):
 def use_site(site):
     """Make the recordings come from a web site."""
     url = site.template.replace(".wav", ".ogg")
-    set_params({"sources": {"sample": {"segments": "data/sample/segments.csv", "url": url}}})
+    listed = {"segments": "data/sample/segments.csv", "url": url, "clips": ""}
+    set_params({"sources": {"sample": listed}})
 
 
 def run_stages(*names):
@@ -145,10 +147,22 @@ def test_a_second_download_needs_no_recording_even_with_other_limits():
         first = content_of("data/clips")
         assert site.requests["-a.ogg"] >= 3
         site.requests.clear()
-        set_params({"download": {"max_failed": 0.9, "tries": 7, "timeout_s": 9.0}})
+        set_params({"download": {"max_failed": 0.9}, "network": {"tries": 7, "timeout_s": 9.0}})
         run_stages("download")
         assert not site.requests
     assert content_of("data/clips") == first
+
+
+def test_a_fetched_clip_is_kept_once_and_a_shard_that_stays_is_not_written_again():
+    run_stages("download")
+    packs = {p.name: p.stat() for p in next(Path(".work/clips").iterdir()).glob("packs/*")}
+    shards = {p.name: p.stat().st_ino for p in Path("data/clips").glob("*.tar")}
+    assert {state.st_ino for state in packs.values()} <= set(shards.values())
+    assert all(name.endswith(".tar") for name in packs)
+    soundfile.write("data/sample/videos/lost.ogg", np.ones(3 * RATE) / 3, RATE)
+    run_stages("download")
+    again = {p.name: p.stat().st_ino for p in Path("data/clips").glob("*.tar")}
+    assert {name for name in shards if again[name] != shards[name]} == {"00002.tar"}
 
 
 def test_other_shards_are_packed_from_the_same_clips():
@@ -250,7 +264,7 @@ def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
     Path("data/sample/segments.csv").write_text('drip-a, 0.000, 2.000, ""\n')
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
-        set_params({"download": {"timeout_s": 30.0}})
+        set_params({"network": {"timeout_s": 30.0}})
         process = start_download()
         while process.poll() is None and site.drops < 5:
             time.sleep(0.01)
@@ -272,6 +286,38 @@ def end_half_way(site, process, how):
     process.send_signal(how)
     _, messages = process.communicate()
     return process.returncode, messages
+
+
+def test_a_download_that_waits_for_its_turn_ends_at_once_when_it_is_asked_to():
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        set_params({"network": {"clips_per_hour": 1.0}})
+        process = start_download()
+        while process.poll() is None and not list(Path(".work").rglob("journal.jsonl")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        _, messages = process.communicate()
+        assert time.monotonic() - asked < 5
+    assert process.returncode == 130, messages
+    assert len(site.times) <= 5  # of one clip: yt-dlp's and FFmpeg's
+
+
+def test_two_downloads_at_once_are_refused():
+    with serve(Path("data/sample/videos")) as site:
+        use_site(site)
+        set_params({"network": {"clips_per_hour": 1.0}})
+        first = start_download()
+        while first.poll() is None and not list(Path(".work").rglob("journal.jsonl")):
+            time.sleep(0.01)
+        set_params({"download": {"clips_per_shard": 9}})
+        second = start_download()
+        _, messages = second.communicate()
+        assert second.returncode == 1
+        assert "Another process is fetching clips into" in messages
+        first.send_signal(signal.SIGTERM)
+        first.communicate()
+        assert first.returncode == 130
 
 
 def test_a_killed_download_goes_on_where_it_stopped():

@@ -1,6 +1,7 @@
 """Fetching clips from a web site and from files: exact cuts, classes of failures, going on."""
 
 import gc
+import io
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from pipeline import download
 from pipeline.clipstore import ClipStore
 from pipeline.download import Fetcher, key
 from pipeline.failures import UnavailableError
-from pipeline.params.data import DownloadParams
+from pipeline.params.data import NetworkParams
 from pipeline.segments import Segment
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
@@ -39,8 +40,13 @@ BEHAVIOURS = [
     "trunc",
     "drip",
     "s503x1",
+    "s503x2",
+    "s429x1",
 ]
-PARAMS = DownloadParams(max_failed=0.5, tries=2, timeout_s=1.0, clips_per_shard=4)
+PARAMS = NetworkParams(
+    tries=2, timeout_s=1.0, backoff_s=0.02, clips_per_hour=0.0, limit=0, from_hour=0.0,
+    to_hour=24.0, refusals=3, pause_s=0.2, longest_pause_s=1.0, pauses=2, cookies="", proxy="",
+)  # fmt: skip
 
 
 def ffmpeg(*arguments):
@@ -71,6 +77,7 @@ def recordings(tmp_path_factory, signal):
     ffmpeg("-f", "lavfi", "-i", "testsrc=d=25:s=64x64:r=5", "-f", "matroska", folder / "film.mkv")
     shutil.move(folder / "film.mkv", folder / "ok-silentfilm.wav")
     shutil.copy(folder / "ok-a.wav", folder / "ok-b.wav")
+    shutil.copy(folder / "ok-a.m4a", folder / "ok-moovend.wav")  # its index is behind its audio
     for behaviour in BEHAVIOURS:
         shutil.copy(folder / "ok-a.wav", folder / f"{behaviour}-a.wav")
     return folder
@@ -89,10 +96,8 @@ def site(recordings):
 
 
 @pytest.fixture
-def fetcher(tmp_path, monkeypatch):
+def fetcher(tmp_path):
     """A function that makes a fetcher for a URL template, as a new process would."""
-    monkeypatch.setattr(download, "BACKOFF_S", 0.02)
-    (tmp_path / "store").mkdir()
 
     def make(template, **params):
         store = ClipStore(tmp_path / "store")
@@ -106,12 +111,17 @@ def segment(ytid, start_s=10.0, end_s=20.0, row=0):
     return Segment(row, ytid, start_s, end_s, "/m/1")
 
 
+def clip_of(fetcher, asked):
+    """The fetched clip of a segment, as a file."""
+    return io.BytesIO(fetcher.store.read(key(asked)))
+
+
 def fetch_one(fetcher, asked):
     """The ledger's row and the samples (None if failed) of one segment."""
     (row,) = fetcher.run([asked], connections=1)
     if not row.ok:
         return row, None
-    samples, rate = soundfile.read(fetcher.store.path(key(asked)), dtype="int16")
+    samples, rate = soundfile.read(clip_of(fetcher, asked), dtype="int16")
     assert rate == RATE
     return row, samples
 
@@ -133,7 +143,7 @@ def fetch_cuts(fetcher, template):
     asked = [segment("ok-a", *cut, row=i) for i, cut in enumerate(CUTS)]
     for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
         assert row.ok, row.reason
-        samples, rate = soundfile.read(fetch.store.path(key(wanted)))
+        samples, rate = soundfile.read(clip_of(fetch, wanted))
         assert row.duration_s == pytest.approx(wanted.duration_s, abs=1.1 / rate)
         yield wanted.start_s, wanted.end_s, samples, rate
 
@@ -168,11 +178,11 @@ def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, 
 def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, recordings):
     fetch = fetcher(str(recordings / "{ytid}.wav"))
     row, _ = fetch_one(fetch, segment("ok-a"))
-    path = fetch.store.path(key(segment("ok-a")))
-    info = soundfile.info(path)
+    clip = clip_of(fetch, segment("ok-a"))
+    info = soundfile.info(clip)
     assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 2)
     assert (row.status, row.stage, row.reason) == ("ok", "", "")
-    assert (row.bytes, row.duration_s, row.clip_id) == (path.stat().st_size, 10.0, "ok-a_10000")
+    assert (row.bytes, row.duration_s, row.clip_id) == (len(clip.getvalue()), 10.0, "ok-a_10000")
     assert len(row.sha256) == 64
 
 
@@ -181,9 +191,10 @@ def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, 
     [
         ("n404", "gone", "HTTP Error 404", 1),
         ("n410", "gone", "HTTP Error 410", 1),
+        ("n451", "gone", "HTTP Error 451", 1),
         ("n401", "login", "HTTP Error 401", 1),
         ("n403", "login", "HTTP Error 403", 1),
-        ("n429", "blocked", "HTTP Error 429", 1),
+        ("n429", "blocked", "HTTP Error 429", 2),
         ("n503", "transient", "HTTP Error 503", 2),
         ("missing", "gone", "HTTP Error 404", 1),
         ("media404-a", "gone", "404 Not Found", None),
@@ -226,6 +237,117 @@ def test_a_fault_that_passes_is_tried_again(fetcher, site):
     assert len(samples) == 10 * RATE
 
 
+def test_all_that_may_pass_is_tried_as_often_as_allowed_and_the_tries_are_kept(fetcher, site):
+    fetch = fetcher(site.template, tries=3)
+    row, _ = fetch_one(fetch, segment("s503x2-a"))
+    assert row.ok
+    assert fetch.store.last(key(segment("s503x2-a"))).tries == 3
+    row, _ = fetch_one(fetch, segment("n503"))
+    assert site.requests["n503.wav"] == fetch.store.last(key(segment("n503"))).tries == 3
+    assert fetch.store.last(key(segment("n503"))).tool.startswith("yt-dlp 20")
+
+
+def test_a_refused_clip_goes_back_to_the_end_of_the_queue(fetcher, site):
+    asked = [segment("s429x1-a"), segment("ok-a", row=1), segment("n404", row=2)]
+    rows = fetcher(site.template).run(asked, connections=1)
+    assert [row.status for row in rows] == ["ok", "ok", "gone"]
+    names = list(site.requests)
+    assert names == ["s429x1-a.wav", "ok-a.wav", "n404.wav"]
+    assert site.requests["s429x1-a.wav"] >= 2
+
+
+@pytest.mark.parametrize("name", ["s429x1-a", "s503x1-a"])
+def test_the_site_is_left_alone_for_as_long_as_it_asks(fetcher, site, name):
+    site.retry_after = "1"
+    row, _ = fetch_one(fetcher(site.template), segment(name))
+    assert row.ok
+    assert 1.0 <= site.times[1] - site.times[0] <= 1.5
+
+
+def test_a_site_that_refuses_everything_is_asked_rarely_and_then_not_at_all(fetcher, site):
+    asked = [segment("ok-a"), *(segment(f"n429-{i}", row=i) for i in range(1, 30))]
+    fetch = fetcher(site.template, pauses=2, pause_s=0.3, refusals=3)
+    message = (
+        r"after 2 pauses: .*HTTP Error 429.* 1 of 30 clips are done and kept; nothing was "
+        r"published\. Go on .*network\.cookies"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        fetch.run(asked, connections=4)
+    refused = [t for t, h in zip(site.times, site.headers, strict=True) if "Range" not in h]
+    assert len(refused) <= 1 + 4 + 3 + 2  # one served, those under way, three in a row, trials
+    assert sum(site.requests[f"n429-{i}.wav"] for i in range(1, 30)) <= 4 + 2 + 2
+    again = fetcher(site.template).store
+    assert again.is_settled(key(asked[0]))
+    assert not any(again.is_settled(key(s)) for s in asked[1:])
+
+
+def test_a_run_tries_no_more_clips_than_its_limit_and_the_next_goes_on(fetcher, site):
+    asked = [segment("ok-a"), segment("n404", row=1), segment("ok-b", row=2)]
+    rows = fetcher(site.template, limit=2).run(asked, connections=2)
+    assert [row.status for row in rows] == ["ok", "gone", "waiting"]
+    with pytest.raises(RuntimeError, match=r"1 of 3 clips were not tried yet.*network\.limit"):
+        download.check_tried(rows, publish_partial=False)
+    download.check_tried(rows, publish_partial=True)
+    rows = fetcher(site.template, limit=2).run(asked, connections=2)
+    assert [row.status for row in rows] == ["ok", "gone", "ok"]
+    assert "not tried" not in rows[2].reason
+    download.check_tried(rows, publish_partial=False)
+
+
+def test_all_threads_together_keep_to_the_rate(fetcher, site):
+    asked = [segment(f"n404-{i}", row=i) for i in range(12)]
+    started = time.monotonic()
+    fetcher(site.template, clips_per_hour=36_000.0).run(asked, connections=6)
+    assert time.monotonic() - started >= 11 * 0.1 * 0.5
+    assert sum(site.requests.values()) == 12
+
+
+def test_files_need_no_permission(fetcher, recordings):
+    asked = [segment("ok-a", row=0), segment("missing", row=1), segment("ok-b", row=2)]
+    fetch = fetcher(str(recordings / "{ytid}.wav"), clips_per_hour=1.0)
+    rows = fetch.run(asked, connections=1)
+    assert [row.status for row in rows] == ["ok", "gone", "ok"]
+
+
+def test_the_index_of_a_recording_may_be_at_its_end(fetcher, site, signal):
+    row, samples = fetch_one(fetcher(site.template), segment("ok-moovend"))
+    assert (row.status, row.reason) == ("ok", "")
+    assert abs(lag(samples, signal[10 * RATE : 20 * RATE])) <= 0.002 * RATE
+
+
+COOKIES = """# Netscape HTTP Cookie File
+127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tsecret
+example.org\tFALSE\t/\tFALSE\t0\tother\tprivate
+"""
+
+
+def test_cookies_go_to_their_host_alone_and_the_file_is_left_as_it_is(fetcher, site, tmp_path):
+    path = tmp_path / "cookies.txt"
+    path.write_text(COOKIES)
+    row, _ = fetch_one(fetcher(site.template, cookies=str(path)), segment("ok-a"))
+    assert row.ok
+    sent = [headers.get("Cookie", "") for headers in site.headers]
+    assert len(sent) >= 2  # yt-dlp and FFmpeg
+    assert set(sent) == {"session=secret"}
+    assert path.read_text() == COOKIES
+
+
+def test_missing_cookies_are_told_before_anything_is_asked(fetcher, site):
+    with pytest.raises(FileNotFoundError, match=r"no nowhere\.txt; correct network\.cookies"):
+        fetcher(site.template, cookies="nowhere.txt")
+    assert not site.requests
+
+
+def test_everything_goes_through_the_proxy(fetcher, recordings):
+    with serve(recordings) as proxy:  # the media server takes whole addresses, too
+        template = "http://recordings.invalid/{ytid}.wav"
+        address = f"http://127.0.0.1:{proxy.server_port}"
+        row, _ = fetch_one(fetcher(template, proxy=address), segment("ok-a"))
+        assert (row.status, row.reason) == ("ok", "")
+        assert {headers["Host"] for headers in proxy.headers} == {"recordings.invalid"}
+        assert len(proxy.headers) >= 2
+
+
 def test_a_server_that_ignores_ranges_gives_the_same_clip(fetcher, site, signal):
     _, samples = fetch_one(fetcher(site.template), segment("norange-a"))
     np.testing.assert_array_equal(samples, signal[10 * RATE : 20 * RATE])
@@ -263,7 +385,7 @@ def test_a_second_run_asks_for_nothing_and_changes_nothing(fetcher, site, tmp_pa
     assert [row.status for row in rows] == ["ok", "gone", "ok", "no_audio", "login"]
     before = {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
     site.requests.clear()
-    assert fetcher(site.template, tries=5, max_failed=0.1).run(asked, connections=8) == rows
+    assert fetcher(site.template, tries=5, clips_per_hour=1.0).run(asked, connections=8) == rows
     assert not site.requests
     assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
 
@@ -278,14 +400,15 @@ def test_a_later_run_tries_again_what_may_have_passed(fetcher, site):
     assert site.requests["n404.wav"] == 1
 
 
-def test_a_clip_that_was_lost_is_fetched_again(fetcher, site):
+def test_a_clip_that_was_lost_is_fetched_again(fetcher, site, tmp_path):
     asked = [segment("ok-a"), segment("ok-b", row=1)]
     fetch = fetcher(site.template)
     rows = fetch.run(asked, connections=1)
-    fetch.store.path(key(asked[0])).unlink()
+    (pack,) = (tmp_path / "store" / "packs").iterdir()
+    pack.write_bytes(pack.read_bytes()[: fetch.store.last(key(asked[1])).offset])
     site.requests.clear()
     assert fetcher(site.template).run(asked, connections=1) == rows
-    assert set(site.requests) == {"ok-a.wav"}
+    assert set(site.requests) == {"ok-b.wav"}
 
 
 def test_a_replaced_or_new_file_is_fetched_again(fetcher, tmp_path, signal):
@@ -327,7 +450,7 @@ def test_a_clip_of_a_damaged_recording_is_right_or_corrupt(
     source = np.arange(len(signal)) / RATE
     for row, wanted in zip(rows, asked, strict=True):
         if row.ok:
-            samples, rate = soundfile.read(fetch.store.path(key(wanted)))
+            samples, rate = soundfile.read(clip_of(fetch, wanted))
             assert len(samples) == 3 * rate
             times = wanted.start_s + np.arange(len(samples)) / rate
             expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)

@@ -26,6 +26,9 @@ def raised(cause, message=None):
         ("Sign in to confirm you're not a bot. Use --cookies", "blocked"),
         ("This content isn't available, try again later. Your account has been rate-limited by "
          "YouTube for up to an hour", "blocked"),
+        ("This video is private", "gone"),
+        ("This video is DRM protected", "gone"),
+        ("This video requires payment to watch", "login"),
         ("Unable to extract player response", "transient"),
         ("Requested format is not available", "transient"),
     ],

@@ -7,11 +7,18 @@ from pydantic import model_validator
 from pipeline.params import PARAMS_FILE, Section, check, read
 from pipeline.params.data import (
     SOURCES,
+    AudioSetParams,
     ComputeParams,
     DownloadParams,
+    FolderParams,
+    Fsd50kParams,
+    Hdf5Params,
     LogMelParams,
+    NetworkParams,
+    ParquetParams,
     ResampleParams,
-    SourceParams,
+    SegmentListParams,
+    TarParams,
 )
 from pipeline.params.hear import (
     HearParams,
@@ -42,7 +49,14 @@ class Encoders(Section):
 class Sources(Section):
     """Section `sources`."""
 
-    sample: SourceParams
+    sample: SegmentListParams
+    url: SegmentListParams
+    audioset: AudioSetParams
+    folder: FolderParams
+    fsd50k: Fsd50kParams
+    tar: TarParams
+    parquet: ParquetParams
+    hdf5: Hdf5Params
 
 
 class Config(Section):
@@ -64,6 +78,7 @@ class Config(Section):
     probe: ProbeParams
     report: ReportParams
     compute: ComputeParams
+    network: NetworkParams
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -7,14 +7,13 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.params import Section
 
-SOURCES = ("sample",)
 
-
-class SourceParams(Section):
-    """Section `sources.<name>`: where the recordings are and which segments of them are wanted."""
+class SegmentListParams(Section):
+    """Sections `sources.sample` and `sources.url`: recordings, and the segments wanted of them."""
 
     segments: str  # AudioSet-format CSV
     url: str  # path or URL of a recording; {ytid} is its id
+    clips: str  # list of the ids to take, "" for all; as in each of the sections below
 
     @field_validator("url")
     @classmethod
@@ -26,14 +25,131 @@ class SourceParams(Section):
         return url
 
 
+class AudioSetParams(Section):
+    """Section `sources.audioset`: Google's lists, and the site that has their recordings."""
+
+    subsets: list[Literal["unbalanced_train", "balanced_train", "eval"]] = Field(min_length=1)
+    lists: str  # path or address of the list of a {subset}
+    labels: str  # path or address of class_labels_indices.csv
+    url: str  # path or address of a recording; {ytid} is its id
+    clips: str
+
+    @model_validator(mode="after")
+    def _for_every_one(self) -> "AudioSetParams":
+        if "{ytid}" not in self.url:
+            raise ValueError(f"url = {self.url!r} must contain {{ytid}}, the id of a recording.")
+        if len(set(self.subsets)) != len(self.subsets):
+            raise ValueError(f"subsets = {self.subsets} must name each subset once.")
+        if len(self.subsets) > 1 and "{subset}" not in self.lists:
+            raise ValueError(f"lists = {self.lists!r} must contain {{subset}}, of which there are "
+                             f"{len(self.subsets)}.")  # fmt: skip
+        return self
+
+
+class FolderParams(Section):
+    """Section `sources.folder`: a tree of audio files."""
+
+    path: str  # file or folder
+    max_clip_s: float = Field(ge=0, le=100_000)  # longer recordings are cut; 0: none is
+    clips: str
+
+    @field_validator("max_clip_s")
+    @classmethod
+    def _audible(cls, max_clip_s: float) -> float:
+        if 0 < max_clip_s < 1:
+            raise ValueError(f"{max_clip_s} s must be 0 (no cuts), or 1 s or more.")
+        return max_clip_s
+
+
+class Fsd50kParams(Section):
+    """Section `sources.fsd50k`: FSD50K as published."""
+
+    path: str  # folder with FSD50K.dev_audio and FSD50K.ground_truth
+    splits: list[Literal["train", "val"]] = Field(min_length=1)  # of the development set
+    clips: str
+
+
+class TarParams(Section):
+    """Section `sources.tar`: WebDataset tars."""
+
+    path: str  # file or folder
+    label_key: str  # in the JSON member of a sample
+    clips: str
+
+
+class ParquetParams(Section):
+    """Section `sources.parquet`: AudioSet's mirrors on the Hugging Face Hub."""
+
+    path: str  # file or folder
+    label_column: str  # "": none
+    clips: str
+
+
+class Hdf5Params(Section):
+    """Section `sources.hdf5`: AudioSet packed for PANNs or PaSST."""
+
+    path: str  # file or folder
+    sample_rate: int = Field(ge=0, le=10_000_000)  # Hz, of waveforms whose file does not say it
+    classes: str  # CSV of AudioSet's ids by class number, "": none
+    clips: str
+
+
+SOURCES: dict[str, type[Section]] = {
+    "sample": SegmentListParams,
+    "url": SegmentListParams,
+    "audioset": AudioSetParams,
+    "folder": FolderParams,
+    "fsd50k": Fsd50kParams,
+    "tar": TarParams,
+    "parquet": ParquetParams,
+    "hdf5": Hdf5Params,
+}
+
+
 class DownloadParams(Section):
     """Section `download`."""
 
     max_failed: float = Field(ge=0, le=1)  # share of segments that may be unavailable
-    tries: int = Field(ge=1, le=100)  # attempts per clip for faults that may pass
-    timeout_s: float = Field(gt=0, le=3600)  # without data before an attempt is given up
+    publish_partial: bool  # publish what is there although clips were not tried yet
     # rows of the segment list per tar shard, here and downstream
     clips_per_shard: int = Field(ge=1, le=10_000_000)
+
+
+class NetworkParams(Section):
+    """Section `network`: how recordings are asked for; no stage re-runs for a change of it."""
+
+    tries: int = Field(ge=1, le=100)  # attempts per clip and run for faults that may pass
+    timeout_s: float = Field(gt=0, le=3600)  # without data before an attempt is given up
+    backoff_s: float = Field(ge=0, le=3600)  # before the second attempt; doubles with each
+    clips_per_hour: float = Field(ge=0, le=1_000_000)  # requests, all threads; 0 = no limit
+    limit: int = Field(ge=0)  # clips that one run tries; 0 = all
+    from_hour: float = Field(ge=0, lt=24)  # local time, from which requests are made
+    to_hour: float = Field(ge=0, le=24)  # until then; equal to from_hour, or 0 to 24: always
+    refusals: int = Field(ge=1, le=1000)  # in a row, that start a pause
+    pause_s: float = Field(gt=0, le=86_400)  # first one; doubles with each
+    longest_pause_s: float = Field(gt=0, le=86_400)
+    pauses: int = Field(ge=0, le=1000)  # in a row, after which the stage stops
+    cookies: str  # file in Netscape's format, of an account; empty: none
+    proxy: str  # http(s)://[user:password@]host:port; empty: none
+
+    @field_validator("proxy")
+    @classmethod
+    def _one_that_ffmpeg_knows(cls, proxy: str) -> str:
+        if proxy and not proxy.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{proxy!r} must begin with http:// or https://: FFmpeg, which reads the media, "
+                "knows no other proxy and would go past it."
+            )
+        return proxy
+
+    @model_validator(mode="after")
+    def _growing(self) -> "NetworkParams":
+        if self.longest_pause_s < self.pause_s:
+            raise ValueError(
+                f"longest_pause_s = {self.longest_pause_s} must not be shorter than "
+                f"pause_s = {self.pause_s}."
+            )
+        return self
 
 
 class ResampleParams(Section):

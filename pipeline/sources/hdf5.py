@@ -1,0 +1,160 @@
+"""Source `hdf5`: AudioSet packed for PANNs or PaSST, a row per recording.
+
+    audio_name    text [N]                     file name; "Y<id>.wav" of YouTube's ids is <id>
+    waveform      int16 [N, S]                 PANNs; the attribute `sample_rate` of the file, in Hz
+    mp3           variable-length bytes [N]    or PaSST; MP3 files
+    target        bool [N, classes]            PANNs, or packed bits as uint8, PaSST; optional
+
+The packer of PANNs leaves rows without a name where it had no recording; these are lost clips here.
+It also pads short recordings with zeros, which cannot be told from silence.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline.failures import UnavailableError
+from pipeline.params.data import Hdf5Params
+from pipeline.segments import Segment, read_text
+from pipeline.sources import listing, probing
+
+KEY = "sources.hdf5.path"
+BLOCK = 4096  # rows of names and targets that are read at a time
+YOUTUBE_ID = 11  # characters
+
+
+class Place(NamedTuple):
+    """Where a recording is, or that its row is empty."""
+
+    path: str
+    row: int
+    empty: bool
+
+
+class Hdf5:
+    """See `pipeline.sources.Container`."""
+
+    def __init__(self, params: Hdf5Params) -> None:
+        self._sample_rate = params.sample_rate
+        self._classes = read_classes(Path(params.classes)) if params.classes else []
+        self._files = listing.files_of(Path(params.path), {".h5", ".hdf", ".hdf5"}, KEY)
+        self._places: dict[str, Place] = {}
+
+    def files(self) -> list[Path]:
+        """See `pipeline.sources.Container`."""
+        return self._files
+
+    def segments(self) -> list[Segment]:
+        """List the rows of all files in their order."""
+        segments, self._places = listing.whole(self._found(), KEY)
+        return segments
+
+    def _found(self) -> Iterator[tuple[str, str, Place]]:
+        for path in self._files:
+            with open_file(path) as file:
+                names = file["audio_name"]
+                for start in range(0, len(names), BLOCK):
+                    block = names.asstr()[start : start + BLOCK]
+                    labels = self._labels(file, start, len(block))
+                    for row, (name, label) in enumerate(zip(block, labels, strict=True), start):
+                        place = Place(str(path), row, not name)
+                        yield recording_id(name) or f"{path.stem}-row-{row}", label, place
+
+    def _labels(self, file: h5py.File, start: int, count: int) -> list[str]:
+        if "target" not in file:
+            return [""] * count
+        target = file["target"][start : start + count]
+        if target.dtype == np.uint8:
+            target = np.unpackbits(target, axis=1)
+        return [",".join(map(self._label, np.flatnonzero(row > 0).tolist())) for row in target]
+
+    def _label(self, number: int) -> str:
+        return self._classes[number] if number < len(self._classes) else str(number)
+
+    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+        """See `pipeline.sources.Container`."""
+        places = [self._places[segment.ytid] for segment in segments]
+        for path, wanted in groupby(places, key=lambda place: place.path):
+            with open_file(Path(path)) as file:
+                yield from (self._content(file, place) for place in wanted)
+
+    def _content(self, file: h5py.File, place: Place) -> bytes | UnavailableError:
+        if place.empty:
+            return UnavailableError("gone", "it was missing when the HDF5 file was packed")
+        try:
+            if "mp3" in file:
+                return bytes(file["mp3"][place.row].tobytes())
+            samples = file["waveform"][place.row]
+        except OSError as error:
+            return UnavailableError("corrupt", f"its row cannot be read: {error}")
+        return probing.flac(samples, self._rate(file))
+
+    def _rate(self, file: h5py.File) -> int:
+        given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate"))
+        rate = int(given or self._sample_rate)
+        if rate < 1:
+            raise ValueError(
+                f"{file.filename} does not say its sample rate (attribute `sample_rate`). Set "
+                "sources.hdf5.sample_rate in params.yaml."
+            )
+        return rate
+
+
+def recording_id(name: str) -> str:
+    """Return the id in a file name: without the suffix, and without the Y before YouTube's ids."""
+    stem = os.path.splitext(name)[0]
+    return stem[1:] if len(stem) == YOUTUBE_ID + 1 and stem.startswith("Y") else stem
+
+
+def open_file(path: Path) -> h5py.File:
+    """Return an HDF5 file after checking what it holds.
+
+    Raises:
+        ValueError: it is damaged or no HDF5 file, or not of the layout above.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is damaged, or no HDF5 file: {error}. Fetch it again.") from error
+    audio = [name for name in ("mp3", "waveform") if name in file]
+    found = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
+    wave = file["waveform"] if audio == ["waveform"] else None
+    if "audio_name" not in file or not audio or (wave is not None and wave.dtype != np.int16):
+        file.close()
+        raise ValueError(
+            f"{path} holds {found or 'nothing'}; expected audio_name, and mp3 (bytes) or waveform "
+            "(int16 [N, S])."
+        )
+    if len(file["audio_name"]) != len(file[audio[0]]):
+        file.close()
+        raise ValueError(f"{path}: audio_name and {audio[0]} are of different lengths ({found}).")
+    return file
+
+
+def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
+    return [(name, item) for name, item in file.items() if isinstance(item, h5py.Dataset)]
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the AudioSet ids of the classes, as class_labels_indices.csv has them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no columns `index` and `mid`, or other than consecutive indices.
+    """
+    rows = list(csv.DictReader(read_text(path).splitlines()))
+    try:
+        indices, mids = [int(row["index"]) for row in rows], [row["mid"] for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the columns index,mid,display_name ({error})."
+        ) from None
+    if indices != list(range(len(rows))):
+        raise ValueError(f"{path}: the indices of the classes must count from 0.")
+    return mids

@@ -1,0 +1,128 @@
+"""Small corpora in the published layout of each source, made of tones that differ in pitch."""
+
+import io
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import h5py
+import imageio_ffmpeg
+import numpy as np
+import soundfile
+
+RATE = 22050
+
+
+def tone(pitch, seconds=1.0, rate=RATE, channels=1):
+    """[S] or [S, C], 16-bit."""
+    wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
+    samples = np.rint(wave * 32768).astype(np.int16)
+    return samples if channels == 1 else np.stack([samples] * channels, axis=1)
+
+
+def audio(pitch=440, kind="flac", seconds=1.0, rate=RATE, channels=1):
+    """The content of an audio file."""
+    samples = tone(pitch, seconds, rate, channels)
+    if kind != "m4a":
+        file = io.BytesIO()
+        soundfile.write(file, samples, rate, format=kind.upper())
+        return file.getvalue()
+    wav = audio(pitch, "wav", seconds, rate, channels)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", "pipe:0", "-c:a", "aac",
+               "-movflags", "frag_keyframe", "-f", "mp4", "pipe:1"]  # fmt: skip
+    return subprocess.run(command, input=wav, capture_output=True, check=True).stdout
+
+
+def folder(root):
+    """Four formats in nested folders, one recording of 5 s; ids are paths."""
+    contents = {"b/one.flac": audio(300), "b/two words.mp3": audio(400, "mp3"),
+                "long.wav": audio(500, "wav", seconds=5.0, channels=2),
+                "z.ogg": audio(600, "ogg"), "notes.txt": b"not audio"}  # fmt: skip
+    write(root, contents)
+
+
+def write(root, contents):
+    for name, content in contents.items():
+        path = Path(root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+FSD50K = """fname,labels,mids,split
+64760,"Electric_guitar,Guitar","/m/02sgy,/m/0342h",train
+16399,Purr,/m/02yds9,val
+21914,Bark,/m/05tny_,train
+"""
+
+
+def fsd50k(root, table=FSD50K):
+    files = {f"FSD50K.dev_audio/{name}.wav": audio(300 + i, "wav", rate=44100)
+             for i, name in enumerate(("64760", "16399", "21914"))}  # fmt: skip
+    write(root, files | {"FSD50K.ground_truth/dev.csv": table.encode()})
+
+
+TAR_MEMBERS = {
+    "tr-0.tar": [
+        ("-ab_1.flac", audio(300)),
+        ("-ab_1.json", json.dumps({"labels": ["/m/1", "/m/2"], "id": 5}).encode()),
+        ("sub/two.mp3", audio(400, "mp3")),
+        ("sub/two.cls", b"7\n"),
+    ],
+    "tr-1.tar": [
+        ("three.txt", b"a dog\nbarks"),
+        ("three.m4a", audio(500, "m4a")),
+        ("four.ogg", audio(600, "ogg")),
+    ],
+}
+
+
+def tar(root, tars=None):
+    Path(root).mkdir(parents=True, exist_ok=True)
+    for name, members in (tars or TAR_MEMBERS).items():
+        with tarfile.open(Path(root, name), "w") as file:
+            for member, content in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+
+
+PARQUET_ROWS = [
+    {"video_id": f"{i}-_abcdefgh", "labels": ["/m/1", f"/m/{i}"], "human_labels": ["Speech", "x"],
+     "audio": {"bytes": audio(300 + 50 * i), "path": f"{i}.flac"}}
+    for i in range(5)
+]  # fmt: skip
+
+
+def parquet(root, rows=None, name="00.parquet", group=2):
+    """`group` rows in each row group."""
+    import pyarrow
+    import pyarrow.parquet
+
+    Path(root).mkdir(parents=True, exist_ok=True)
+    table = pyarrow.Table.from_pylist(PARQUET_ROWS if rows is None else rows)
+    pyarrow.parquet.write_table(table, Path(root, name), row_group_size=group)
+
+
+def hdf5(root):
+    """PANNs' layout, with a row that its packer left empty; then PaSST's."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with h5py.File(Path(root, "panns.h5"), "w") as file:
+        file["audio_name"] = np.array([b"Y-1nilez17Dg.wav", b"", b"Yabcdefghijk.wav"], "S20")
+        waves = [tone(300, rate=32000), np.zeros(32000, np.int16), tone(400, rate=32000)]
+        file["waveform"] = np.stack(waves)
+        file["target"] = np.eye(3, 527, dtype=bool) | np.eye(3, 527, 5, dtype=bool)
+        file.attrs["sample_rate"] = np.int32(32000)
+    with h5py.File(Path(root, "passt.hdf5"), "w") as file:
+        file["audio_name"] = np.array([b"Yzbcdefghijk.mp3"], "S20")
+        mp3 = file.create_dataset("mp3", (1,), h5py.vlen_dtype(np.uint8))
+        mp3[0] = np.frombuffer(audio(500, "mp3", rate=32000), np.uint8)
+        file["target"] = np.packbits(np.eye(1, 527, 526, dtype=bool), axis=1)
+
+
+def recordings(root):
+    """A segment list with two recordings of 6 s."""
+    rows = ['-a, 0.000, 2.000, "/m/1,/m/2"', '-a, 2.500, 4.000, "/m/1"', 'b, 4.000, 9.000, ""']
+    table = "\r\n".join(["YTID, start_seconds, end_seconds, positive_labels", *rows]).encode()
+    write(root, {"segments.csv": table, "recordings/-a.ogg": audio(300, "ogg", 6.0),
+                 "recordings/b.ogg": audio(400, "ogg", 6.0)})  # fmt: skip

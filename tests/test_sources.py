@@ -1,0 +1,686 @@
+"""Every source from its published layout to features, and what is wrong with it."""
+
+import fcntl
+import gzip
+import io
+import itertools
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import soundfile
+import synthetic_sources as synthetic
+from ruamel.yaml import YAML
+from synthetic_sources import audio
+
+import pipeline.sources.parquet
+import stages.download
+import stages.logmel
+import stages.resample
+from pipeline import ledger, manifest, shards, tarshards
+from pipeline.segments import Segment
+from pipeline.sources import listing, probing
+from pipeline.stage import run
+
+ROOT = Path(__file__).parents[1]
+MAINS = {"download": stages.download.main, "resample": stages.resample.main,
+         "logmel": stages.logmel.main}  # fmt: skip
+# yt-dlp leaves the file of a file:// URL to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
+)
+
+
+@pytest.fixture(autouse=True)
+def _repository(tmp_path, monkeypatch):
+    """A folder with the committed parameters, in which no failure is too many."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    values["download"] |= {"clips_per_shard": 2, "max_failed": 1.0}
+    values["compute"] |= {"workers": 1, "connections": 1}
+    YAML(typ="safe", pure=True).dump(values, Path("params.yaml"))
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def use(source, **changes):
+    """Choose a source, with some of its parameters changed."""
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(Path("params.yaml"))
+    values["source"] = source
+    values["sources"][source] |= changes
+    yaml.dump(values, Path("params.yaml"))
+
+
+def run_stages(*names):
+    for name in names:
+        run(name, MAINS[name])
+
+
+def download():
+    """The rows of a download by clip id."""
+    run_stages("download")
+    return {row.clip_id: row for row in ledger.read(Path("data/clips/ledger.csv"))}
+
+
+def failure_of(caplog):
+    """The message with which the download stops."""
+    with pytest.raises(SystemExit) as stop:
+        run_stages("download")
+    assert stop.value.code == 1
+    assert not Path("data/clips").exists()
+    return caplog.records[-1].getMessage()
+
+
+def stored_clips():
+    """Member name -> content of all shards of data/clips."""
+    found = {}
+    for path in sorted(Path("data/clips").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    return found
+
+
+MADE = {
+    "url": (synthetic.recordings, {}, {
+        "-a_0": "/m/1,/m/2", "-a_2500": "/m/1", "b_4000": "",
+    }),
+    "folder": (synthetic.folder, {"max_clip_s": 2.0}, {
+        "b/one_0": "", "b/two words_0": "", "long_0": "", "long_2000": "", "long_4000": "",
+        "z_0": "",
+    }),
+    "fsd50k": (synthetic.fsd50k, {}, {
+        "64760_0": "/m/02sgy,/m/0342h", "16399_0": "/m/02yds9", "21914_0": "/m/05tny_",
+    }),
+    "tar": (synthetic.tar, {}, {
+        "-ab_1_0": "/m/1,/m/2", "sub/two_0": "7", "three_0": "a dog barks", "four_0": "",
+    }),
+    "parquet": (synthetic.parquet, {}, {f"{i}-_abcdefgh_0": f"/m/1,/m/{i}" for i in range(5)}),
+    "hdf5": (synthetic.hdf5, {}, {
+        "-1nilez17Dg_0": "0,5", "abcdefghijk_0": "2,7", "zbcdefghijk_0": "526",
+    }),
+}  # fmt: skip
+
+
+def make(source):
+    if source == "parquet":
+        pytest.importorskip("pyarrow")
+    layout, changes, expected = MADE[source]
+    layout(Path("data", source))
+    use(source, **changes)
+    return expected
+
+
+@pytest.mark.parametrize("source", MADE)
+def test_a_source_becomes_features_with_its_ids_and_labels(source):
+    expected = make(source)
+    run_stages("download", "resample", "logmel")
+    paths = sorted(Path("data/logmel").glob("*.h5"))
+    stored = [shards.read(path) for path in paths]
+    ids = [clip_id for shard in stored for clip_id in shard.clip_id]
+    labels = [label for shard in stored for label in shard.labels]
+    assert dict(zip(ids, labels, strict=True)) == expected
+    assert ids == list(expected)
+    rows = ledger.read(Path("data/ledger.csv"))
+    assert len(paths) == manifest.shard_count(len(rows), 2)
+    lost = [(row.clip_id, row.status) for row in rows if not row.ok]
+    assert lost == ([("panns-row-1_0", "gone")] if source == "hdf5" else [])
+    for row in rows:
+        assert not row.ok or row.end_s >= row.start_s + row.duration_s - 1e-3 > 0.9 + row.start_s
+
+
+def test_clips_are_stored_as_they_are_in_a_container_and_named_by_their_format():
+    make("tar")
+    download()
+    members = dict(itertools.chain.from_iterable(synthetic.TAR_MEMBERS.values()))
+    assert stored_clips() == {
+        "-ab_1_0.flac": members["-ab_1.flac"], "sub/two_0.mp3": members["sub/two.mp3"],
+        "three_0.m4a": members["three.m4a"], "four_0.ogg": members["four.ogg"],
+    }  # fmt: skip
+
+
+def test_waveforms_are_stored_to_the_bit():
+    make("hdf5")
+    download()
+    wave, rate = soundfile.read(io.BytesIO(stored_clips()["-1nilez17Dg_0.flac"]), dtype="int16")
+    assert rate == 32000
+    np.testing.assert_array_equal(wave, synthetic.tone(300, rate=32000))
+
+
+# ---- the same work is not done again -----------------------------------------------------------
+
+
+def count_reads(monkeypatch):
+    """Ids of the segments whose content is asked for from now on."""
+    asked = []
+    original = stages.download.Tar.contents
+
+    def counted(self, segments):
+        asked.extend(segment.ytid for segment in segments)
+        return original(self, segments)
+
+    monkeypatch.setattr(stages.download.Tar, "contents", counted)
+    return asked
+
+
+def test_a_repeated_download_reads_no_clip_until_a_file_is_written_anew(monkeypatch):
+    make("tar")
+    run_stages("download")
+    first = stored_clips()
+    asked = count_reads(monkeypatch)
+    run_stages("download")
+    assert asked == []
+    os.utime("data/tar/tr-1.tar", ns=(0, 0))
+    run_stages("download")
+    assert asked == ["-ab_1", "sub/two", "three", "four"]
+    assert stored_clips() == first
+
+
+def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypatch):
+    make("tar")
+    original = stages.download.Tar.contents
+
+    def stopped(self, segments):
+        if segments[0].ytid == "three":
+            raise KeyboardInterrupt
+        return original(self, segments)
+
+    with monkeypatch.context() as broken, pytest.raises(SystemExit):
+        broken.setattr(stages.download.Tar, "contents", stopped)
+        run_stages("download")
+    assert not Path("data/clips").exists()
+    asked = count_reads(monkeypatch)
+    assert ledger.counts(download().values()) == {"ok": 4}
+    assert asked == ["three", "four"]
+
+
+def test_two_processes_do_not_write_the_same_shards(caplog):
+    make("tar")
+    run_stages("download")
+    (held,) = Path(".work/download").glob("*/2-per-shard/lock")
+    shutil.rmtree("data/clips")
+    with held.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert "Another process is copying the same clips" in failure_of(caplog)
+
+
+def test_without_hard_links_shards_are_moved(monkeypatch):
+    make("tar")
+    run_stages("download")
+    first = stored_clips()
+
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):
+        run_stages("download")
+        assert stored_clips() == first
+    assert not list(Path(".work").rglob("packed/**/*.tar"))
+
+
+def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog):
+    make("tar")
+    original = stages.download.Tar.contents
+
+    def meddled(self, segments):
+        os.utime("data/tar/tr-1.tar")
+        return original(self, segments)
+
+    monkeypatch.setattr(stages.download.Tar, "contents", meddled)
+    assert "changed while they were read" in failure_of(caplog)
+
+
+# ---- a list of clips ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["url", "tar", "folder"])
+def test_a_list_restricts_a_source_to_clips_or_recordings(source):
+    expected = list(make(source))
+    wanted = {"url": "b_4000\n-a_0", "tar": "four\nsub/two_0\n", "folder": "long\r\n\r\nz\r\n"}
+    Path("list.txt").write_text(wanted[source])
+    use(source, clips="list.txt")
+    rows = download()
+    kept = {"url": [0, 2], "tar": [1, 3], "folder": [2, 3, 4, 5]}[source]
+    assert list(rows) == [expected[i] for i in kept]
+    assert [row.row for row in rows.values()] == list(range(len(kept)))
+    assert ledger.counts(rows.values()) == {"ok": len(kept)}
+
+
+def test_the_ledger_of_a_run_reproduces_its_set_from_a_source_that_has_more():
+    make("tar")
+    Path("data/tar/tr-1.tar").rename("tr-1.tar")
+    synthetic.tar("data/tar", {"bad.tar": [("bad.wav", b"")]})
+    run_stages("download", "resample", "logmel")
+    first = stored_clips()
+    Path("data/ledger.csv").rename("published.csv")
+    Path("tr-1.tar").rename("data/tar/tr-1.tar")
+    use("tar", clips="published.csv")
+    assert list(download()) == ["-ab_1_0", "sub/two_0"]
+    assert stored_clips() == first
+
+
+def test_another_list_is_another_download():
+    make("tar")
+    use("tar", clips="list.txt")
+    for wanted in ("four", "three"):
+        Path("list.txt").write_text(wanted)
+        assert list(download()) == [f"{wanted}_0"]
+
+
+@pytest.mark.parametrize("source", ["url", "tar"])
+def test_clips_that_the_source_lacks_are_named(source, caplog):
+    first = next(iter(make(source)))
+    use(source, clips="list.txt")
+    Path("list.txt").write_text(f"{first}\nnobody_0\nnothing\n")
+    assert "list.txt lists 2 clips that the source has not" in (said := failure_of(caplog))
+    assert "nobody_0" in said and "nothing" in said
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no list of clips list.txt"),
+                                                  ("\n \n", "lists no clips")])  # fmt: skip
+def test_a_list_that_is_missing_or_empty_is_an_error(content, message, caplog):
+    make("tar")
+    use("tar", clips="list.txt")
+    if content is not None:
+        Path("list.txt").write_text(content)
+    assert message in failure_of(caplog)
+
+
+# ---- folder ------------------------------------------------------------------------------------
+
+
+def test_long_recordings_are_cut_to_the_sample_and_keep_their_channels():
+    make("folder")
+    rows = download()
+    pieces = [soundfile.read(io.BytesIO(stored_clips()[f"long_{ms}.flac"]), dtype="int16")[0]
+              for ms in (0, 2000, 4000)]  # fmt: skip
+    whole = synthetic.tone(500, 5.0, channels=2)
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    assert [len(piece) for piece in pieces] == [2 * synthetic.RATE] * 2 + [synthetic.RATE]
+    assert (rows["long_2000"].start_s, rows["long_2000"].end_s) == (2.0, 4.0)
+
+
+def test_formats_that_only_ffmpeg_knows_are_cut_too():
+    synthetic.write("data/folder", {"a.m4a": audio(440, "m4a", seconds=5.0)})
+    use("folder", max_clip_s=2.0)
+    rows = download()
+    assert list(rows) == ["a_0", "a_2000", "a_4000"]
+    assert [row.duration_s for row in rows.values()] == pytest.approx([2, 2, 1], abs=0.06)
+
+
+def test_without_a_limit_recordings_stay_whole():
+    make("folder")
+    use("folder", max_clip_s=0.0)
+    assert list(download()) == ["b/one_0", "b/two words_0", "long_0", "z_0"]
+    assert stored_clips()["long_0.wav"] == Path("data/folder/long.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("length_s", "expected"),
+    [(3.0, [(0, 3.0)]), (10.0, [(0, 10.0)]), (10.05, [(0, 10.05)]), (0.0, [(0, 0.0)]),
+     (10.2, [(0, 10), (10, 10.2)]), (25.0, [(0, 10), (10, 20), (20, 25.0)])],
+)  # fmt: skip
+def test_a_rest_too_short_for_a_clip_belongs_to_the_one_before(length_s, expected):
+    assert probing.spans(length_s, 10.0) == expected
+
+
+def test_what_is_wrong_with_a_file_is_in_the_ledger():
+    truncated = audio(300, "flac", seconds=5.0)
+    synthetic.write("data/folder", {
+        "empty.wav": b"", "text.mp3": b"no audio at all" * 99, "good.wav": audio(300, "wav"),
+        "cut.flac": truncated[: len(truncated) // 2], "short.wav": audio(300, "wav", 0.01),
+    })  # fmt: skip
+    Path("data/folder/dangling.wav").symlink_to("nowhere.wav")
+    use("folder", max_clip_s=2.0)
+    rows = {row.clip_id: (row.status, row.reason) for row in download().values()}
+    assert rows.pop("good_0") == rows.pop("cut_0") == ("ok", "")
+    assert {clip_id: status for clip_id, (status, _) in rows.items()} == {
+        "cut_2000": "corrupt", "cut_4000": "corrupt", "dangling_0": "gone", "empty_0": "corrupt",
+        "short_0": "short", "text_0": "corrupt",
+    }  # fmt: skip
+    assert rows["empty_0"][1] == "the file is empty"
+    assert "truncated" in rows["cut_4000"][1]
+
+
+def test_two_files_of_one_id_are_refused_by_name(caplog):
+    synthetic.write("data/folder", {"x/a.wav": audio(), "x/a.ogg": audio()})
+    use("folder")
+    said = failure_of(caplog)
+    assert "data/folder/x/a.wav: id 'x/a' is in data/folder/x/a.ogg already" in said
+
+
+@pytest.mark.parametrize(("files", "message"), [
+    (None, "There is no data/folder; put the data there, or correct sources.folder.path"),
+    ({"a.txt": b""}, "data/folder holds no file that ends in .aac, .aif"),
+])  # fmt: skip
+def test_a_folder_without_audio_is_an_error(files, message, caplog):
+    synthetic.write("data/folder", files or {})
+    use("folder")
+    assert message in failure_of(caplog)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    synthetic.write("elsewhere", {"a.wav": audio()})
+    synthetic.write("data/folder", {"b.wav": audio()})
+    Path("data/folder/more").symlink_to(tmp_path / "elsewhere")
+    use("folder")
+    assert list(download()) == ["b_0", "more/a_0"]
+    Path("data/folder/loop").symlink_to(tmp_path / "data/folder")
+    with pytest.raises(ValueError, match="is listed already"):
+        listing.files_of(Path("data/folder"), {".wav"}, "x")
+
+
+# ---- FSD50K ------------------------------------------------------------------------------------
+
+
+def test_one_split_of_fsd50k_can_be_taken():
+    make("fsd50k")
+    use("fsd50k", splits=["val"])
+    assert list(download()) == ["16399_0"]
+
+
+def test_a_file_that_fsd50k_lists_but_lacks_is_gone():
+    make("fsd50k")
+    Path("data/fsd50k/FSD50K.dev_audio/16399.wav").unlink()
+    rows = download()
+    found = rows["16399_0"]
+    assert (found.status, found.reason) == ("gone", "there is no file 16399.wav")
+    assert ledger.counts(rows.values()) == {"ok": 2, "gone": 1}
+
+
+@pytest.mark.parametrize(("before", "after", "message"), [
+    ("fname,labels,mids,split\n", "", "begins with '64760,.*expected 'fname,labels,mids,split'"),
+    (",val", "", r"line 3 is '16399,Purr,/m/02yds9'; expected a row such as"),
+    (",val", ",test", "line 3 is"),
+    ("16399", "../x", "line 3 is"),
+    ("16399", "64760", r"dev\.csv, line 3: id '64760' is in .*dev\.csv, line 2 already"),
+])  # fmt: skip
+def test_a_table_that_is_not_fsd50ks_is_an_error(before, after, message, caplog):
+    synthetic.fsd50k("data/fsd50k", synthetic.FSD50K.replace(before, after))
+    use("fsd50k")
+    said = failure_of(caplog)
+    assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("name", ["FSD50K.dev_audio", "FSD50K.ground_truth"])
+def test_fsd50k_that_is_not_unpacked_is_an_error(name, caplog):
+    make("fsd50k")
+    Path("data/fsd50k", name).rename("elsewhere")
+    assert f"There is no data/fsd50k/{name}" in failure_of(caplog)
+
+
+# ---- tar ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../a.flac", "/tmp/a.flac", "x/../../a.flac", "..\\a.flac"])
+def test_members_that_lead_out_of_their_folder_are_refused(name, caplog):
+    synthetic.tar("data/tar", {"bad.tar": [("good.flac", audio()), (name, audio())]})
+    use("tar")
+    said = failure_of(caplog)
+    assert "data/tar/bad.tar" in said and "leads out of its folder" in said and repr(name) in said
+
+
+def test_links_in_a_tar_are_refused(caplog):
+    synthetic.tar("data/tar", {"bad.tar": [("good.flac", audio())]})
+    with tarfile.open("data/tar/bad.tar", "a") as tar:
+        link = tarfile.TarInfo("link.flac")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    use("tar")
+    assert "'link.flac' is a link or device" in failure_of(caplog)
+
+
+def test_what_is_wrong_with_a_sample_is_in_the_ledger():
+    synthetic.tar("data/tar", {"a.tar": [
+        ("good.flac", audio()), ("text.flac", b"no audio" * 99), ("empty.wav", b""),
+        ("alone.json", b"{}"), ("broken.flac", audio()), ("broken.json", b"{"),
+        ("number.flac", audio()), ("number.cls", b"dog"), ("list.flac", audio()),
+        ("list.json", b"[1]"), ("null.flac", audio()), ("null.json", b'{"labels": null}'),
+    ]})  # fmt: skip
+    use("tar")
+    rows = download()
+    assert {row.ytid: row.status for row in rows.values()} == {
+        "good": "ok", "text": "corrupt", "empty": "corrupt", "alone": "no_audio",
+        "broken": "corrupt", "number": "corrupt", "list": "corrupt", "null": "ok",
+    }  # fmt: skip
+    assert "its labels cannot be read: invalid literal" in rows["number_0"].reason
+    assert rows["alone_0"].reason == "the tar holds no audio file of this name"
+
+
+@pytest.mark.parametrize("tars", [
+    {"a.tar": [("x.flac", audio()), ("x.wav", audio())]},
+    {"a.tar": [("x.flac", audio())], "b.tar": [("x.flac", audio(500))]},
+])  # fmt: skip
+def test_a_recording_that_is_there_twice_is_refused_by_name(tars, caplog):
+    synthetic.tar("data/tar", tars)
+    use("tar")
+    said = failure_of(caplog)
+    assert "'x.wav' and 'x.flac' have the same id" in said or (
+        "data/tar/b.tar: id 'x' is in data/tar/a.tar already" in said
+    )
+
+
+@pytest.mark.parametrize("how", ["truncated", "cut between members", "garbage", "gzip", "no tar"])
+def test_a_damaged_tar_is_an_error_that_names_it(how, caplog):
+    synthetic.tar("data/tar", {"a.tar": [("x.flac", audio()), ("y.flac", audio())]})
+    path = Path("data/tar/a.tar")
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1]
+    path.write_bytes({
+        "truncated": content[: second.offset_data + 700],
+        "cut between members": content[: second.offset],
+        "garbage": content[: second.offset] + b"\x07" * 512 + content[second.offset + 512 :],
+        "gzip": gzip.compress(content),
+        "no tar": b"",
+    }[how])  # fmt: skip
+    use("tar")
+    said = failure_of(caplog)
+    assert "data/tar/a.tar" in said and "damaged" in said
+
+
+# ---- parquet -----------------------------------------------------------------------------------
+
+
+def test_rows_without_bytes_or_with_other_content_are_in_the_ledger():
+    pytest.importorskip("pyarrow")
+    rows = [dict(row) for row in synthetic.PARQUET_ROWS]
+    rows[1]["audio"] = {"bytes": None, "path": "/etc/passwd"}
+    rows[2]["audio"] = {"bytes": b"no audio" * 99, "path": ""}
+    rows[3]["labels"] = None
+    synthetic.parquet("data/parquet", rows)
+    use("parquet")
+    found = list(download().values())
+    assert [row.status for row in found] == ["ok", "gone", "corrupt", "ok", "ok"]
+    assert found[1].reason == "its row holds no bytes, only the path '/etc/passwd'"
+    assert found[3].labels == ""
+
+
+@pytest.mark.parametrize("per_shard", [1, 2, 3, 100])
+def test_shards_need_not_end_where_row_groups_do(per_shard):
+    make("parquet")
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(Path("params.yaml"))
+    values["download"]["clips_per_shard"] = per_shard
+    yaml.dump(values, Path("params.yaml"))
+    rows = download()
+    expected = [row["audio"]["bytes"] for row in synthetic.PARQUET_ROWS]
+    assert list(stored_clips().values()) == expected
+    assert list(rows) == [f"{row['video_id']}_0" for row in synthetic.PARQUET_ROWS]
+
+
+def test_a_row_group_is_read_in_batches(monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(pipeline.sources.parquet, "BATCH", 2)
+    synthetic.parquet("data/parquet", group=5)
+    Path("list.txt").write_text("1-_abcdefgh\n2-_abcdefgh\n4-_abcdefgh\n")
+    use("parquet", clips="list.txt")
+    download()
+    expected = [synthetic.PARQUET_ROWS[i]["audio"]["bytes"] for i in (1, 2, 4)]
+    assert list(stored_clips().values()) == expected
+
+
+def test_only_the_wanted_rows_of_a_parquet_file_are_stored():
+    make("parquet")
+    Path("list.txt").write_text("1-_abcdefgh\n4-_abcdefgh\n")
+    use("parquet", clips="list.txt", label_column="human_labels")
+    assert {row.ytid: row.labels for row in download().values()} == {
+        "1-_abcdefgh": "Speech,x", "4-_abcdefgh": "Speech,x",
+    }  # fmt: skip
+    expected = [synthetic.PARQUET_ROWS[i]["audio"]["bytes"] for i in (1, 4)]
+    assert list(stored_clips().values()) == expected
+
+
+def test_a_damaged_row_group_loses_its_rows_alone():
+    make("parquet")
+    path = Path("data/parquet/00.parquet")
+    content = bytearray(path.read_bytes())
+    at = content.index(synthetic.PARQUET_ROWS[2]["audio"]["bytes"][:200]) - 60
+    content[at : at + 50] = b"\xff" * 50  # the header of the page with rows 2 and 3
+    path.write_bytes(content)
+    found = download().values()
+    assert [row.status for row in found] == ["ok", "ok", "corrupt", "corrupt", "ok"]
+
+
+def parquet_faults():
+    rows = synthetic.PARQUET_ROWS
+    yield [{"id": "a", "audio": rows[0]["audio"]}], "has the columns id, audio, but not video_id, l"
+    yield [rows[0], rows[0]], "id '0-_abcdefgh' is in data/parquet/00.parquet already"
+    yield [rows[0] | {"video_id": None}], "id '' must be of printable characters"
+    yield [rows[0] | {"video_id": "../../a"}], "'../../a' leads out of its folder"
+
+
+@pytest.mark.parametrize(("rows", "message"), list(parquet_faults()))
+def test_a_parquet_file_of_another_layout_is_an_error(rows, message, caplog):
+    pytest.importorskip("pyarrow")
+    synthetic.parquet("data/parquet", rows)
+    use("parquet")
+    assert message in failure_of(caplog)
+
+
+@pytest.mark.parametrize("content", [b"", b"no parquet" * 99])
+def test_what_is_no_parquet_file_is_an_error(content, caplog):
+    pytest.importorskip("pyarrow")
+    synthetic.write("data/parquet", {"a.parquet": content})
+    use("parquet")
+    assert "data/parquet/a.parquet is damaged, or no Parquet file" in failure_of(caplog)
+
+
+def test_without_pyarrow_the_message_says_how_to_install_it(monkeypatch, caplog):
+    synthetic.write("data/parquet", {"a.parquet": b""})
+    use("parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "needs pyarrow, which cannot be imported" in (said := failure_of(caplog))
+    assert "pip install -e '.[parquet]'" in said
+
+
+# ---- HDF5 --------------------------------------------------------------------------------------
+
+
+def write_hdf5(name="a.h5", attributes=None, **datasets):
+    Path("data/hdf5").mkdir(parents=True, exist_ok=True)
+    with h5py.File(Path("data/hdf5", name), "w") as file:
+        for key, values in datasets.items():
+            file[key] = values
+        file.attrs.update(attributes or {})
+    use("hdf5")
+
+
+NAMES = np.array([b"a.wav", b"b.wav"], "S20")
+WAVES = np.stack([synthetic.tone(300), synthetic.tone(400)])
+
+
+def test_classes_are_told_by_their_ids():
+    make("hdf5")
+    table = "\n".join(f'{i},/m/{i},"x"' for i in range(527))
+    Path("classes.csv").write_text(f"index,mid,display_name\n{table}\n")
+    use("hdf5", classes="classes.csv")
+    labels = [row.labels for row in download().values() if row.ok]
+    assert labels == ["/m/0,/m/5", "/m/2,/m/7", "/m/526"]
+
+
+@pytest.mark.parametrize("table", ["a,b\n1,2\n", "index,mid\n1,/m/1\n", "index,mid\nx,/m/1\n"])
+def test_a_list_of_classes_in_another_layout_is_an_error(table, caplog):
+    make("hdf5")
+    Path("classes.csv").write_text(table)
+    use("hdf5", classes="classes.csv")
+    assert "classes.csv" in failure_of(caplog)
+
+
+def test_a_sample_rate_can_be_given_where_the_file_has_none(caplog):
+    write_hdf5(audio_name=NAMES, waveform=WAVES)
+    assert "does not say its sample rate" in failure_of(caplog)
+    use("hdf5", sample_rate=synthetic.RATE)
+    assert [row.duration_s for row in download().values()] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("datasets", "message"), [
+    ({"x": NAMES}, "holds x |S20 (2,); expected audio_name, and mp3"),
+    ({}, "holds nothing; expected audio_name"),
+    ({"audio_name": NAMES, "waveform": WAVES.astype(np.float32)}, "waveform float32 (2, 22050)"),
+    ({"audio_name": NAMES[:1], "waveform": WAVES}, "are of different lengths"),
+    ({"audio_name": np.array([b"a.wav", b"a.mp3"]), "waveform": WAVES}, "id 'a' is in data/hdf5/a"),
+    ({"audio_name": np.array([b"a.wav", b"../b"]), "waveform": WAVES}, "leads out of its folder"),
+])  # fmt: skip
+def test_an_hdf5_file_of_another_layout_is_an_error(datasets, message, caplog):
+    write_hdf5(attributes={"sample_rate": synthetic.RATE}, **datasets)
+    assert message in failure_of(caplog)
+
+
+def test_what_is_no_hdf5_file_is_an_error(caplog):
+    synthetic.write("data/hdf5", {"a.h5": b"no HDF5" * 99})
+    use("hdf5")
+    assert "data/hdf5/a.h5 is damaged, or no HDF5 file" in failure_of(caplog)
+
+
+def test_an_empty_or_damaged_mp3_is_in_the_ledger():
+    Path("data/hdf5").mkdir(parents=True)
+    with h5py.File("data/hdf5/a.h5", "w") as file:
+        file["audio_name"] = np.array([b"a.mp3", b"b.mp3", b"c.mp3"])
+        mp3 = file.create_dataset("mp3", (3,), h5py.vlen_dtype(np.uint8))
+        for row, content in enumerate((b"", b"\x00" * 999, audio(300, "mp3"))):
+            mp3[row] = np.frombuffer(content, np.uint8)
+    use("hdf5")
+    assert [row.status for row in download().values()] == ["corrupt", "corrupt", "ok"]
+
+
+# ---- all ---------------------------------------------------------------------------------------
+
+
+def test_a_share_of_failures_above_the_limit_stops_the_stage(caplog):
+    make("hdf5")
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(Path("params.yaml"))
+    values["download"]["max_failed"] = 0.1
+    yaml.dump(values, Path("params.yaml"))
+    assert "1 of 4 clips (25.0%) failed" in failure_of(caplog)
+
+
+@pytest.mark.parametrize("ytid", ["", ".", "a\nb", " a", "\udcff", "/a", "a/../b", "c:x"])
+def test_ids_that_cannot_name_a_clip_are_refused(ytid):
+    with pytest.raises(ValueError, match=r"must be of printable|leads out"):
+        listing.check_id(ytid)
+
+
+def test_shards_are_read_whatever_the_format_of_their_clips(tmp_path):
+    clips = [(f"a.{kind}_0", audio(300, kind)) for kind in ("wav", "flac", "ogg", "mp3", "m4a")]
+    tarshards.write(tmp_path / "0.tar", clips)
+    assert list(tarshards.read(tmp_path / "0.tar", [name for name, _ in clips], "x")) == clips
+
+
+def test_a_segment_list_and_a_container_restrict_alike():
+    segments = [Segment(0, "a", 0.0, 1.0, ""), Segment(1, "b", 5.0, 6.0, "x")]
+    Path("list.txt").write_text("b_5000\n")
+    assert listing.select(segments, "list.txt") == [Segment(0, "b", 5.0, 6.0, "x")]
+    assert listing.select(segments, "") == segments
