@@ -37,23 +37,13 @@ class Place(NamedTuple):
     empty: bool
 
 
-class Hdf5:
+class Hdf5(listing.Packed[Place]):
     """See `pipeline.sources.Container`."""
 
     def __init__(self, params: Hdf5Params) -> None:
+        super().__init__(params.path, {".h5", ".hdf", ".hdf5"}, KEY)
         self._sample_rate = params.sample_rate
         self._classes = read_classes(Path(params.classes)) if params.classes else []
-        self._files = listing.files_of(Path(params.path), {".h5", ".hdf", ".hdf5"}, KEY)
-        self._places: dict[str, Place] = {}
-
-    def files(self) -> list[Path]:
-        """See `pipeline.sources.Container`."""
-        return self._files
-
-    def segments(self) -> list[Segment]:
-        """List the rows of all files in their order."""
-        segments, self._places = listing.whole(self._found(), KEY)
-        return segments
 
     def _found(self) -> Iterator[tuple[str, str, Place]]:
         for path in self._files:

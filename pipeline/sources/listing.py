@@ -3,10 +3,11 @@
 import hashlib
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline import ledger
 from pipeline.segments import Segment, read_text
@@ -16,6 +17,32 @@ logger = logging.getLogger(__name__)
 SHOWN = 10  # faults of one kind that a message names
 
 Place = TypeVar("Place", bound=tuple[Any, ...])
+
+
+class Packed(ABC, Generic[Place]):
+    """Files that hold many recordings each, as a part of a `pipeline.sources.Container`.
+
+    Args:
+        path, suffixes, key: see `files_of`.
+    """
+
+    def __init__(self, path: str, suffixes: Collection[str], key: str) -> None:
+        self._key = key
+        self._files = files_of(Path(path), suffixes, key)
+        self._places: dict[str, Place] = {}
+
+    def files(self) -> list[Path]:
+        """See `pipeline.sources.Container`."""
+        return self._files
+
+    def segments(self) -> list[Segment]:
+        """List the recordings of all files in their order."""
+        segments, self._places = whole(self._found(), self._key)
+        return segments
+
+    @abstractmethod
+    def _found(self) -> Iterable[tuple[str, str, Place]]:
+        """Return id, labels and place of each recording."""
 
 
 def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:

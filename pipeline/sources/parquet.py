@@ -9,7 +9,6 @@ Needs pyarrow, an optional package. A file is read in small batches, never a row
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.failures import UnavailableError
@@ -32,22 +31,12 @@ class Place(NamedTuple):
     row: int  # of the row group
 
 
-class Parquet:
+class Parquet(listing.Packed[Place]):
     """See `pipeline.sources.Container`."""
 
     def __init__(self, params: ParquetParams) -> None:
+        super().__init__(params.path, {".parquet"}, KEY)
         self._labels = params.label_column
-        self._files = listing.files_of(Path(params.path), {".parquet"}, KEY)
-        self._places: dict[str, Place] = {}
-
-    def files(self) -> list[Path]:
-        """See `pipeline.sources.Container`."""
-        return self._files
-
-    def segments(self) -> list[Segment]:
-        """List the rows of all files in their order."""
-        segments, self._places = listing.whole(self._found(), KEY)
-        return segments
 
     def _found(self) -> Iterator[tuple[str, str, Place]]:
         columns = [ID, self._labels] if self._labels else [ID]

@@ -44,22 +44,12 @@ class Sample:
     labels: tuple[str, bytes] = ("", b"")  # suffix and content of the member with the labels
 
 
-class Tar:
+class Tar(listing.Packed[Place]):
     """See `pipeline.sources.Container`."""
 
     def __init__(self, params: TarParams) -> None:
+        super().__init__(params.path, {".tar"}, KEY)
         self._label_key = params.label_key
-        self._files = listing.files_of(Path(params.path), {".tar"}, KEY)
-        self._places: dict[str, Place] = {}
-
-    def files(self) -> list[Path]:
-        """See `pipeline.sources.Container`."""
-        return self._files
-
-    def segments(self) -> list[Segment]:
-        """List the samples of all tars in the order of their first members."""
-        segments, self._places = listing.whole(self._found(), KEY)
-        return segments
 
     def _found(self) -> Iterator[tuple[str, str, Place]]:
         for path in self._files:
