@@ -1,113 +1,161 @@
-"""How the bookkeeping of the data stages grows with the number of clips.
+"""Speed, memory and disk of the data stages on real-length clips, and other tools beside them.
 
-    python benchmarks/data.py --rows 2041789
+    python -m benchmarks.data --clips 20000              # needs about 0.7 MB of disk per clip
+    python -m benchmarks.data --clips 0                  # only the comparison, clip by clip
 
-makes a list like AudioSet's with that many rows and a journal as it would stand after all of them
-were tried (80 % fetched, P 3.1), in a temporary folder, then measures each step of a run that has
-nothing left to fetch: reading list and journal, the ledger, the state, planning the shards.
+Clips of ten seconds, 48 kHz stereo FLAC as the stage `download` leaves them, are mixed from the
+sample's recordings: 512 different ones, which then repeat. The stages run as DVC runs them, each a
+process with its workers; CPU seconds are those of all of them, memory is the largest sum over them
+at one time.
 """
 
 import argparse
-import json
-import random
+import hashlib
+import os
 import resource
-import string
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import psutil
+from ruamel.yaml import YAML
 
-from pipeline import download_status, ledger, manifest, segments
-from pipeline.clipstore import ClipStore
-from pipeline.download import key, to_row
+from benchmarks import tools
+from benchmarks.media import ROOT, clip, show
+from pipeline import ledger, manifest, tarshards
+from pipeline.pool import cores, map_shards
 
-AUDIOSET_ROWS = 2_041_789
-SHARD = 4096  # rows
-CLIP_BYTES = 1_000_000  # 10 s of stereo at 48 kHz as FLAC, about
-PACK_CLIPS = 1000
-LOST = {"gone": 0.15, "login": 0.02, "geo": 0.02, "blocked": 0.005, "transient": 0.005}
-MIB = 1 << 20
-
-
-def write_list(path: Path, rows: int) -> None:
-    """Write a segment list with AudioSet's header, ids, times and number of labels."""
-    rng = random.Random(0)
-    letters = string.ascii_letters + string.digits + "-_"
-    with path.open("w") as out:
-        out.write(f"# Segments csv\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, x\n")
-        for row in range(rows):
-            ytid = "".join(rng.choices(letters, k=7)) + f"{row:04x}"[-4:]
-            start = rng.choice([0, 20, 30, 30, 30, 40, 70, 420])
-            labels = ",".join(f"/m/0{rng.randrange(527):03d}" for _ in range(rng.randint(1, 3)))
-            out.write(f'{ytid}, {start}.000, {start + 10}.000, "{labels}"\n')
+DIFFERENT = 512  # clips
+SHARD = 4096  # rows, as for AudioSet
+PAPER_CLIPS = 1_629_756
+FORECAST_CORES = 16
+EFFICIENCY = 0.85  # of many cores, against the same number of single ones
 
 
-def write_journal(folder: Path, listed: list[segments.Segment]) -> None:
-    """Write a journal in which every clip has been tried; the packs are sparse files."""
-    rng = random.Random(1)
-    (folder / "packs").mkdir(parents=True)
-    kinds, shares = list(LOST), list(LOST.values())
-    with (folder / "journal.jsonl").open("w") as out:
-        for count, segment in enumerate(listed):
-            pack, place = divmod(count, PACK_CLIPS)
-            line: dict[str, Any] = {"key": key(segment), "time_s": 1e9 + 14.4 * count, "tries": 1}
-            if rng.random() < sum(shares):
-                line |= {"status": rng.choices(kinds, shares)[0], "reason": "Video unavailable"}
-            else:
-                digest = f"{rng.getrandbits(256):064x}"
-                line |= {"status": "ok", "bytes": CLIP_BYTES, "sha256": digest, "duration_s": 10.0}
-                line |= {"pack": f"{pack:05d}.pack", "offset": place * CLIP_BYTES, "tool": "x 1"}
-            out.write("\n" + json.dumps(line))
-    for pack in range(-(-len(listed) // PACK_CLIPS)):
-        with (folder / "packs" / f"{pack:05d}.pack").open("wb") as out:
-            out.truncate(PACK_CLIPS * CLIP_BYTES)
+@dataclass(frozen=True)
+class Job:
+    """Rows [first, last) of the corpus, to be made as one shard."""
+
+    path: Path
+    first: int
+    last: int
 
 
-def timed(name: str, work: Callable[[], Any]) -> Any:
-    """Run a step and say how long it took and how much memory the process has used at most."""
-    started, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(f"{name:34} {wall:7.1f} s  {cpu:7.1f} s CPU  peak {peak:6.0f} MiB\n")
-    return result
+def make_shard(job: Job) -> list[ledger.Row]:
+    """Write a shard of clips and return its rows."""
+    rows = []
+
+    def clips() -> Iterator[tuple[str, bytes]]:
+        for number in range(job.first, job.last):
+            content = clip(number % DIFFERENT)
+            digest = hashlib.sha256(content).hexdigest()
+            name, size = f"clip{number:07d}", len(content)
+            row = ledger.Row(row=number, clip_id=f"{name}_0", ytid=name, start_s=0.0, end_s=10.0,
+                             labels="", bytes=size, sha256=digest, duration_s=10.0)  # fmt: skip
+            rows.append(row)
+            yield row.clip_id, content
+
+    tarshards.write(job.path, clips())
+    return rows
 
 
-def measure(folder: Path) -> None:
-    """Measure every step on what `--make` has written."""
-    listed = timed("read the segment list", lambda: segments.read(folder / "segments.csv"))
-    store = timed("read the journal", lambda: ClipStore(folder))
-    timed("which clips are settled", lambda: sum(store.is_settled(key(s)) for s in listed))
-    timed(
-        "status", lambda: list(download_status.label_table(download_status.of(listed, store), {}))
-    )
-    rows = timed("ledger of all rows", lambda: [to_row(s, store.last(key(s))) for s in listed])
-    path = folder / "ledger.csv"
-    timed("write the ledger", lambda: ledger.write(path, rows))
-    timed("check the ledger", lambda: ledger.check_failed(rows, "download", 0.3, path))
-    plan = timed("plan the shards", lambda: ledger.manifest_of(rows, SHARD))
-    timed("rows of every shard", lambda: sum(len(part) for part in plan.rows_of(rows)))
-    timed("paths of every shard", lambda: len(manifest.shard_paths(folder, plan, ".tar")))
+def make_corpus(folder: Path, clips: int) -> None:
+    """Write data/clips as the stage `download` does."""
+    folder.mkdir(parents=True)
+    firsts = range(0, clips, SHARD)
+    jobs = [Job(manifest.shard_path(folder, i, ".tar"), first, min(first + SHARD, clips))
+            for i, first in enumerate(firsts)]  # fmt: skip
+    rows = [row for shard in map_shards(make_shard, jobs, 0, "clips") for row in shard]
+    ledger.write(folder / "ledger.csv", rows)
+    manifest.write(folder, ledger.manifest_of(rows, SHARD))
+
+
+def write_params(folder: Path) -> None:
+    """Write the repository's parameters, with AudioSet's shard size."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["download"]["clips_per_shard"] = SHARD
+    yaml.dump(params, folder / "params.yaml")
+
+
+def run_stage(name: str, folder: Path, clips: int) -> dict[str, Any]:
+    """Run a stage and return what it cost."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder)}
+    command = [sys.executable, "-m", f"stages.{name}"]
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        memory = watch_memory(process.pid, process.poll)
+    if process.returncode:
+        raise SystemExit(f"{name} failed with exit status {process.returncode}")
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"stage": name, "clips": clips, "clips_per_s": round(clips / wall, 1),
+            "cpu_ms_per_clip": round(1000 * cpu / clips, 2), "wall_s": round(wall, 1),
+            "clips_per_s_per_core": round(clips / cpu, 1), **memory,
+            "forecast_h": round(PAPER_CLIPS * cpu / clips / FORECAST_CORES / EFFICIENCY / 3600, 2),
+            }  # fmt: skip
+
+
+def watch_memory(pid: int, ended: Callable[[], int | None]) -> dict[str, int]:
+    """Return the most memory (PSS, MiB) that a process and its children used, until it ends."""
+    largest, parent = 0, 0
+    while ended() is None:
+        try:
+            family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            sizes = [process.memory_full_info().pss for process in family]
+        except psutil.Error:
+            continue
+        finally:
+            time.sleep(0.5)
+        largest, parent = max(largest, sum(sizes)), max(parent, sizes[0])
+    return {"memory_mib": largest >> 20, "parent_mib": parent >> 20}
+
+
+def describe(folder: Path, clips: int) -> Iterator[dict[str, Any]]:
+    """Yield how many files and bytes each output has."""
+    for path in sorted((folder / "data").iterdir()):
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        yield {"output": f"data/{path.name}", "files": len(files), "gb": round(size / 1e9, 2),
+               "kb_per_clip": round(size / clips / 1000, 1)}  # fmt: skip
+
+
+def measure_stages(folder: Path, clips: int) -> None:
+    """Make the corpus, run the stages on it, print what they cost."""
+    write_params(folder)
+    started = time.perf_counter()
+    if not (folder / "data/clips/manifest.json").exists():
+        make_corpus(folder / "data/clips", clips)
+        show({"made": clips, "wall_s": round(time.perf_counter() - started, 1)})
+    for name in ("resample", "logmel"):
+        show(run_stage(name, folder, clips))
+    for line in describe(folder, clips):
+        show(line)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=AUDIOSET_ROWS)
-    parser.add_argument("--folder", type=Path, help="keep or use the made files here")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "journal.jsonl").exists():
-            write_list(folder / "segments.csv", arguments.rows)
-            write_journal(folder, segments.read(folder / "segments.csv"))
-            sys.stdout.write(f"{arguments.rows} rows made in {folder}; run again with --folder\n")
-        measure(folder)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path, help="where the corpus is, or is to be kept")
+    options = parser.parse_args()
+    show({"cores": cores(), "forecast_for": f"{PAPER_CLIPS} clips, {FORECAST_CORES} cores"})
+    folder = options.folder or Path(tempfile.mkdtemp())
+    try:
+        if options.clips:
+            folder.mkdir(parents=True, exist_ok=True)
+            measure_stages(folder.resolve(), options.clips)
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder)
+    for line in tools.compare(clip):
+        show(line)
 
 
 if __name__ == "__main__":

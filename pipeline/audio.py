@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32, Int16
 
 BLOCK = 1 << 20  # samples that are decoded at a time, so that a header cannot ask for all memory
 FULL_SCALE = 1 << 15  # of 16-bit samples
+PLANAR = "fltp"  # FFmpeg's name of float32 with one array per channel, as most decoders give
 UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's number of frames of a streamed FLAC
 
 
@@ -89,9 +90,10 @@ def _decode_with_ffmpeg(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int
             if not container.streams.audio:
                 raise BadAudioError("no_audio", "it has no audio track")
             stream = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")
+            planar = av.AudioResampler(format=PLANAR)
             for frame in container.decode(stream):
-                blocks += [part.to_ndarray() for part in planar.resample(frame)]
+                parts = [frame] if frame.format.name == PLANAR else planar.resample(frame)
+                blocks += [part.to_ndarray() for part in parts]
             if not blocks:
                 raise BadAudioError("corrupt", "it holds no samples")
             return np.concatenate(blocks, axis=1).T, stream.rate

@@ -1,0 +1,118 @@
+"""What fetching a clip costs: yt-dlp and FFmpeg against a web site on the loopback interface.
+
+    python -m benchmarks.fetch                           # 256 clips with 8 threads
+    python -m benchmarks.fetch --threads 64 --delay 2    # a site that takes 2 s for every answer
+
+Recordings of four minutes in the formats of the site, of which segments of ten seconds are cut. CPU
+is that of the fetching process and its FFmpegs, not of the site. Bytes are those that FFmpeg asks
+for; yt-dlp's one request for an address that it does not know is left out (its body is not read).
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import psutil
+import soundfile
+
+from benchmarks.media import RATE, RECORDINGS, ROOT, cpu_s, encode, show
+from pipeline import ledger, params
+from pipeline.clipstore import ClipStore
+from pipeline.download import Fetcher
+from pipeline.params.data import NetworkParams
+from pipeline.segments import Segment
+
+sys.path.insert(0, str(ROOT / "tests"))
+import media_server
+
+SECONDS = 240
+
+
+def make_recordings(folder: Path, kind: str, count: int) -> None:
+    """Write one recording, of the sample's ones end to end, under many names."""
+    files = [soundfile.read(path, dtype="int16")[0] for path in RECORDINGS[:16]]
+    wave = np.resize(np.concatenate(files), (SECONDS * RATE, 2))
+    original = folder / f"recording.{kind}"
+    soundfile.write(folder / "recording.wav", wave, RATE)
+    original.write_bytes(encode((folder / "recording.wav").read_bytes(), kind))
+    for number in range(count):
+        os.link(original, folder / f"ok-{number:05d}.wav")
+
+
+def serve(folder: Path, delay_s: float, pipe: Connection) -> None:
+    """Run the site; tell where it is, and at the end how much was asked of it."""
+    with media_server.serve(folder) as site:
+        site.delay_s = delay_s
+        pipe.send(site.template)
+        pipe.recv()
+        ranges = [headers["Range"] for headers in site.headers if "Range" in headers]
+        pipe.send((len(site.headers), sum(map(asked, ranges))))
+
+
+def asked(header: str) -> int:
+    """Return how many bytes a Range header asks for."""
+    first, last = header.removeprefix("bytes=").split("-")
+    return int(last) - int(first) + 1
+
+
+def measure(folder: Path, template: str, options: argparse.Namespace) -> None:
+    """Fetch all clips and print what it cost."""
+    network = params.load("network", NetworkParams).model_copy(update={"clips_per_hour": 0.0})
+    rng = np.random.default_rng(0)
+    segments = [
+        Segment(row=i, ytid=f"ok-{i:05d}", start_s=float(start), end_s=start + 10.0, labels="")
+        for i, start in enumerate(rng.integers(0, SECONDS - 10, options.clips))
+    ]
+    fetcher = Fetcher(template, ClipStore(folder / "store"), folder / "partial", network)
+    used, started = cpu_s(), time.perf_counter()
+    rows = fetcher.run(segments, options.threads)
+    lost = [row.reason for row in rows if row.status != ledger.OK]
+    wall, used = time.perf_counter() - started, cpu_s() - used
+    show(
+        {
+            "threads": options.threads,
+            "delay_s": options.delay,
+            "ok": len(rows) - len(lost),
+            "lost": lost[:1],
+            "ten_seconds": sum(row.duration_s == 10.0 for row in rows),
+            "clips_per_s": round(options.clips / wall, 1),
+            "cpu_ms_per_clip": round(1000 * used / options.clips, 1),
+            "rss_mib": psutil.Process().memory_info().rss >> 20,
+        }
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--kinds", default="m4a,opus")
+    options = parser.parse_args()
+    for kind in options.kinds.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_recordings(folder, kind, options.clips)
+            pipe, end = multiprocessing.Pipe()
+            context = multiprocessing.get_context("spawn")
+            site = context.Process(target=serve, args=(folder, options.delay, end))
+            site.start()
+            worker = context.Process(target=measure, args=(folder, pipe.recv(), options))
+            worker.start()  # afresh, so that its memory is its own
+            worker.join()
+            pipe.send("end")
+            requests, ranges = pipe.recv()
+            site.join()
+        show({"kind": kind, "requests_per_clip": round(requests / options.clips, 1),
+              "mb_asked_by_ffmpeg": round(ranges / options.clips / 1e6, 2)})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What one clip costs in the data stages and in other tools: CPU milliseconds, best of repeats.
+
+Every tool gets the same clips of ten seconds in one run, one after the other, in one thread.
+"""
+
+import io
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import librosa
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from benchmarks.media import FORMATS, cpu_s, encode
+from pipeline import audio, ledger, logmel, resample
+from pipeline.features import LogMel
+from pipeline.params.config import load_config
+
+CLIPS = 16
+REPEATS = 3
+ROW = ledger.Row(row=0, clip_id="x_0", ytid="x", start_s=0.0, end_s=10.0, labels="")
+
+
+def cost_ms(work: Callable[[Any], Any], inputs: list[Any]) -> float:
+    """Return the CPU milliseconds per input, the best of some repeats."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        started = cpu_s()
+        for value in inputs:
+            work(value)
+        best = min(best, (cpu_s() - started) / len(inputs) * 1000)
+    return round(best, 2)
+
+
+def compare(clip: Callable[[int], bytes]) -> Iterator[dict[str, Any]]:
+    """Yield one line for each tool and format."""
+    torch.set_num_threads(1)
+    originals = [clip(number) for number in range(CLIPS)]
+    yield from resamplers(originals)
+    waves = [prepared(content) for content in originals]
+    yield from front_ends(waves)
+
+
+def prepared(content: bytes) -> bytes:
+    """Return a clip as the stage `resample` leaves it."""
+    config = load_config()
+    wave = resample.prepare(content, ROW, config.resample, config.logmel.sample_rate)
+    wave = wave[0] if isinstance(wave, tuple) else wave
+    return audio.encode_flac(wave, config.logmel.sample_rate)
+
+
+def resamplers(originals: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the cost of a clip's way to 16 kHz mono FLAC, by format."""
+    for name in FORMATS:
+        clips = [encode(content, name) for content in originals]
+        yield {"resample": name, "stage_ms": cost_ms(prepared, clips),
+               "ffmpeg_process_ms": cost_ms(ffmpeg_to_16_khz, clips)}  # fmt: skip
+
+
+def ffmpeg_to_16_khz(content: bytes) -> None:
+    """What a process per clip does, with soxr as the resampler."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in"), Path(folder, "out.flac")
+        source.write_bytes(content)
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-threads", "1", "-i", source]
+        command += ["-ac", "1", "-af", "aresample=16000:resampler=soxr", target]
+        subprocess.run(command, check=True)
+
+
+def front_ends(clips: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the cost of a clip's log-mel, without and with reading the clip."""
+    params = load_config().logmel
+    front_end = LogMel(params)
+    waves = [soundfile.read(io.BytesIO(content), dtype="float32")[0] for content in clips]
+    transform = torchaudio.transforms.MelSpectrogram(
+        params.sample_rate, params.n_fft, params.win_length, params.hop_length, params.f_min,
+        params.f_max, n_mels=params.n_mels, power=2.0,
+    )  # fmt: skip
+
+    def with_torchaudio(wave: np.ndarray) -> Any:
+        with torch.inference_mode():
+            return (transform(torch.from_numpy(wave)) + torch.finfo().eps).log()
+
+    def with_librosa(wave: np.ndarray) -> Any:
+        mel = librosa.feature.melspectrogram(
+            y=wave, sr=params.sample_rate, n_fft=params.n_fft, hop_length=params.hop_length,
+            n_mels=params.n_mels, fmin=params.f_min, fmax=params.f_max, htk=True, norm=None,
+        )  # fmt: skip
+        return np.log(mel + np.finfo(np.float32).eps)
+
+    def with_stage(wave: np.ndarray) -> Any:
+        with torch.inference_mode():
+            return front_end(torch.from_numpy(wave))
+
+    read = partial(logmel.transform, row=ROW, front_end=front_end)
+    yield {"log_mel": "from a waveform", "stage_ms": cost_ms(with_stage, waves),
+           "torchaudio_ms": cost_ms(with_torchaudio, waves),
+           "librosa_ms": cost_ms(with_librosa, waves)}  # fmt: skip
+    yield {"log_mel": "from FLAC to float16 with statistics", "stage_ms": cost_ms(read, clips)}
