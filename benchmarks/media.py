@@ -20,7 +20,7 @@ CLIP_S = 10
 RATE = 48_000  # Hz, of the clips
 FRAGMENTS = [
     "-movflags",
-    "dash",
+    "dash+global_sidx",
     "-frag_duration",
     "5000000",
 ]
