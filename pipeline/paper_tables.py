@@ -1,0 +1,274 @@
+"""Tables 1, 2 and 3 of the paper: published rows, and beside them those that were measured here.
+
+`published_scores.csv` holds the paper's rows, and those of the random encoders from the results
+that its authors have published (the paper gives them as "% over random" only). A mean is over all
+columns of a group or it is not given.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pipeline.score_table import percent_over
+
+PUBLISHED = Path(__file__).with_name("published_scores.csv")
+NOISE = 0.03  # of a score when HEAR's own baselines were scored again
+NOISE_OF_SMALL = 0.07  # of tasks with fewer clips than SMALL
+SMALL = 300  # clips
+TOP = 2  # highlighted in a column, as in the paper
+Key = tuple[str, str]  # task, metric
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task and metric of a table."""
+
+    task: str  # folder name
+    name: str  # as in the paper
+    metric: str
+    clips: int
+    is_averaged: bool = True
+    is_error: bool = False  # lower is better
+
+    @property
+    def key(self) -> Key:
+        """What a score is found by."""
+        return self.task, self.metric
+
+    @property
+    def noise(self) -> float:
+        """Difference that the same model may show when it is scored again."""
+        return NOISE_OF_SMALL if self.clips < SMALL else NOISE
+
+
+ACCURACY, MAP, PITCH = "top1_acc", "mAP", "pitch_acc"
+DCASE, MAESTRO = "dcase2016_task2-hear2021-full", "maestro-v3.0.0-5h"
+GROUPS: dict[str, tuple[Column, ...]] = {
+    "speech": (
+        Column("tfds_crema_d-1.0.0-full", "CREMA-D", ACCURACY, 7438),
+        Column("libricount-v1.0.0-hear2021-full", "LbC", ACCURACY, 5720),
+        Column("speech_commands-v0.0.2-5h", "SPC-5h", ACCURACY, 22890),
+        Column("speech_commands-v0.0.2-full", "SPC-F", ACCURACY, 100503),
+        Column("vocal_imitation-v1.1.3-full", "VocIm", MAP, 5601),
+        Column("vox_lingua_top10-hear2021-full", "VoxL", ACCURACY, 972),
+    ),
+    "environmental sound": (
+        Column("esc50-v2.0.0-full", "ESC-50", ACCURACY, 2000),
+        Column("fsd50k-v1.0-full", "FSD50K", MAP, 51185),
+        Column("gunshot_triangulation-v1.0-full", "Gunshot", ACCURACY, 88),
+    ),
+    "music": (
+        Column("beijing_opera-v1.0-hear2021-full", "Beijing", ACCURACY, 236),
+        Column("tfds_gtzan-1.0.0-full", "GTZAN-Genre", ACCURACY, 1000),
+        Column("tfds_gtzan_music_speech-1.0.0-full", "GTZAN-M/S", ACCURACY, 128),
+        Column("mridangam_stroke-v1.5-full", "Mrd-Stroke", ACCURACY, 6977),
+        Column("mridangam_tonic-v1.5-full", "Mrd-Tonic", ACCURACY, 6977),
+        Column("nsynth_pitch-v2.2.3-5h", "NSynth 5h", PITCH, 5000),
+        Column("nsynth_pitch-v2.2.3-50h", "NSynth 50h", PITCH, 49060),
+    ),
+    "timestamps": (
+        Column(DCASE, "DCASE onset F", "event_onset_200ms_fms", 72),
+        Column(DCASE, "DCASE error rate", "segment_1s_er", 72, is_averaged=False, is_error=True),
+        Column(MAESTRO, "MAESTRO onset F", "event_onset_50ms_fms", 185),
+        Column(MAESTRO, "MAESTRO onset+offset F", "event_onset_offset_50ms_20perc_fms", 185,
+               is_averaged=False),
+    ),
+}  # fmt: skip
+PAPER_TASKS = frozenset(column.task for columns in GROUPS.values() for column in columns)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The scores of one model."""
+
+    model: str
+    is_published: bool
+    scores: Mapping[Key, float]
+    random: str = ""  # the model of the same origin with the weights that it started from
+    note: str = ""  # seeds of a measured line
+
+
+@dataclass(frozen=True)
+class Table:
+    """One group of tasks with all models."""
+
+    group: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    def mean(self, line: Line) -> float | None:
+        """Return the mean of a line over the averaged columns; None if it lacks one of them."""
+        values = [line.scores.get(column.key) for column in self.columns if column.is_averaged]
+        if not values or None in values:
+            return None
+        return math.fsum(value or 0.0 for value in values) / len(values)
+
+    def over_random(self, line: Line) -> float | None:
+        """Return by how many percent the mean exceeds that of the same model's random weights."""
+        found = [other for other in self.lines if other.model == line.random]
+        same = [other for other in found if other.is_published == line.is_published]
+        return percent_over(self.mean(line), self.mean(same[0])) if same else None
+
+    def is_top(self, line: Line, column: Column) -> bool:
+        """Return whether a score is among the two best of its column (ties included)."""
+        sign = -1 if column.is_error else 1
+        scored = [sign * other.scores[column.key] for other in self.lines
+                  if column.key in other.scores]  # fmt: skip
+        value = line.scores.get(column.key)
+        return value is not None and sign * value >= sorted(scored, reverse=True)[:TOP][-1]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A measured score beside the published one of the same encoder."""
+
+    column: Column
+    measured: float
+    published: float
+
+    @property
+    def text(self) -> str:
+        """How they compare, given the noise of the task."""
+        better = self.published - self.measured if self.column.is_error else (
+            self.measured - self.published
+        )  # fmt: skip
+        if abs(better) <= self.column.noise:
+            return "within"
+        return "above" if better > 0 else "below"
+
+
+@cache
+def published() -> tuple[Line, ...]:
+    """Return the published lines."""
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        records = list(csv.DictReader(file))
+    keys = {f"{c.task}:{c.metric}": c.key for columns in GROUPS.values() for c in columns}
+    randoms = {r["encoder"]: r["model"] for r in records if r["model"].startswith("random")}
+    return tuple(
+        Line(
+            model=record["model"],
+            is_published=True,
+            scores={key: float(record[name]) for name, key in keys.items() if record[name]},
+            random=randoms.get(record["encoder"], ""),
+            note=record["source"],
+        )
+        for record in records
+    )
+
+
+def tables(
+    measured: Sequence[Line], tasks: Sequence[str], metrics: Mapping[str, str]
+) -> list[Table]:
+    """Return the paper's tables as far as its tasks were asked for, and one of all other tasks.
+
+    Args:
+        measured: lines of the models scored here.
+        tasks: folder names asked for.
+        metrics: first metric of each task that is not one of the paper's.
+    """
+    found = [
+        Table(group, columns, (*published(), *measured))
+        for group, columns in GROUPS.items()
+        if any(column.task in tasks for column in columns)
+    ]
+    others = [task for task in tasks if task not in PAPER_TASKS]
+    columns = tuple(Column(task, task, metrics[task], 0) for task in others if task in metrics)
+    return found + ([Table("other tasks", columns, tuple(measured))] if columns else [])
+
+
+def verdicts(line: Line, encoder: str) -> list[Verdict]:
+    """Compare a measured line with the paper's of the same encoder, task by task."""
+    names = {"audiontt": "ABT AudioNTT", "vitc": "ABT ViT_C-B (16x8)"}
+    found = [other for other in published() if other.model == names.get(encoder)]
+    return [
+        Verdict(column, line.scores[column.key], found[0].scores[column.key])
+        for columns in GROUPS.values()
+        for column in columns
+        if found and column.key in line.scores
+    ]
+
+
+def cells(table: Table, line: Line) -> Iterator[tuple[str, bool]]:
+    """Yield the text of each cell of a line and whether it is among the best."""
+    for column in table.columns:
+        value = line.scores.get(column.key)
+        digits = 4 if value is not None and value < 0.1 and column.task == MAESTRO else 3
+        yield ("–" if value is None else f"{value:.{digits}f}"), table.is_top(line, column)
+    mean, percent = table.mean(line), table.over_random(line)
+    gain = f" ({percent:+.0f} %)" if percent is not None and line.model != line.random else ""
+    yield ("–" if mean is None else f"{mean:.3f}{gain}"), False
+
+
+def header(table: Table) -> list[str]:
+    """Return the names of a table's columns."""
+    averaged = [column.name for column in table.columns if column.is_averaged]
+    names = [column.name + (" ↓" if column.is_error else "") for column in table.columns]
+    return ["model", "origin", *names, f"mean of {len(averaged)} (over random)"]
+
+
+def origin(line: Line) -> str:
+    """Return where a line's scores are from."""
+    return f"{'published' if line.is_published else 'measured'}, {line.note}".removesuffix(", ")
+
+
+def to_markdown(found: Sequence[Table], warnings: Sequence[str]) -> str:
+    """Return the tables for a README or an issue; the best two of a column are bold."""
+    lines = [f"> {warning}\n" for warning in warnings]
+    for table in found:
+        lines += [f"### {table.group.capitalize()}", ""]
+        lines += [_row(header(table)), _row("---" for _ in header(table))]
+        for line in table.lines:
+            shown = (f"**{text}**" if top else text for text, top in cells(table, line))
+            lines.append(_row([line.model, origin(line), *shown]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(values: Sequence[str] | Iterator[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def to_csv(found: Sequence[Table]) -> str:
+    """Return every score as one line: group, task, metric, model, origin, score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "task", "metric", "model", "origin", "score"])
+    for table in found:
+        for line in table.lines:
+            for column in table.columns:
+                if column.key in line.scores:
+                    score = round(line.scores[column.key], 6)
+                    writer.writerow([table.group, column.task, column.metric, line.model,
+                                     origin(line), score])  # fmt: skip
+    return text.getvalue()
+
+
+def group_means(measured: Line, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean of a line in each of the paper's groups, for `dvc exp show`."""
+    return {
+        group.split()[0]: Table(group, columns, ()).mean(measured)
+        for group, columns in GROUPS.items()
+        if any(column.task in tasks for column in columns)
+    }
+
+
+def leaderboard_line(line: Line, url: str) -> str:
+    """Return a CSV header and line with the first metric of all 18 tasks.
+
+    The public HEAR leaderboard has one line per model and one column per task; a task that was not
+    scored is an empty field.
+    """
+    first: dict[str, Column] = {}
+    for columns in GROUPS.values():
+        for column in columns:
+            first.setdefault(column.task, column)
+    values = [line.scores.get(column.key) for column in first.values()]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["Model", "URL", *first])
+    writer.writerow([line.model, url, *("" if v is None else round(v, 6) for v in values)])
+    return text.getvalue()

@@ -1,0 +1,141 @@
+"""The paper's tables: its own means and percentages, the best two, verdicts, other tasks."""
+
+import csv
+import io
+
+import pytest
+
+from pipeline import paper_tables
+from pipeline.paper_tables import GROUPS, PAPER_TASKS, Line, Table
+
+ESC50, GUNSHOT = "esc50-v2.0.0-full", "gunshot_triangulation-v1.0-full"
+CREMA = ("tfds_crema_d-1.0.0-full", "top1_acc")
+
+
+def table_of(group, *measured):
+    return Table(group, GROUPS[group], (*paper_tables.published(), *measured))
+
+
+def line_of(table, model):
+    return next(line for line in table.lines if line.model == model)
+
+
+def test_the_paper_has_18_tasks_in_the_kit_s_names():
+    assert len(PAPER_TASKS) == 18
+    assert {group: len({c.task for c in columns}) for group, columns in GROUPS.items()} == {
+        "speech": 6, "environmental sound": 3, "music": 7, "timestamps": 2}  # fmt: skip
+
+
+def test_every_published_line_has_every_score_but_what_the_paper_leaves_out():
+    absent = {
+        (line.model, column.name)
+        for line in paper_tables.published()
+        for columns in GROUPS.values()
+        for column in columns
+        if column.key not in line.scores
+    }
+    # The random encoders' results have the first metric of each task only.
+    assert absent == {
+        (model, name)
+        for model in ("random AudioNTT", "random ViT_C-B (16x8)")
+        for name in ("DCASE error rate", "MAESTRO onset+offset F")
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "model", "mean", "percent"),
+    [  # as printed in the paper's tables 1 to 3
+        ("speech", "CREPE", 0.244, None),
+        ("speech", "BYOL-A*", 0.626, None),
+        ("speech", "ABT AudioNTT", 0.594, 17),
+        ("speech", "ABT ViT_C-B (16x8)", 0.548, 140),
+        ("environmental sound", "ABT AudioNTT", 0.721, 24),
+        ("environmental sound", "ABT ViT_C-B (16x8)", 0.666, 49),
+        ("music", "CREPE", 0.856, None),
+        ("music", "ABT AudioNTT", 0.838, -1),
+        ("music", "ABT ViT_C-B (16x8)", 0.769, 15),
+        ("timestamps", "wav2vec 2.0", 0.351, None),
+        ("timestamps", "ABT AudioNTT", 0.405, 27),
+        ("timestamps", "ABT ViT_C-B (16x8)", 0.374, -10),
+    ],
+)
+def test_means_and_percentages_are_the_paper_s(group, model, mean, percent):
+    table = table_of(group)
+    line = line_of(table, model)
+    assert table.mean(line) == pytest.approx(mean, abs=1.1e-3)
+    found = table.over_random(line)
+    assert found is percent is None or found == pytest.approx(percent, abs=0.7)
+
+
+def test_the_best_two_are_the_paper_s_and_lower_error_rates_are_better():
+    speech, events = table_of("speech"), table_of("timestamps")
+    crema, error_rate = GROUPS["speech"][0], GROUPS["timestamps"][1]
+    best = [line.model for line in speech.lines if speech.is_top(line, crema)]
+    assert best == ["wav2vec 2.0", "BYOL-A*"]
+    lowest = [line.model for line in events.lines if events.is_top(line, error_rate)]
+    assert lowest == ["ABT AudioNTT", "ABT ViT_C-B (16x8)"]
+
+
+def test_no_mean_is_given_over_fewer_columns():
+    measured = Line("ours", False, {(ESC50, "top1_acc"): 0.9, (GUNSHOT, "top1_acc"): 0.8})
+    table = table_of("environmental sound", measured)
+    assert table.mean(measured) is None
+    assert list(paper_tables.cells(table, measured)) == [
+        ("0.900", True), ("–", False), ("0.800", False), ("–", False)]  # fmt: skip
+    assert paper_tables.group_means(measured, [ESC50]) == {"environmental": None}
+
+
+def test_a_measured_gain_refers_to_the_measured_random_encoder():
+    keys = [column.key for column in GROUPS["environmental sound"]]
+    ours = Line("pretrain", False, dict.fromkeys(keys, 0.75), random="random")
+    random = Line("random", False, dict.fromkeys(keys, 0.5), random="random")
+    table = table_of("environmental sound", ours, random)
+    assert table.over_random(ours) == 50.0
+    assert list(paper_tables.cells(table, ours))[-1][0] == "0.750 (+50 %)"
+    assert list(paper_tables.cells(table, random))[-1][0] == "0.500"
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "score", "expected"),
+    [
+        (ESC50, "top1_acc", 0.786 + 0.029, "within"),
+        (ESC50, "top1_acc", 0.786 + 0.031, "above"),
+        (ESC50, "top1_acc", 0.70, "below"),
+        (GUNSHOT, "top1_acc", 0.905 - 0.06, "within"),  # 88 clips
+        (paper_tables.DCASE, "segment_1s_er", 0.15, "above"),  # an error rate
+        (paper_tables.DCASE, "segment_1s_er", 0.35, "below"),
+    ],
+)
+def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
+    (verdict,) = paper_tables.verdicts(Line("ours", False, {(task, metric): score}), "audiontt")
+    assert verdict.text == expected
+
+
+def test_there_is_no_verdict_for_an_encoder_that_the_paper_lacks():
+    assert paper_tables.verdicts(Line("ours", False, {CREMA: 0.6}), "vit") == []
+
+
+def test_tasks_of_one_s_own_get_a_table_of_their_own():
+    own = Line("pretrain", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
+    (table,) = paper_tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
+    assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrain"])
+    text = paper_tables.to_markdown([table], ["not comparable"])
+    assert "> not comparable" in text
+    assert "| pretrain | measured, 1 seed | **0.250** | 0.250 |" in text
+
+
+def test_the_csv_has_every_score_and_its_origin():
+    ours = Line("pretrain", False, {CREMA: 0.601}, note="3 seeds")
+    found = paper_tables.tables([ours], [CREMA[0]], {})
+    rows = list(csv.DictReader(io.StringIO(paper_tables.to_csv(found))))
+    assert len(rows) == 7 * 6 + 1
+    assert rows[-1] == {"group": "speech", "task": CREMA[0], "metric": "top1_acc",
+                        "model": "pretrain", "origin": "measured, 3 seeds",
+                        "score": "0.601"}  # fmt: skip
+
+
+def test_the_leaderboard_s_line_has_18_scores():
+    line = next(line for line in paper_tables.published() if line.model == "ABT AudioNTT")
+    head, values = csv.reader(io.StringIO(paper_tables.leaderboard_line(line, "https://x.org")))
+    assert len(head) == len(values) == 20
+    assert dict(zip(head, values, strict=True))["fsd50k-v1.0-full"] == "0.474"
