@@ -1,10 +1,11 @@
-"""The Barlow Twins objective (paper equations 1 and 2), always in float32."""
+"""The Barlow Twins objective (paper equations 1 and 2), and BYOL's beside it; in float32."""
 
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.distributed import all_mean, global_moments
 from pipeline.params.method import LossParams
@@ -13,7 +14,7 @@ EPSILON = 1e-5  # added to the variance of each dimension, as batch normalizatio
 
 
 class BarlowTwinsLoss(NamedTuple):
-    """The two weighted terms of equation 1; the objective is their sum."""
+    """The two weighted terms of equation 1; the objective is their sum. BYOL has the first only."""
 
     invariance: Float[Tensor, ""]  # alpha * sum_i (C_ii - 1)^2
     redundancy: Float[Tensor, ""]  # lambda * sum_{i != j} C_ij^2, or (C_ij + 1)^2 with hsic
@@ -57,11 +58,33 @@ def barlow_twins_loss(c: Float[Tensor, "D D"], params: LossParams) -> BarlowTwin
     )
 
 
+def byol_loss(z: Float[Tensor, "B D"], z_prime: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Return BYOL's loss (Grill et al. 2020, equation 2): the mean over the batch of 2 - 2 cos.
+
+    `z` is the prediction from one view, `z_prime` the target network's embedding of the other.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        cosine = functional.cosine_similarity(z.float(), z_prime.float())
+        return all_mean((2 - 2 * cosine).mean())
+
+
+def objective(
+    z: Float[Tensor, "B D"], z_prime: Float[Tensor, "B D"], params: LossParams
+) -> BarlowTwinsLoss:
+    """Return the terms of `loss.objective` for one pair of embeddings."""
+    if params.objective == "byol":
+        loss = byol_loss(z, z_prime)
+        return BarlowTwinsLoss(invariance=loss, redundancy=torch.zeros_like(loss))
+    return barlow_twins_loss(cross_correlation(z, z_prime), params)
+
+
 def noise_floor(params: LossParams, dim: int, batch_size: int) -> float:
     """Redundancy term that independent embeddings have by chance: lambda D (D - 1) / B.
 
     With `hsic` it is lambda D (D - 1) (1 + 1 / B). Losses can only be compared at equal dimension
-    and batch size.
+    and batch size. BYOL has no such term.
     """
+    if params.objective == "byol":
+        return 0.0
     square = 1 / batch_size + (1 if params.hsic else 0)  # mean of C_ij^2, or of (C_ij + 1)^2
     return params.lambda_ * dim * (dim - 1) * square

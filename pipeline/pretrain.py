@@ -21,7 +21,7 @@ from pipeline.dataset import Features, Plan, epoch_plan
 from pipeline.encoders import Encoder, ViT, build_encoder
 from pipeline.fast import embed_views, layers
 from pipeline.feed import choose_feed
-from pipeline.loss import BarlowTwinsLoss, barlow_twins_loss, cross_correlation
+from pipeline.loss import BarlowTwinsLoss, cross_correlation, objective
 from pipeline.optim import build_optimizer, lr_factor, set_lr
 from pipeline.params.method import (
     AugmentParams,
@@ -343,7 +343,7 @@ class Trainer:
                 with torch.no_grad():
                     target_1, target_2 = self._embed(self.target, view_1, view_2)
                 pairs = [(pairs[0][0], target_2), (self._predict(z_2), target_1)]
-        terms = [barlow_twins_loss(cross_correlation(*pair), p) for pair in pairs]
+        terms = [objective(*pair, p) for pair in pairs]
         return BarlowTwinsLoss(*(torch.stack(values).mean() for values in zip(*terms, strict=True)))
 
     def _embed(

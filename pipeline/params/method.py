@@ -157,12 +157,23 @@ class ProjectorParams(Section):
 class LossParams(Section):
     """Section `loss`."""
 
+    objective: Literal["barlow_twins", "byol"]
     alpha: float = Field(ge=0, le=1e6)
     lambda_: float = Field(alias="lambda", ge=0, le=1e6)
     hsic: bool
     target: Literal["shared", "stop_gradient", "ema"]
     predictor: bool
     ema_decay: float = Field(ge=0, le=1)  # per step
+
+    @model_validator(mode="after")
+    def _with_a_target_network(self) -> "LossParams":
+        if self.objective == "byol" and not (self.target == "ema" and self.predictor):
+            raise ValueError(
+                f"objective = byol needs target = ema and predictor = true, got target = "
+                f"{self.target} and predictor = {str(self.predictor).lower()}: without them all "
+                "embeddings become the same."
+            )
+        return self
 
 
 class PretrainParams(Section):
