@@ -16,7 +16,7 @@ import json
 import pickle
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,11 +28,15 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.hear_audio import read_clip
-from pipeline.hear_tasks import METADATA, VOCABULARY, Event, Labels, Task
+from pipeline.embedding_checks import checked_output
+from pipeline.hear_audio import decoded
+from pipeline.hear_input import device_of
+from pipeline.hear_tasks import METADATA, VOCABULARY, Event, Labels, Metadata, Task
 
 BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless one clip is longer
 END_MS = 0.0001  # added to an event's end, so that a timestamp on it is inside
+
+Embedded = tuple[int, Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,29 @@ class HearModule:
         rate: Any = self.model.sample_rate
         return int(rate)
 
-    def __call__(
-        self, waves: Float[Tensor, "B S"], embedding_type: str
-    ) -> tuple[Float32[np.ndarray, "found N D"], Float[np.ndarray, "found N"] | None]:
-        """Return the embeddings of clips of equal length; with timestamps in ms for events."""
-        device = next(self.model.parameters(), waves).device
+    @property
+    def joint(self) -> bool:
+        """Whether the clips of one call decide together about their embeddings."""
+        return bool(getattr(self.model, "joint", False))
+
+    def __call__(self, waves: Float[Tensor, "B S"], embedding_type: str) -> tuple[Any, Any]:
+        """Return what the module does for clips of equal length: embeddings, then timestamps.
+
+        Timestamps, in ms, are None for scenes.
+        """
+        waves = waves.to(device_of(self.model))
         with torch.inference_mode():
             if embedding_type == "scene":
-                scenes = self.api.get_scene_embeddings(waves.to(device), self.model)
-                return scenes[:, None].float().cpu().numpy(), None
-            found, timestamps = self.api.get_timestamp_embeddings(waves.to(device), self.model)
-            return found.float().cpu().numpy(), timestamps.cpu().numpy()
+                return self.api.get_scene_embeddings(waves, self.model), None
+            found: tuple[Any, Any] = self.api.get_timestamp_embeddings(waves, self.model)
+            return found
 
 
-def write_embeddings(task: Task, module: HearModule, folder: Path) -> None:
+def write_embeddings(task: Task, module: HearModule, folder: Path, workers: int = 1) -> None:
     """Write the embeddings of every split into an existing folder.
+
+    Args:
+        workers: threads that decode audio.
 
     Raises:
         FileNotFoundError: an audio file is missing.
@@ -71,12 +83,44 @@ def write_embeddings(task: Task, module: HearModule, folder: Path) -> None:
     shutil.copyfile(task.folder / METADATA, folder / METADATA)
     shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
     order = random.Random(0)
+    batch = _hearevals_batch(task.metadata, module.sample_rate) if module.joint else None
     for split, labels in task.labels.items():
         shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")
         names = list(labels)
         order.shuffle(names)
-        with tqdm(total=len(names), desc=split, unit="clip", disable=None) as progress:
-            _write_split(task, split, names, module, folder, progress)
+        paths = [task.audio(module.sample_rate, split) / name for name in names]
+        found = embed_files(paths, module, task.metadata.embedding_type, workers, batch)
+        progress = tqdm(found, split, len(names), unit="clip", disable=None)
+        _write_split(task, split, names, iter(progress), folder)
+
+
+def embed_files(
+    paths: Sequence[Path],
+    module: HearModule,
+    embedding_type: str,
+    workers: int = 1,
+    batch_size: int | None = None,
+) -> Iterator[Embedded]:
+    """Yield each file's place in `paths`, its embeddings and, for events, timestamps in ms.
+
+    Those of scenes come in any order, since files of one length share a call; those of events in
+    the order of the files. With `batch_size`, calls have so many files that follow each other.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: an audio file is faulty, or the module returns something that is no embedding.
+    """
+    order = list(range(len(paths)))
+    if embedding_type == "scene" and batch_size is None:  # the size of a WAV tells its length
+        order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
+    clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
+    for batch in _batches(clips, paths, module.sample_rate, batch_size):
+        waves = torch.from_numpy(np.stack(list(batch.values())))
+        output = module(waves, embedding_type)
+        files = [paths[i] for i in batch]
+        embeddings, timestamps = checked_output(*output, embedding_type, files)
+        for row, i in enumerate(batch):
+            yield i, embeddings[row], None if timestamps is None else timestamps[row]
 
 
 def check_sample_rate(task: Task, sample_rate: int, model: str) -> None:
@@ -104,25 +148,23 @@ def frame_labels(
 
 
 def _write_split(
-    task: Task, split: str, names: Sequence[str], module: HearModule, folder: Path, progress: tqdm
+    task: Task, split: str, names: Sequence[str], found: Iterator[Embedded], folder: Path
 ) -> None:
-    labels: list[list[str | int]] = []
+    labels: list[list[list[str | int]]] = [[] for _ in names]  # of each clip's rows
     stamps: list[tuple[str, float]] = []
     dim = 0
     with (folder / f"{split}.embeddings.npy").open("wb") as file:
-        for batch in _batches(task.audio(module.sample_rate, split), names, module.sample_rate):
-            waves = torch.from_numpy(np.stack(list(batch.values())))
-            embeddings, timestamps = module(waves, task.metadata.embedding_type)
-            _refuse_faulty(embeddings, list(batch), f"{task.name}, split {split}")
+        for i, embeddings, timestamps in found:
+            if timestamps is None:
+                file.seek(i * embeddings.nbytes)
+            else:
+                stamps += [(names[i], time) for time in timestamps.tolist()]
             file.write(embeddings.tobytes())
             dim = embeddings.shape[-1]
-            for i, name in enumerate(batch):
-                found = None if timestamps is None else timestamps[i]
-                labels += _row_labels(task.labels[split][name], found)
-                stamps += [] if found is None else [(name, time) for time in found.tolist()]
-            progress.update(len(batch))
-    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(labels), dim]))
-    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(labels))
+            labels[i] = _row_labels(task.labels[split][names[i]], timestamps)
+    rows = [row for clip in labels for row in clip]
+    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(rows), dim]))
+    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(rows))
     if task.metadata.embedding_type == "event":
         (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
 
@@ -138,33 +180,29 @@ def _row_labels(
 
 
 def _batches(
-    folder: Path, names: Sequence[str], sample_rate: int
-) -> Iterator[dict[str, Float32[np.ndarray, " S"]]]:
-    """Yield the clips in order, as many at a time as follow each other with one length."""
-    batch: dict[str, Float32[np.ndarray, " S"]] = {}
-    for name in names:
-        wave, rate = read_clip(folder / name)
+    clips: Iterable[tuple[int, tuple[Float32[np.ndarray, " S"], int]]],
+    paths: Sequence[Path],
+    sample_rate: int,
+    size: int | None,
+) -> Iterator[dict[int, Float32[np.ndarray, " S"]]]:
+    """Yield the clips by their numbers, as many at a time as follow each other with one length."""
+    batch: dict[int, Float32[np.ndarray, " S"]] = {}
+    for i, (wave, rate) in clips:
         if rate != sample_rate:
             raise ValueError(
-                f"{folder / name} has {rate} Hz, the model takes {sample_rate} Hz. "
+                f"{paths[i]} has {rate} Hz, the model takes {sample_rate} Hz. "
                 "Run `dvc repro hear_tasks`."
             )
-        samples = sum(map(len, batch.values())) + len(wave)
-        if batch and (len(next(iter(batch.values()))) != len(wave) or samples > BATCH_SAMPLES):
+        full = len(batch) == size if size else (len(batch) + 1) * len(wave) > BATCH_SAMPLES
+        if batch and (full or len(next(iter(batch.values()))) != len(wave)):
             yield batch
             batch = {}
-        batch[name] = wave
+        batch[i] = wave
     yield batch
 
 
-def _refuse_faulty(
-    embeddings: Float32[np.ndarray, "B N D"], names: Sequence[str], where: str
-) -> None:
-    if len(embeddings) != len(names):
-        raise ValueError(f"{where}: {len(embeddings)} embeddings for {len(names)} clips.")
-    faulty = ~np.isfinite(embeddings).all(axis=(1, 2))
-    if faulty.any():
-        raise ValueError(
-            f"{where}, file {names[int(faulty.argmax())]!r}: its embedding is not finite. The "
-            "encoder has diverged; see the curves in data/pretrain/history.csv."
-        )
+def _hearevals_batch(metadata: Metadata, sample_rate: int) -> int:
+    """Return how many clips hear-eval-kit gives a module at once."""
+    if metadata.sample_duration is None:
+        return 1
+    return max(1, int(0.7 * 120 / metadata.sample_duration * 16_000 / sample_rate))

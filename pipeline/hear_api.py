@@ -3,127 +3,237 @@
 A clip's embedding depends on that clip alone: dropout is off, batch norm uses its running
 statistics, the log-mel is normalized with the statistics of the pre-training data, and the front
 end is the checkpoint's own. It works with every tool that takes a HEAR module, such as
-`hear-validator pipeline.hear_api -m data/pretrain`.
+`hear-validator pipeline.hear_api -m data/pretrain`. (With `mode` or `normalization` `reference` it
+is as in the authors' code, where the clips of one call decide together.)
 
 Scene embedding: one representation of the whole clip. An encoder of fixed input length gets
 consecutive segments, the last one filled up with silence; its representations are averaged with
 the number of real frames as weights.
 
-Timestamp embeddings: one representation per window (report section 3.4), windows centred on 0,
-hop, 2 hop ... ms. The clip is padded with half a window of zeros at both ends and has one STFT, of
-which every window is a slice. One STFT per window differs in the frames whose analysis window
-reaches over the slice's edge (4 of 96 at either side): it would mirror the audio there, whereas
-a slice sees what is really around it.
+Timestamp embeddings: one representation per window (`pipeline.windows`). Where windows overlap,
+AudioNTT computes what they share once (`pipeline.sliding`).
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import checkpoint
+from pipeline import checkpoint, sliding
+from pipeline import layers as layer_outputs
 from pipeline.checkpoint import Checkpoint
-from pipeline.features import SILENCE, LogMel
-from pipeline.params.hear import front_end_hops
+from pipeline.encoders.audiontt import AudioNTT
+from pipeline.features import SILENCE
+from pipeline.hear_input import checked, repeatable
+from pipeline.params import check
+from pipeline.params.hear import ExtractionParams, check_layers
+from pipeline.windows import FrontEnd
 
-WINDOW_MS = 950.0  # of a timestamp embedding, the authors' choice
-HOP_MS = 50.0
-MIN_FRAMES = 4  # that an encoder takes
-BATCH_FRAMES = 96 * 32  # in one forward pass, unless one clip is longer
+REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, of the wrapper; pre-training has 1024
+
+Statistics = tuple[float, float]  # mean and standard deviation of log-mels
 
 
 class HearModel(nn.Module):
     """An encoder with its front end and statistics, and the attributes that HEAR asks for."""
 
-    def __init__(self, source: Checkpoint, window_ms: float, hop_ms: float) -> None:
+    def __init__(
+        self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
+    ) -> None:
         super().__init__()
-        self.encoder: nn.Module = source.encoder
-        self.log_mel = LogMel(source.log_mel)
-        self.mean, self.std = source.mean, source.std
+        self.params = params
+        self.encoder = source.encoder
+        self.front_end = FrontEnd(source.log_mel, params.window_ms, params.hop_ms)
+        self.mean, self.std = statistics
         self.segment_frames: int | None = source.encoder.segment_frames
         self.sample_rate = source.log_mel.sample_rate  # Hz
-        self.scene_embedding_size = source.encoder.embed_dim
-        self.timestamp_embedding_size = source.encoder.embed_dim
-        self.hop_ms = hop_ms
-        self.stft_hop = source.log_mel.hop_length  # samples
-        self.window_steps = front_end_hops("window_ms", window_ms, source.log_mel)
-        self.hop_steps = front_end_hops("hop_ms", hop_ms, source.log_mel)
-        if self.window_steps * self.stft_hop < self.min_samples:
-            raise ValueError(
-                f"hear.window_ms = {window_ms} ms is shorter than the {self.min_samples} samples "
-                f"that the encoder needs at {self.sample_rate} Hz. Lengthen it."
-            )
+        size = layer_outputs.size(source.encoder, source.log_mel.n_mels, params.layers)
+        size += source.log_mel.n_mels if params.mel_mean else 0
+        self.scene_embedding_size = size
+        self.timestamp_embedding_size = len(params.window_ms) * size
         # Convolutions need a third less time with channels last.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def min_samples(self) -> int:
-        """Fewest samples that give an encoder's fewest frames."""
-        return max(self.log_mel.min_samples, (MIN_FRAMES - 1) * self.stft_hop)
+    def joint(self) -> bool:
+        """Whether the clips of one call decide together about their embeddings."""
+        return self.params.normalization == "reference"
 
-    def normalized(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B F T"]:
-        """Return the log-mel in standard deviations of the pre-training data."""
-        return (self.log_mel(audio) - self.mean) / self.std
+    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+        """Return one embedding per clip."""
+        log_mel = self.front_end.clips(audio)
+        mean, std = self.scene_statistics(log_mel)
+        silence = (SILENCE - mean) / std
+        batches = ((log_mel - mean) / std).split(self.front_end.batch_size(log_mel.shape[-1]))
+        return torch.cat([self.embed(batch, silence) for batch in batches])
 
-    def embed(self, log_mel: Float[Tensor, "B F T"]) -> Float[Tensor, "B D"]:
-        """Return one representation for each normalized log-mel of any length."""
+    def over_time(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
+        """Return one embedding per window; those of several window lengths side by side."""
+        return torch.cat([self._windows(audio, n) for n in self.front_end.window_steps], dim=-1)
+
+    def scene_statistics(self, log_mel: Float[Tensor, "B F T"]) -> Statistics:
+        """Return the mean and the standard deviation that normalize the clips of one call.
+
+        As the authors' code takes them: for a convolutional encoder, the means over the clips of
+        each one's mean and standard deviation; for a ViT, those of all values.
+        """
+        if not self.joint:
+            return self.mean, self.std
+        dims = (0, 1, 2) if self.segment_frames else (1, 2)
+        return float(log_mel.mean(dim=dims).mean()), float(log_mel.std(dim=dims).mean())
+
+    def window_statistics(self, windows: list[Float[Tensor, "N F T"]]) -> Statistics:
+        """Return the same for the windows of all clips of one call.
+
+        As the authors' code takes them: those of all values, divided by the number of windows.
+        """
+        if not self.joint:
+            return self.mean, self.std
+        together = torch.cat(windows)
+        return float(together.mean()) / len(together), float(together.std()) / len(together)
+
+    def embed(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B E"]:
+        """Return one embedding for each normalized log-mel of any length."""
+        found = self.represent(log_mel, silence)
+        return torch.cat([found, log_mel.mean(dim=-1)], -1) if self.params.mel_mean else found
+
+    def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
+        """Return one representation; segments of an encoder of fixed length are averaged."""
         if self.segment_frames is None:
-            return self.encoder(log_mel[:, None])
+            return layer_outputs.represent(self.encoder, log_mel[:, None], self.params.layers)
         real = log_mel.shape[-1]
         segments = -(-real // self.segment_frames)
         padding = segments * self.segment_frames - real
-        silence = (SILENCE - self.mean) / self.std
         padded = functional.pad(log_mel, (0, padding), value=silence)
-        pieces = padded.unflatten(-1, (segments, -1)).movedim(2, 1)  # [B, segments, F, T]
-        batches = pieces.flatten(0, 1)[:, None].split(_batch_size(self.segment_frames))
-        embedded = torch.cat([self.encoder(batch) for batch in batches])
+        embedded = self.represent_segments(padded.unflatten(-1, (segments, -1)).movedim(2, 1))
         weights = torch.full((segments,), self.segment_frames / real, device=log_mel.device)
         weights[-1] -= padding / real
-        return torch.einsum("bnd,n->bd", embedded.unflatten(0, (-1, segments)), weights)
+        return torch.einsum("bnd,n->bd", embedded, weights)
 
-    def timestamps(self, samples: int) -> Float[Tensor, " N"]:
-        """Return the centres of a clip's windows in ms."""
-        return self.hop_ms * torch.arange(samples // (self.hop_steps * self.stft_hop) + 1)
+    def represent_segments(self, pieces: Float[Tensor, "B N F T"]) -> Float[Tensor, "B N D"]:
+        """Return the representation of each segment."""
+        batches = pieces.flatten(0, 1)[:, None].split(self.front_end.batch_size(pieces.shape[-1]))
+        found = [
+            layer_outputs.represent(self.encoder, batch, self.params.layers) for batch in batches
+        ]
+        return torch.cat(found).unflatten(0, pieces.shape[:2])
 
-    def windows(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N F T"]:
-        """Return the normalized log-mel of every window of each clip, as a view into one array."""
-        half = self.window_steps * self.stft_hop / 2
-        padded = functional.pad(audio, (int(half), int(half + 0.5)))
-        frames = self.window_steps + 1
-        return self.normalized(padded).unfold(-1, frames, self.hop_steps).movedim(2, 1)
+    def _windows(self, audio: Float[Tensor, "B S"], steps: int) -> Float[Tensor, "B N E"]:
+        front_end, edges = self.front_end, self.params.edges
+        if isinstance(self.encoder, AudioNTT) and self._slides(steps):
+            dense = [(front_end.dense(clip, steps) - self.mean) / self.std for clip in audio]
+            return torch.stack([self._slide(self.encoder, clip, steps) for clip in dense])
+        windows = [front_end.windows(clip, steps, edges) for clip in audio]
+        mean, std = self.window_statistics(windows)
+        silence = (SILENCE - mean) / std
+        size = front_end.batch_size(steps + 1)
+        return torch.stack(
+            [
+                torch.cat([self.embed((part - mean) / std, silence) for part in clip.split(size)])
+                for clip in windows
+            ]
+        )
+
+    def _slides(self, steps: int) -> bool:
+        plain = self.params.edges == "context" and self.params.layers == "last"
+        shared = sliding.shares_work(steps + 1, self.front_end.hop_steps)
+        return plain and shared and not self.joint
+
+    def _slide(
+        self, encoder: AudioNTT, dense: Float[Tensor, "F L"], steps: int
+    ) -> Float[Tensor, "N E"]:
+        """Return the embeddings of a clip's windows, so many at a time as fit a pass."""
+        hop = self.front_end.hop_steps
+        count = (dense.shape[-1] - steps - 1) // hop + 1
+        span = max(1, self.front_end.batch_size(1) // hop)  # windows
+        found = []
+        for first in range(0, count, span):
+            end = (min(first + span, count) - 1) * hop + steps + 1
+            found.append(sliding.slide(encoder, dense[:, first * hop : end], steps + 1, hop))
+        together = torch.cat(found)
+        if not self.params.mel_mean:
+            return together
+        return torch.cat([together, self.front_end.slices(dense, steps).mean(dim=-1)], dim=-1)
+
+
+class ReferenceModel(HearModel):
+    """The authors' wrapper as it was, with its faults (docs/reference-faults.md, B1 to B5).
+
+    Where its dropout is active, it draws from torch's global generator.
+    """
+
+    def __init__(
+        self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
+    ) -> None:
+        super().__init__(source, params, statistics)
+        other = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
+        self.front_end = FrontEnd(other, params.window_ms, params.hop_ms)
+
+    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+        """Return one embedding per clip; a convolutional encoder is in training mode (B1)."""
+        if self.segment_frames:
+            return super().scenes(audio)
+        log_mel = self.front_end.clips(audio)
+        mean, std = self.scene_statistics(log_mel)
+        self.encoder.train()
+        return torch.cat([self.represent((clip[None] - mean) / std, 0.0) for clip in log_mel])
+
+    def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
+        """Return one representation; segments count alike, also one without any frame (B5)."""
+        if self.segment_frames is None:
+            return self.encoder(log_mel[:, None])
+        padding = self.segment_frames - log_mel.shape[-1] % self.segment_frames
+        padded = functional.pad(log_mel, (0, padding))
+        pieces = padded.unflatten(-1, (-1, self.segment_frames)).movedim(2, 1)
+        return self.represent_segments(pieces).mean(dim=1)
 
 
 def load_model(
     model_file_path: str = "",
+    mode: str = "correct",
     normalization: str = "dataset",
-    window_ms: float = WINDOW_MS,
-    hop_ms: float = HOP_MS,
+    window_ms: float | list[float] = 950.0,
+    hop_ms: float = 50.0,
+    edges: str = "context",
+    layers: str = "last",
+    mel_mean: bool = False,
+    statistics: tuple[float, float] | None = None,
 ) -> HearModel:
     """Return a checkpoint as a HEAR model on the CPU.
 
     Args:
         model_file_path: folder of the checkpoint, or its encoder.safetensors.
-        normalization: whose statistics normalize the log-mel; "dataset", the pre-training data's.
-        window_ms: audio behind one timestamp embedding.
-        hop_ms: between timestamps.
+        mode: this and the next as in section `hear` of params.yaml, with the paper's values.
+        statistics: mean and standard deviation of the log-mels of a task's training clips, for the
+            normalization "task"; `pipeline.statistics` computes them.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: no path is given, the checkpoint is damaged, the normalization is unknown, or
-            window or hop is no multiple of the hop of its front end, or the window too short.
+        ValueError: no path is given, the checkpoint is damaged, an option has a wrong value or
+            does not suit another one or the encoder, or window or hop is no multiple of the hop of
+            the front end, or the window too short.
     """
     if not model_file_path:
         raise ValueError(
             "load_model needs the path of a checkpoint: its folder, such as data/pretrain, or the "
             "encoder.safetensors in it (hear-eval-kit: --model data/pretrain)."
         )
-    if normalization != "dataset":
-        raise ValueError(f"hear.normalization = {normalization!r}: must be 'dataset'.")
-    return HearModel(checkpoint.load(Path(model_file_path)), window_ms, hop_ms).eval()
+    options: dict[str, Any] = {"mode": mode, "normalization": normalization, "edges": edges}
+    options |= {"window_ms": window_ms, "hop_ms": hop_ms, "layers": layers, "mel_mean": mel_mean}
+    params = check(options, ExtractionParams, prefix="hear", path=Path("load_model"))
+    if (normalization == "task") != (statistics is not None):
+        raise ValueError(
+            "load_model needs `statistics`, mean and standard deviation of a task's log-mels, with "
+            f"normalization = 'task' and only then; got normalization = {normalization!r}, "
+            f"statistics = {statistics}."
+        )
+    source = checkpoint.load(Path(model_file_path))
+    check_layers(layers, source.encoder_name)
+    kind = ReferenceModel if mode == "reference" else HearModel
+    return kind(source, params, statistics or (source.mean, source.std)).eval()
 
 
 @torch.inference_mode()
@@ -135,12 +245,9 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.
     """
-    audio = _checked(audio, model)
-    audio = functional.pad(audio, (0, max(0, model.min_samples - audio.shape[-1])))
-    frames = 1 + audio.shape[-1] // model.stft_hop
-    with _repeatable(model):
-        batches = audio.split(_batch_size(frames))
-        return torch.cat([model.embed(model.normalized(batch)) for batch in batches])
+    audio = checked(audio, model)
+    with repeatable(model):
+        return model.scenes(audio)
 
 
 @torch.inference_mode()
@@ -152,45 +259,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.
     """
-    audio = _checked(audio, model)
-    timestamps = model.timestamps(audio.shape[-1]).to(audio.device)
-    with _repeatable(model):
-        embeddings = torch.stack([_embed_windows(clip, model) for clip in audio])
-    return embeddings, timestamps.repeat(len(audio), 1)
-
-
-def _embed_windows(clip: Float[Tensor, " S"], model: HearModel) -> Float[Tensor, "N D"]:
-    windows = model.windows(clip[None])[0]
-    batches = windows.split(_batch_size(windows.shape[-1]))
-    return torch.cat([model.embed(batch) for batch in batches])
-
-
-def _checked(audio: Tensor, model: HearModel) -> Float[Tensor, "B S"]:
-    """Return the audio as float32 on the model's device."""
-    if audio.ndim != 2 or 0 in audio.shape:
-        raise ValueError(
-            f"audio must have the shape [clips, samples], neither of them 0, "
-            f"got {list(audio.shape)}."
-        )
-    if not audio.is_floating_point():
-        raise ValueError(f"audio must be floating point in [-1, 1], got {audio.dtype}.")
-    faulty = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
-    if faulty:
-        raise ValueError(f"audio has values that are not finite in clips {faulty[:10]}.")
-    return audio.to(next(model.parameters()).device, torch.float32)
-
-
-@contextmanager
-def _repeatable(model: HearModel) -> Iterator[None]:
-    """Evaluation mode, whatever the caller set, and full float32 precision in convolutions."""
-    model.eval()
-    with ExitStack() as stack:
-        if torch.backends.cudnn.is_available():
-            full = {"enabled": True, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(torch.backends.cudnn.flags(**full))
-        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
-        yield
-
-
-def _batch_size(frames: int) -> int:
-    return max(1, BATCH_FRAMES // frames)
+    audio = checked(audio, model)
+    timestamps = model.front_end.timestamps(audio.shape[-1]).to(audio.device)
+    with repeatable(model):
+        return model.over_time(audio), timestamps.repeat(len(audio), 1)

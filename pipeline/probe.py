@@ -65,11 +65,14 @@ def training_and_validation(task: Task) -> tuple[list[str], str]:
     return others, first
 
 
-def embed_splits(task: Task, module: HearModule, scratch: Path) -> tuple[Split, Split]:
+def embed_splits(
+    task: Task, module: HearModule, scratch: Path, workers: int = 1
+) -> tuple[Split, Split]:
     """Return the training and the validation split of a task, embedded.
 
     Args:
         scratch: an existing folder for the files of `pipeline.embeddings`.
+        workers: threads that decode audio.
 
     Raises:
         FileNotFoundError: an audio file is missing.
@@ -77,7 +80,7 @@ def embed_splits(task: Task, module: HearModule, scratch: Path) -> tuple[Split, 
     """
     train, valid = training_and_validation(task)
     labels = {split: task.labels[split] for split in (*train, valid)}
-    write_embeddings(replace(task, labels=labels), module, scratch)
+    write_embeddings(replace(task, labels=labels), module, scratch, workers)
     rows = [row for files in labels.values() for row in files.values()]
     vocabulary = sorted({str(x) for row in rows for x in row if not isinstance(x, Event)})
     return _read(scratch, train, vocabulary), _read(scratch, [valid], vocabulary)

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline import figures, score_table
+from pipeline.params.hear import TRAINED
 from pipeline.probe_table import ProbeTable
 from pipeline.report_inputs import Pretraining
 from pipeline.score_table import ScoreTable
@@ -90,11 +91,13 @@ def summarize_correlation(matrix: Float[np.ndarray, "D D"]) -> dict[str, float]:
 
 
 def summarize_runtimes(
-    runtimes: dict[str, float], tasks: Sequence[str], probed: Sequence[str] = ()
+    runtimes: dict[str, float],
+    tasks: Sequence[str],
+    probed: Sequence[str] = (),
+    models: Sequence[str] = TRAINED,
 ) -> list[dict[str, Any]]:
     """Return for each stage how many of its instances ran here and how long they took together."""
-    models = ("pretrain", "random")
-    instances = {name: [name] for name in ("validate", *DATA_STAGES, "pretrain")}
+    instances = {name: [name] for name in ("validate", *DATA_STAGES, "pretrain", "baselines")}
     instances["hear_tasks"] = [f"hear_tasks-{task}" for task in tasks]
     for name in ("embed", "score"):
         instances[name] = [f"{name}-{task}-{model}" for task in tasks for model in models]
@@ -148,7 +151,9 @@ def render(
         steps=int(run.epochs["step"].iloc[-1]),
         correlation={name: summarize_correlation(c) for name, c in run.correlation.items()},
         params=params,
-        stages=summarize_runtimes(runtimes, [row.task for row in table.rows], probe.tasks),
+        stages=summarize_runtimes(
+            runtimes, [row.task for row in table.rows], probe.tasks, table.models
+        ),
         probe=probe,
         versions=installed_versions(),
         svg=draw(run),

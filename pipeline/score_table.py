@@ -1,6 +1,6 @@
-"""Scores of the pre-trained encoder beside those of the random one (paper tables 1-3).
+"""Scores of the pre-trained encoder beside those of the random one and others (paper tables 1-3).
 
-A score file is `reports/scores/<model>/<task>.json`, model `pretrain` or `random`:
+A score file is `reports/scores/<model>/<task>.json`, model one of `hear.models`:
 
     {"task", "model", "metric", "score", "std" (null unless k-fold), "grid", "grid_points", ...}
 
@@ -12,17 +12,23 @@ or it is not given.
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.params.hear import ScoreParams
+from pipeline.params.hear import TRAINED, Model, ScoreParams
 
-Model = Literal["pretrain", "random"]
-MODEL_NAMES: dict[str, Model] = {"pre-trained": "pretrain", "random": "random"}
+MODEL_NAMES: dict[Model, str] = {
+    "pretrain": "the pre-trained encoder",
+    "random": "the random encoder",
+    "mel": "mel statistics",
+    "crepe": "CREPE",
+    "wav2vec2": "wav2vec 2.0",
+    "module": "the HEAR module",
+}
 HEAR_PROTOCOL = ScoreParams(grid="default", grid_points=8)
 FULL_MODES = ("full", "small")  # of a task's name; other modes ("5h", "50h") tell tasks apart
 METRICS = {  # heareval's name: (kind of task, name to read)
@@ -56,18 +62,26 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Row:
-    """One task with both models' scores; None where there is none."""
+    """One task with the models' scores; None where there is none."""
 
     task: str
     name: str
-    pretrain: Score | None
-    random: Score | None
+    scores: Mapping[Model, Score | None]  # of the models asked for
+
+    @property
+    def pretrain(self) -> Score | None:
+        """Score of the pre-trained encoder."""
+        return self.scores.get("pretrain")
+
+    @property
+    def random(self) -> Score | None:
+        """Score of the encoder with random weights."""
+        return self.scores.get("random")
 
     @property
     def metric(self) -> str | None:
         """Name of the metric as heareval writes it."""
-        found = self.pretrain or self.random
-        return found.metric if found else None
+        return next((score.metric for score in self.scores.values() if score), None)
 
     @property
     def kind(self) -> str:
@@ -97,6 +111,12 @@ class ScoreTable:
 
     rows: tuple[Row, ...]
     protocol: ScoreParams
+    models: tuple[Model, ...]  # asked for
+
+    @property
+    def others(self) -> list[Model]:
+        """Models asked for besides the encoder of pre-training and the random one."""
+        return [model for model in self.models if model not in TRAINED]
 
     @property
     def is_hear_protocol(self) -> bool:
@@ -105,7 +125,7 @@ class ScoreTable:
 
     def missing(self, model: Model) -> list[str]:
         """Tasks without a score of a model."""
-        return [row.task for row in self.rows if value_of(getattr(row, model)) is None]
+        return [row.task for row in self.rows if value_of(row.scores.get(model)) is None]
 
     def why_no_mean(self, model: Model) -> str:
         """Reason for which no mean is given, or an empty string."""
@@ -119,7 +139,7 @@ class ScoreTable:
         """Mean score over all tasks; None if one of them is missing or cannot be averaged."""
         if self.why_no_mean(model):
             return None
-        values = [value_of(getattr(row, model)) or 0.0 for row in self.rows]
+        values = [value_of(row.scores.get(model)) or 0.0 for row in self.rows]
         return round(sum(values) / len(values), 6)
 
     @property
@@ -194,25 +214,29 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
     return score
 
 
-def read_table(folder: Path, tasks: Sequence[str], protocol: ScoreParams) -> ScoreTable:
-    """Return the scores of the tasks asked for; other files in the folder are not looked at.
+def read_table(
+    folder: Path, tasks: Sequence[str], protocol: ScoreParams, models: Sequence[Model] = TRAINED
+) -> ScoreTable:
+    """Return the models' scores of the tasks asked for; other files are not looked at.
 
     Raises:
-        ValueError: a file is faulty, or the two models have different metrics.
+        ValueError: a file is faulty, or two models have different metrics.
     """
     names = short_names(tasks)
 
     def row(task: str) -> Row:
-        pretrain = read_score(folder / "pretrain" / f"{task}.json", task, "pretrain", protocol)
-        random = read_score(folder / "random" / f"{task}.json", task, "random", protocol)
-        if pretrain and random and pretrain.metric != random.metric:
+        paths = {model: folder / model / f"{task}.json" for model in models}
+        scores = {m: read_score(path, task, m, protocol) for m, path in paths.items()}
+        metrics = {score.metric: model for model, score in scores.items() if score}
+        if len(metrics) > 1:
+            told = [f"{metric} of {MODEL_NAMES[model]}" for metric, model in metrics.items()]
             raise ValueError(
-                f"{task}: {pretrain.metric} of the pre-trained encoder cannot be compared with "
-                f"{random.metric} of the random one. Delete both files and run `dvc repro`."
+                f"{task}: {' cannot be compared with '.join(told)}. Delete these score files and "
+                "run `dvc repro`."
             )
-        return Row(task, names[task], pretrain, random)
+        return Row(task, names[task], scores)
 
-    return ScoreTable(tuple(row(task) for task in dict.fromkeys(tasks)), protocol)
+    return ScoreTable(tuple(row(task) for task in dict.fromkeys(tasks)), protocol, tuple(models))
 
 
 def metrics(table: ScoreTable, loss: float) -> dict[str, Any]:
@@ -224,6 +248,7 @@ def metrics(table: ScoreTable, loss: float) -> dict[str, Any]:
         "random": {"mean": table.mean("random")},
         "over_random_percent": table.percent,
     }
+    content |= {model: {"mean": table.mean(model)} for model in table.others}
     return without_gaps(content)
 
 
@@ -237,9 +262,12 @@ def to_csv(table: ScoreTable) -> str:
     """Return the table as CSV for `dvc plots`; a missing score is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "metric", "pretrain", "random", "difference", "over_random_percent"])
+    columns = ["task", "metric", "pretrain", "random", "difference", "over_random_percent"]
+    writer.writerow([*columns, *table.others])
     for row in table.rows:
         pretrain, random = value_of(row.pretrain), value_of(row.random)
         difference = None if row.difference is None else round(row.difference, 6)
-        writer.writerow([row.name, row.metric, pretrain, random, difference, row.percent])
+        others = [value_of(row.scores[model]) for model in table.others]
+        values = [row.name, row.metric, pretrain, random, difference, row.percent]
+        writer.writerow([*values, *others])
     return text.getvalue()

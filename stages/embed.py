@@ -1,37 +1,58 @@
-"""Stage `embed <task> <model>`: embeddings of one HEAR task by one encoder.
+"""Stage `embed <task> <model>`: embeddings of one HEAR task by one model.
 
-Reads   data/hear/<task>, data/<model> (model is `pretrain` or `random`)
+Reads   data/hear/<task>, data/<model> (a model of `hear.models`)
 Writes  data/embeddings/<model>/<task>
-Params  hear.normalization, hear.window_ms, hear.hop_ms
+Params  hear.mode, .normalization, .window_ms, .hop_ms, .edges, .layers, .mel_mean
 """
 
 from functools import partial
 from pathlib import Path
 
-from pipeline import checkpoint, hear_api, params
+import torch
+
+from pipeline import checkpoint, models, params
 from pipeline.device import choose_device
-from pipeline.embeddings import HearModule, check_sample_rate, write_embeddings
+from pipeline.embeddings import check_sample_rate, write_embeddings
+from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
+from pipeline.params import check
 from pipeline.params.data import ComputeParams
+from pipeline.params.hear import BASELINES, TRAINED, ExtractionParams
+from pipeline.pool import cores
 from pipeline.stage import Stage, arguments, run
+
+SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 
 
 def main(stage: Stage, name: str, model_name: str) -> None:
     """Run the stage."""
     task = read_task(Path("data/hear", name))
-    folder = f"data/{model_name}"
-    check_sample_rate(task, checkpoint.read_settings(Path(folder)).logmel.sample_rate, folder)
-    model = hear_api.load_model(
-        folder,
-        window_ms=stage.value("hear.window_ms"),
-        hop_ms=stage.value("hear.hop_ms"),
-        normalization=stage.value("hear.normalization"),
-    )
-    model.to(choose_device(params.load("compute", ComputeParams).device))
+    options = {
+        "mode": stage.value("hear.mode"),
+        "normalization": stage.value("hear.normalization"),
+        "window_ms": stage.value("hear.window_ms"),
+        "hop_ms": stage.value("hear.hop_ms"),
+        "edges": stage.value("hear.edges"),
+        "layers": stage.value("hear.layers"),
+        "mel_mean": stage.value("hear.mel_mean"),
+    }
+    extraction = check(options, ExtractionParams, prefix="hear")
+    compute = params.load("compute", ComputeParams)
+    workers = compute.workers or cores()
+    folder, statistics = Path("data", model_name), None
+    if model_name in TRAINED:
+        log_mel = checkpoint.read_settings(folder).logmel
+        check_sample_rate(task, log_mel.sample_rate, str(folder))
+        if extraction.normalization == "task":
+            statistics = task_statistics(task, log_mel, workers)
+    module = models.load(model_name, folder, extraction, statistics)
+    check_sample_rate(task, module.sample_rate, str(folder))
+    module.model.to(choose_device(compute.device))
+    torch.manual_seed(SEED)
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:
-        write_embeddings(task, HearModule(hear_api, model), embeddings)
+        write_embeddings(task, module, embeddings, workers)
 
 
 if __name__ == "__main__":
-    name, model_name = arguments("<task>", "pretrain|random")
+    name, model_name = arguments("<task>", "|".join((*TRAINED, *BASELINES)))
     run("embed", partial(main, name=name, model_name=model_name), name, model_name)

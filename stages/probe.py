@@ -2,7 +2,8 @@
 
 Reads   data/hear/<task> (never its test split), data/random, data/pretrain with its snapshots
 Writes  reports/probe/<task>.csv   epoch, knn, linear: scores on the validation split
-Params  probe.neighbors, probe.c, hear.normalization, hear.window_ms, hear.hop_ms
+Params  probe.neighbors, probe.c, hear.mode, .normalization, .window_ms, .hop_ms, .edges, .layers,
+        .mel_mean
 """
 
 import logging
@@ -11,16 +12,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+import torch
 
 from pipeline import checkpoint, hear_api, params, probe
 from pipeline.device import choose_device
 from pipeline.embeddings import HearModule, check_sample_rate
+from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
+from pipeline.params import check
 from pipeline.params.data import ComputeParams
+from pipeline.params.hear import ExtractionParams
+from pipeline.pool import cores
 from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 
+SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 PRETRAIN, RANDOM = Path("data/pretrain"), Path("data/random")
 
 
@@ -29,21 +36,34 @@ def main(stage: Stage, name: str) -> None:
     task = read_task(Path("data/hear", name))
     encoders = probe.kept_encoders(PRETRAIN, RANDOM)
     options = {
+        "mode": stage.value("hear.mode"),
+        "normalization": stage.value("hear.normalization"),
         "window_ms": stage.value("hear.window_ms"),
         "hop_ms": stage.value("hear.hop_ms"),
-        "normalization": stage.value("hear.normalization"),
+        "edges": stage.value("hear.edges"),
+        "layers": stage.value("hear.layers"),
+        "mel_mean": stage.value("hear.mel_mean"),
     }
+    extraction = check(options, ExtractionParams, prefix="hear")
     classifiers = {"neighbors": stage.value("probe.neighbors"), "c": stage.value("probe.c")}
     multilabel = task.metadata.prediction_type == "multilabel"
-    device = choose_device(params.load("compute", ComputeParams).device)
+    compute = params.load("compute", ComputeParams)
+    device, workers = choose_device(compute.device), compute.workers or cores()
+    log_mel, statistics = checkpoint.read_settings(PRETRAIN).logmel, None
+    if extraction.normalization == "task":
+        statistics = task_statistics(task, log_mel, workers)
     rows = []
     with stage.output(f"reports/probe/{name}.csv", file=True) as table:
         for epoch, folder in encoders.items():
             sample_rate = checkpoint.read_settings(folder).logmel.sample_rate
             check_sample_rate(task, sample_rate, str(folder))
-            model = hear_api.load_model(str(folder), **options).to(device)
+            loaded = hear_api.load_model(
+                str(folder), **extraction.model_dump(), statistics=statistics
+            )
+            module = HearModule(hear_api, loaded.to(device))
+            torch.manual_seed(SEED)
             with TemporaryDirectory(dir=stage.work_folder()) as scratch:
-                splits = probe.embed_splits(task, HearModule(hear_api, model), Path(scratch))
+                splits = probe.embed_splits(task, module, Path(scratch), workers)
             scores = probe.score(*splits, multilabel=multilabel, **classifiers)
             rows.append({"epoch": epoch} | scores)
             logger.info("%s, epoch %d: %s", name, epoch, scores)

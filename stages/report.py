@@ -38,7 +38,7 @@ def main(stage: Stage) -> None:
     pretrain, probed = stage.load("pretrain", PretrainParams), stage.load("probe", ProbeParams)
     encoder = load_shown_values(stage)
 
-    table = score_table.read_table(SCORES, hear.tasks, protocol)
+    table = score_table.read_table(SCORES, hear.tasks, protocol, hear.models)
     probe = probe_table.read_probe(PROBE, probed.tasks, pretrain.epochs, pretrain.snapshot_epochs)
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
@@ -64,11 +64,12 @@ def main(stage: Stage) -> None:
 
 def tell(table: ScoreTable, probe: ProbeTable) -> None:
     """Log the results, and what is missing of them."""
-    for name, model in score_table.MODEL_NAMES.items():
+    for model in table.models:
+        name = score_table.MODEL_NAMES[model]
         if reason := table.why_no_mean(model):
-            logger.warning("No mean score of the %s encoder: %s.", name, reason)
+            logger.warning("No mean score of %s: %s.", name, reason)
         else:
-            logger.info("mean score of the %s encoder: %.3f", name, table.mean(model))
+            logger.info("mean score of %s: %.3f", name, table.mean(model))
     if probe.missing_tasks:
         logger.warning("No probe of %s.", ", ".join(probe.missing_tasks))
     if probe.missing_epochs:

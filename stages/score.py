@@ -1,6 +1,6 @@
 """Stage `score <task> <model>`: scores of one task's embeddings by hear-eval-kit.
 
-Reads   data/embeddings/<model>/<task> (model is `pretrain` or `random`)
+Reads   data/embeddings/<model>/<task> (a model of `hear.models`)
 Writes  reports/scores/<model>/<task>.json
 Params  score
 """
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from pipeline import params, scores
 from pipeline.hear_tasks import read_task
 from pipeline.params.data import ComputeParams
-from pipeline.params.hear import ScoreParams
+from pipeline.params.hear import BASELINES, TRAINED, ScoreParams
 from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
@@ -37,5 +37,5 @@ def main(stage: Stage, name: str, model_name: str) -> None:
 
 
 if __name__ == "__main__":
-    name, model_name = arguments("<task>", "pretrain|random")
+    name, model_name = arguments("<task>", "|".join((*TRAINED, *BASELINES)))
     run("score", partial(main, name=name, model_name=model_name), name, model_name)

@@ -1,11 +1,13 @@
 """Stage `validate`: stop wrong parameters before any work.
 
-Reads   params.yaml, the names of the HEAR tasks at hand, the labels of those to be probed
+Reads   params.yaml, the names of the HEAR tasks at hand, the labels of those to be probed, whether
+        packages and weights of the models in hear.models are here
 Writes  reports/config.ok, a constant, so that a valid change re-runs only what depends on it
 """
 
 from pathlib import Path
 
+from pipeline import baselines
 from pipeline.hear_tasks import find_task, read_task
 from pipeline.params.config import load_config
 from pipeline.stage import Stage, arguments, run
@@ -14,6 +16,7 @@ from pipeline.stage import Stage, arguments, run
 def main(stage: Stage) -> None:
     """Run the stage."""
     config = load_config()
+    baselines.require(config.hear)
     folder = Path("data", config.hear.source, "tasks")
     for name in config.hear.tasks:
         find_task(folder, name)

@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.params import read
+from pipeline.params.hear import BASELINES, TRAINED
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages")
@@ -100,7 +101,7 @@ def generic(path: str) -> str:
 
 
 def made_by_stages() -> set[str]:
-    """Every output; data/<model> stands for data/pretrain and data/random."""
+    """Every output; data/<model> stands for that of every model."""
     return {generic(path) for path, _ in produced()} | {"data/<model>"}
 
 
@@ -114,10 +115,11 @@ def test_a_data_dependency_is_exactly_another_stages_output_or_tracked_by_git():
                 assert generic(dep) in outputs | tracked, f"{name}: {dep}"
 
 
-@pytest.mark.parametrize("model", ["pretrain", "random"])
-def test_both_models_of_the_evaluation_are_outputs_of_pretrain(model):
-    assert model in STAGES["embed"]["matrix"]["model"] == STAGES["score"]["matrix"]["model"]
-    assert f"data/{model}" in STAGES["pretrain"]["outs"]
+@pytest.mark.parametrize(("stage", "models"), [("pretrain", TRAINED), ("baselines", BASELINES)])
+def test_every_model_of_the_evaluation_is_an_output(stage, models):
+    assert {f"data/{model}" for model in models} <= {str(out) for out in STAGES[stage]["outs"]}
+    for name in ("embed", "score"):
+        assert STAGES[name]["matrix"]["model"] == "${hear.models}"
 
 
 @pytest.mark.parametrize("name", STAGES)

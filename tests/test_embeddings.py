@@ -2,10 +2,10 @@
 
 import json
 import pickle
+import random
 import shutil
 import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -158,15 +158,31 @@ def length_module() -> HearModule:
     return HearModule(api, LengthModel())
 
 
-def test_clips_of_equal_length_share_a_call_and_any_hear_module_will_do(tmp_path):
+def test_clips_of_equal_length_share_a_call_wherever_they_stand_and_any_hear_module_will_do(
+    tmp_path,
+):
     folder = write_scene_task(tmp_path / "toy")
-    soundfile.write(folder / "16000/train/2.wav", wave("low", 0.3, np.random.default_rng()), RATE)
+    generator = np.random.default_rng(0)
+    for name in ("2.wav", "4.wav"):
+        soundfile.write(folder / "16000/train" / name, wave("low", 0.3, generator), RATE)
     module = length_module()
     target = written(folder, module, tmp_path / "out")
-    lengths = read_split(target, "train")[:, 0].astype(int).tolist()
-    assert sorted(lengths) == [4800] + [8000] * 5
-    runs = [(len(list(same)), length) for length, same in groupby(lengths)]
-    assert module.api.calls == [*runs, (4, 8000), (4, 8000)]
+    assert module.api.calls == [(2, 4800), (4, 8000), (4, 8000), (4, 8000)]
+    order = list(read_task(folder).labels["train"])
+    random.Random(0).shuffle(order)
+    files = [soundfile.read(folder / "16000/train" / name, dtype="float32")[0] for name in order]
+    expected = [[len(samples), samples.max()] for samples in files]
+    np.testing.assert_array_equal(read_split(target, "train"), np.array(expected, np.float32))
+
+
+def test_threads_that_read_ahead_change_nothing(tmp_path, monkeypatch):
+    folder = write_scene_task(tmp_path / "toy")
+    monkeypatch.setattr("pipeline.hear_audio.AHEAD_BYTES", 20_000)
+    for workers in (1, 3):
+        (tmp_path / str(workers)).mkdir()
+        write_embeddings(read_task(folder), length_module(), tmp_path / str(workers), workers)
+    first, second = (tmp_path / name / "train.embeddings.npy" for name in "13")
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_no_call_gets_more_than_two_minutes(tmp_path, monkeypatch):
@@ -176,16 +192,65 @@ def test_no_call_gets_more_than_two_minutes(tmp_path, monkeypatch):
     assert {n for n, _ in module.api.calls} == {2}
 
 
+@pytest.mark.parametrize(("seconds", "size"), [(0.5, 168), (120.0, 1), (30.0, 2), (5.0, 16)])
+def test_a_model_that_embeds_clips_jointly_gets_hear_eval_kits_batches(tmp_path, seconds, size):
+    folder = write_scene_task(tmp_path / "toy")
+    path = folder / "task_metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_duration": seconds}))
+    module = length_module()
+    module.model.joint = True
+    written(folder, module, tmp_path / "out")
+    calls = 6 // min(size, 6)
+    assert [n for n, _ in module.api.calls[:calls]] == [min(size, 6)] * calls
+
+
+def returning(**changes):
+    """A module of events whose answers are correct but for `changes`."""
+    correct = {"embeddings": torch.zeros(1, 3, 2), "timestamps": torch.tensor([[0.0, 1.0, 2.0]])}
+    module = length_module()
+    module.api.get_timestamp_embeddings = lambda audio, model: (*(correct | changes).values(),)
+    return module
+
+
 @pytest.mark.parametrize(
-    ("embeddings", "message"),
+    ("changes", "message"),
     [
-        (torch.full((6, 3), torch.nan), "toy, split train, file .*not finite.*history.csv"),
-        (torch.zeros(5, 3), "toy, split train: 5 embeddings for 6 clips"),
+        ({"embeddings": torch.full((1, 3, 2), torch.nan)}, "'embeddings' .*not finite.*history"),
+        (
+            {"embeddings": torch.zeros(2, 3, 2)},
+            r"shape \[2, 3, 2\], expected \[1, timest",
+        ),
+        ({"embeddings": torch.zeros(1, 3)}, r"'embeddings' has the shape \[1, 3\]"),
+        ({"embeddings": torch.zeros(1, 3, 0)}, r"'embeddings' has the shape \[1, 3, 0\]"),
+        (
+            {"embeddings": torch.zeros(1, 3, 2).half()},
+            "torch.float16, expected torch.float32",
+        ),
+        ({"embeddings": [[[0.0]]]}, "'embeddings' is a list, expected a torch tensor"),
+        (
+            {"timestamps": torch.zeros(1, 2)},
+            r"'timestamps' has the shape \[1, 2\], exp.* \[1, 3",
+        ),
+        (
+            {"timestamps": torch.tensor([[0.0, 2.0, 1.0]])},
+            "not rise: 2 ms is followed by 1 ms",
+        ),
+        ({"timestamps": torch.tensor([[0.0, 1.0, torch.inf]])}, "'timestamps' .*not finite"),
+        ({"timestamps": None}, "'timestamps' is a NoneType"),
     ],
 )
-def test_a_module_that_returns_no_embeddings_is_refused(tmp_path, embeddings, message):
+def test_a_module_that_returns_no_embeddings_is_refused(tmp_path, changes, message):
+    """The message names task, file and field."""
+    with pytest.raises(ValueError, match=rf"toy/16000/train/\d\.wav.*{message}"):
+        written(
+            write_event_task(tmp_path / "toy", (1, 1, 1)), returning(**changes), tmp_path / "out"
+        )
+
+
+def test_scenes_for_another_number_of_clips_are_refused(tmp_path):
     module = length_module()
-    module.api.get_scene_embeddings = lambda audio, model: embeddings
+    module.api.get_scene_embeddings = lambda audio, model: torch.zeros(5, 3)
+    message = r"toy/16000/train/\d\.wav and 5 more: .*shape \[5, 3\], expected \[6, size\]"
     with pytest.raises(ValueError, match=message):
         written(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
 

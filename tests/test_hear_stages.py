@@ -1,14 +1,16 @@
 """Stages hear_tasks, embed and score as they are run: what they publish and what they say."""
 
 import json
-import re
 import shutil
 import signal
 from functools import partial
 
 import pytest
+import torch
+from ruamel.yaml import YAML
 from synthetic_hear import MEAN, ROOT, SMALL, write_checkpoint, write_scene_task
 
+import stages.baselines
 import stages.embed
 import stages.hear_tasks
 import stages.score
@@ -68,7 +70,15 @@ def test_each_model_ends_in_one_score_file(repository, monkeypatch):
     assert len(list((repository / "data/embeddings/pretrain" / TASK).iterdir())) == 14
 
 
-def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch):
+def set_params(repository, **values):
+    """Change values of section `hear`."""
+    path = repository / "params.yaml"
+    content = YAML(typ="safe", pure=True).load(path)
+    content["hear"] |= values
+    YAML(typ="safe", pure=True).dump(content, path)
+
+
+def test_embed_reads_how_embeddings_are_made_from_the_parameters(repository, monkeypatch):
     publish_task()
     options = {}
 
@@ -78,12 +88,46 @@ def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch)
 
     original = hear_api.load_model
     monkeypatch.setattr(hear_api, "load_model", load_model)
-    params = repository / "params.yaml"
-    text = re.sub(r"window_ms: \S+", "window_ms: 500.0", params.read_text())
-    params.write_text(re.sub(r"hop_ms: \S+", "hop_ms: 20.0", text))
+    changes = {"window_ms": [160.0, 500.0], "hop_ms": 20.0, "layers": "concat", "mel_mean": True}
+    changes |= {"mode": "correct", "normalization": "task", "edges": "cut"}
+    set_params(repository, **changes)
     embed("pretrain")
     assert options.pop("path") == "data/pretrain"
-    assert options == {"window_ms": 500.0, "hop_ms": 20.0, "normalization": "dataset"}
+    mean, std = options.pop("statistics")
+    assert options == changes
+    assert -15.95 < mean < 0 < std
+
+
+def test_reference_mode_gives_the_same_bytes_twice(repository):
+    """Its dropout is drawn from a seed."""
+    publish_task()
+    set_params(repository, mode="reference", normalization="reference", edges="cut")
+    files = []
+    for _ in range(2):
+        embed("pretrain")
+        torch.rand(1)
+        path = repository / "data/embeddings/pretrain" / TASK / "test.embeddings.npy"
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_baseline_is_described_embedded_and_scored(repository, monkeypatch):
+    publish_task()
+    set_params(repository, models=["pretrain", "mel"])
+    run("baselines", stages.baselines.main)
+    monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
+    embed("mel")
+    score("mel")
+    folder = repository / "data/embeddings/mel" / TASK
+    assert json.loads((folder / "test.embedding-dimensions.json").read_text()) == [4, 128]
+    assert json.loads((repository / f"reports/scores/mel/{TASK}.json").read_text())["score"] == 0.5
+
+
+def test_a_baseline_that_was_not_asked_for_is_not_embedded(repository, caplog):
+    publish_task()
+    run("baselines", stages.baselines.main)
+    text = message(caplog, embed, "mel")
+    assert "mel was not among hear.models when it was made. Add it there" in text
 
 
 def test_scratch_files_do_not_pile_up(repository, monkeypatch):

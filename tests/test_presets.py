@@ -39,7 +39,7 @@ COMMON = {  # paper sections 3.1 and A.1, report p. 33
     "pretrain.crops_per_clip": 1,
     "pretrain.crop_frames": 96,
     "pretrain.snapshot_epochs": 5,
-    "hear.window_ms": 950.0,
+    "hear.window_ms": [950.0],
     "hear.hop_ms": 50.0,
     "score.grid": "default",
     "score.grid_points": 8,

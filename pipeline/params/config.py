@@ -25,6 +25,7 @@ from pipeline.params.hear import (
     ProbeParams,
     ReportParams,
     ScoreParams,
+    check_layers,
     front_end_hops,
 )
 from pipeline.params.method import (
@@ -87,8 +88,10 @@ class Config(Section):
             raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}.")
         encoder: AudioNTTParams | ViTParams = getattr(self.encoders, self.encoder)
         encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
-        front_end_hops("window_ms", self.hear.window_ms, self.logmel)
+        for window_ms in self.hear.window_ms:
+            front_end_hops("window_ms", window_ms, self.logmel)
         front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)
+        check_layers(self.hear.layers, self.encoder)
         self._check_probe()
         return self
 

@@ -1,8 +1,8 @@
 """Sections of params.yaml that the evaluation reads: hear, score, probe, report."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.params import Section
 from pipeline.params.data import LogMelParams
@@ -10,24 +10,118 @@ from pipeline.params.data import LogMelParams
 GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
 
 
-def _distinct(tasks: list[str]) -> list[str]:
-    repeated = sorted({task for task in tasks if tasks.count(task) > 1})
+Model = Literal["pretrain", "random", "mel", "crepe", "wav2vec2", "module"]
+TRAINED: tuple[Model, ...] = ("pretrain", "random")  # made by the stage pretrain
+BASELINES: tuple[Model, ...] = ("mel", "crepe", "wav2vec2", "module")  # by the stage baselines
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} stands more than once. Remove the repetition.")
-    return tasks
+    return values
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
 
 
 Tasks = Annotated[list[str], AfterValidator(_distinct)]  # folder names in the HEAR format
+Milliseconds = Annotated[float, Field(gt=0, le=3_600_000)]
+Windows = Annotated[
+    list[Milliseconds],
+    BeforeValidator(_listed),
+    Field(min_length=1, max_length=16),
+    AfterValidator(_distinct),
+]
 
 
-class HearParams(Section):
+class ExtractionParams(Section):
+    """How an encoder's embeddings are made of audio; part of section `hear`."""
+
+    mode: Literal["correct", "reference"]  # reference: the authors' wrapper
+    normalization: Literal["dataset", "task", "reference"]  # whose statistics
+    window_ms: Windows  # of a timestamp embedding; several are concatenated
+    hop_ms: Milliseconds  # between timestamps
+    edges: Literal["context", "cut"]  # of a window: the clip's one STFT, or its own
+    layers: Literal["last", "concat", "mean"]  # which outputs of the encoder, how joined
+    mel_mean: bool  # whether the mean of the log-mel over time is appended
+
+    @model_validator(mode="after")
+    def _reference_is_as_it_was(self) -> "ExtractionParams":
+        if self.mode == "correct":
+            return self
+        needed = {"normalization": "reference", "edges": "cut", "layers": "last", "mel_mean": False}
+        wrong = {key: value for key, value in needed.items() if getattr(self, key) != value}
+        if wrong or len(self.window_ms) > 1:
+            settings = "".join(f" -S hear.{key}={value}" for key, value in wrong.items())
+            settings += " -S hear.window_ms=950.0" if len(self.window_ms) > 1 else ""
+            raise ValueError(
+                "mode = 'reference' is the authors' wrapper as it was, which fixes other settings: "
+                f"add{settings.replace('False', 'false')}."
+            )
+        return self
+
+
+class CrepeParams(Section):
+    """Section `hear.crepe`."""
+
+    size: Literal["full", "tiny"]
+    scene_hop_ms: Milliseconds  # between the frames whose mean is a scene embedding
+
+
+class Wav2Vec2Params(Section):
+    """Section `hear.wav2vec2`."""
+
+    bundle: str = Field(pattern=r"^(WAV2VEC2|HUBERT)_[A-Z0-9_]+$")  # in torchaudio.pipelines
+    weights: str  # path of the bundle's file
+
+
+class ModuleParams(Section):
+    """Section `hear.module`: any installed module with the HEAR API."""
+
+    import_: str = Field(alias="import", pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?$")
+    weights: str  # path that its load_model gets; "": none
+
+
+class BaselineParams(Section):
+    """Which models are compared, and the baselines' settings; part of section `hear`."""
+
+    models: Annotated[list[Model], AfterValidator(_distinct)] = Field(min_length=1)
+    crepe: CrepeParams
+    wav2vec2: Wav2Vec2Params
+    module: ModuleParams
+
+
+class HearParams(ExtractionParams, BaselineParams):
     """Section `hear`."""
 
     source: Literal["sample"]  # tasks are in data/<source>/tasks
     tasks: Tasks = Field(min_length=1)
-    normalization: Literal["dataset"]
-    window_ms: float = Field(gt=0, le=3_600_000)  # of a timestamp embedding
-    hop_ms: float = Field(gt=0, le=3_600_000)  # between timestamps
+
+    @model_validator(mode="after")
+    def _levers_have_a_model(self) -> "HearParams":
+        """Refuse a lever that no model asked for has."""
+        if set(self.models) & set(TRAINED):
+            return self
+        neutral = {"mode": "correct", "normalization": "dataset", "layers": "last"}
+        for key, value in {**neutral, "mel_mean": False}.items():
+            if (found := getattr(self, key)) != value:
+                raise ValueError(
+                    f"{key} = {found!r} concerns the encoders alone, but models has neither "
+                    f"pretrain nor random ({', '.join(self.models)}). Add one of them, or set "
+                    f"{key} back to {value!r}."
+                )
+        return self
+
+
+def check_layers(layers: str, encoder: str) -> None:
+    """Raise a ValueError if the encoder's layers cannot be joined in this way."""
+    if layers == "mean" and encoder == "audiontt":
+        raise ValueError(
+            "hear.layers = 'mean' needs layers of one size, which audiontt has not (encoders vitc "
+            "and vit have). Set hear.layers to last or concat."
+        )
 
 
 def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:

@@ -1,0 +1,150 @@
+"""What the baselines of the evaluation load, as `data/<model>/model.json`.
+
+    {"model", ...}: all that decides what the model computes, with the versions of packages and the
+    checksums of weights, so that DVC embeds anew when one of them changes
+
+A model that is not asked for has the name alone. Nothing heavy is imported here: `validate` looks
+whether packages and weights are there before any work.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.params.data import LogMelParams
+from pipeline.params.hear import BaselineParams, Model
+
+SETTINGS = "model.json"
+BLOCK = 2**20  # bytes
+WAV2VEC2_FILES = "https://download.pytorch.org/torchaudio/models/"
+
+
+def require(params: BaselineParams) -> None:
+    """Refuse a baseline that is asked for and whose package or weights are not here.
+
+    Raises:
+        FileNotFoundError: weights are missing.
+        ValueError: a setting is missing.
+        RuntimeError: a package is missing.
+    """
+    if "crepe" in params.models and not _installed("torchcrepe"):
+        raise RuntimeError(
+            "hear.models has crepe, but the package torchcrepe is not installed. Install it with "
+            "`pip install -e '.[crepe]'`, or remove crepe from hear.models."
+        )
+    if "wav2vec2" in params.models:
+        _require_wav2vec2(params.wav2vec2.bundle, params.wav2vec2.weights)
+    if "module" in params.models:
+        _require_module(params.module.import_, params.module.weights)
+
+
+def describe(name: Model, params: BaselineParams, log_mel: LogMelParams) -> dict[str, Any]:
+    """Return the content of a baseline's model.json."""
+    content: dict[str, Any] = {"model": name}
+    if name not in params.models:
+        return content
+    if name == "mel":
+        return content | {"logmel": log_mel.model_dump(by_alias=True)}
+    if name == "crepe":
+        settings = params.crepe.model_dump()
+        return content | settings | {"packages": _versions("torchcrepe")}
+    if name == "wav2vec2":
+        weights = Path(params.wav2vec2.weights)
+        content |= {"bundle": params.wav2vec2.bundle, "weights": str(weights)}
+        return content | {"sha256": checksum(weights), "packages": _versions("torchaudio")}
+    external = params.module
+    content |= {"import": external.import_, "weights": external.weights}
+    content["sha256"] = checksum(Path(external.weights)) if external.weights else None
+    return content | {"packages": _versions(external.import_.split(".")[0])}
+
+
+def write(content: dict[str, Any], folder: Path) -> None:
+    """Write a baseline's model.json into an existing folder."""
+    (folder / SETTINGS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of model.json, given it or its folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or of a model that was not asked for when it was made.
+    """
+    file = path / SETTINGS if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist. Run `dvc repro baselines`.")
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is broken ({error}). Run `dvc repro -f baselines`.") from None
+    if set(content) == {"model"}:
+        raise ValueError(
+            f"{file}: {content['model']} was not among hear.models when it was made. Add it there "
+            "and run `dvc repro`."
+        )
+    return content
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files with their names."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path)}\0".encode())
+        for block in _blocks(file):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _require_wav2vec2(bundle: str, weights: str) -> None:
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"hear.models has wav2vec2, but hear.wav2vec2.weights = {weights!r} is no file. Print "
+            "the address of the bundle's file with `python -c 'import torchaudio.pipelines as p; "
+            f'print("{WAV2VEC2_FILES}" + p.{bundle}._path)\'`, download it (0.4 to 8 GB), and set '
+            "hear.wav2vec2.weights to its path."
+        )
+
+
+def _require_module(name: str, weights: str) -> None:
+    if not name:
+        raise ValueError(
+            "hear.models has module, but hear.module.import is empty. Set it to the import path of "
+            "an installed module with the HEAR API, such as hearbaseline.torchcrepe."
+        )
+    if not _installed(name):
+        raise RuntimeError(
+            f"hear.module.import = {name!r}: there is no such module. Install its package with "
+            "`pip install <package>`, or correct the name."
+        )
+    if weights and not Path(weights).exists():
+        raise FileNotFoundError(f"hear.module.weights = {weights!r} does not exist.")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
+
+
+def _versions(name: str) -> dict[str, str]:
+    """Return the versions of the distributions that hold a package; none if it is no such one."""
+    found = {}
+    for distribution in sorted(set(packages_distributions().get(name, []))):
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            continue
+    return found

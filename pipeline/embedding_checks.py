@@ -1,0 +1,91 @@
+"""What a HEAR module returns, checked against the HEAR API before it is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+API = "https://hearbenchmark.com/hear-api.html"
+Output = tuple[Float32[np.ndarray, "B N D"], Float[np.ndarray, "B N"] | None]
+
+
+def checked_output(
+    embeddings: Any, timestamps: Any, embedding_type: str, files: Sequence[Path]
+) -> Output:
+    """Return the embeddings of some files as arrays, scenes as one row each.
+
+    Raises:
+        ValueError: names the file, the field and its fault: type, shape, dtype, a value that is not
+            finite, or timestamps that do not rise.
+    """
+    _refuse_other_types(embeddings, "embeddings", torch.float32, files)
+    if embedding_type == "scene":
+        _refuse_other_shape(embeddings, "embeddings", [len(files), "size"], files)
+        found = embeddings[:, None].cpu().numpy()
+        _refuse_nonfinite(found, "embeddings", files)
+        return found, None
+    _refuse_other_shape(embeddings, "embeddings", [len(files), "timestamps", "size"], files)
+    _refuse_other_types(timestamps, "timestamps", None, files)
+    _refuse_other_shape(timestamps, "timestamps", list(embeddings.shape[:2]), files)
+    found, times = embeddings.cpu().numpy(), timestamps.double().cpu().numpy()
+    _refuse_nonfinite(found, "embeddings", files)
+    _refuse_nonfinite(times, "timestamps", files)
+    falls = (np.diff(times, axis=1) <= 0).any(axis=1)
+    if falls.any():
+        path, row = files[int(falls.argmax())], times[int(falls.argmax())]
+        place = int((np.diff(row) <= 0).argmax())
+        raise ValueError(
+            f"{path}: field 'timestamps' does not rise: {row[place]:g} ms is followed by "
+            f"{row[place + 1]:g} ms. {_remedy()}"
+        )
+    return found, times
+
+
+def _refuse_other_types(
+    value: Any, field: str, dtype: torch.dtype | None, files: Sequence[Path]
+) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{_told(files)}: field {field!r} is a {type(value).__name__}, expected a torch "
+            f"tensor. {_remedy()}"
+        )
+    if (dtype and value.dtype != dtype) or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(
+            f"{_told(files)}: field {field!r} has dtype {value.dtype}, expected "
+            f"{dtype or 'real numbers'}. {_remedy()}"
+        )
+
+
+def _refuse_other_shape(
+    value: Tensor, field: str, expected: list[int | str], files: Sequence[Path]
+) -> None:
+    found = list(value.shape)
+    fits = len(found) == len(expected) and 0 not in found
+    if not fits or any(isinstance(b, int) and a != b for a, b in zip(found, expected, strict=True)):
+        raise ValueError(
+            f"{_told(files)}: field {field!r} has the shape {found}, expected "
+            f"[{', '.join(map(str, expected))}]. {_remedy()}"
+        )
+
+
+def _refuse_nonfinite(values: np.ndarray, field: str, files: Sequence[Path]) -> None:
+    faulty = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if faulty.any():
+        raise ValueError(
+            f"{files[int(faulty.argmax())]}: field {field!r} has values that are not finite. "
+            "Has our encoder diverged? See the curves in data/pretrain/history.csv. "
+            f"{_remedy()}"
+        )
+
+
+def _told(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"{files[0]}{more}"
+
+
+def _remedy() -> str:
+    return f"Correct the HEAR module ({API})."

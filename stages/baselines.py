@@ -1,0 +1,34 @@
+"""Stage `baselines`: which models without training of ours the evaluation compares.
+
+Writes  data/mel, data/crepe, data/wav2vec2, data/module: model.json each
+Params  hear.models, hear.crepe, hear.wav2vec2, hear.module, logmel
+"""
+
+from contextlib import ExitStack
+
+from pipeline import baselines
+from pipeline.params import check
+from pipeline.params.data import LogMelParams
+from pipeline.params.hear import BASELINES, BaselineParams
+from pipeline.stage import Stage, arguments, run
+
+
+def main(stage: Stage) -> None:
+    """Run the stage."""
+    log_mel = stage.load("logmel", LogMelParams)
+    settings = {
+        "models": stage.value("hear.models"),
+        "crepe": stage.value("hear.crepe"),
+        "wav2vec2": stage.value("hear.wav2vec2"),
+        "module": stage.value("hear.module"),
+    }
+    params = check(settings, BaselineParams, prefix="hear")
+    baselines.require(params)
+    with ExitStack() as outputs:
+        for name in BASELINES:
+            folder = outputs.enter_context(stage.output(f"data/{name}"))
+            baselines.write(baselines.describe(name, params, log_mel), folder)
+
+
+if __name__ == "__main__":
+    run("baselines", main, *arguments())
