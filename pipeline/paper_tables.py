@@ -9,11 +9,11 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pipeline.score_table import percent_over
+from pipeline.score_table import MODEL_NAMES, ScoreTable, percent_over, value_of
 
 PUBLISHED = Path(__file__).with_name("published_scores.csv")
 NOISE = 0.03  # of a score when HEAR's own baselines were scored again
@@ -87,7 +87,7 @@ class Line:
 
     model: str
     is_published: bool
-    scores: Mapping[Key, float]
+    scores: Mapping[Key, float] = field(default_factory=dict)
     random: str = ""  # the model of the same origin with the weights that it started from
     note: str = ""  # seeds of a measured line
 
@@ -139,6 +139,84 @@ class Verdict:
         if abs(better) <= self.column.noise:
             return "within"
         return "above" if better > 0 else "below"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured beside what was published."""
+
+    tables: tuple[Table, ...]
+    verdicts: tuple[Verdict, ...]  # of the pre-trained encoder
+    warnings: tuple[str, ...]  # why it is not like for like
+    means: Mapping[str, float | None]  # of the paper's groups that were asked for
+    leaderboard: str  # CSV header and line of the pre-trained encoder
+
+
+def compare(
+    scores: ScoreTable, encoder: str, source: str, mode: str, settings: Mapping[str, object]
+) -> Comparison:
+    """Return the paper's tables with the measured scores in them.
+
+    Args:
+        encoder: `encoder` of params.yaml.
+        source: `source` of the pre-training data.
+        mode: `hear.mode`.
+        settings: of the encoder.
+    """
+    lines = measured(scores)
+    tasks = [row.task for row in scores.rows]
+    ours = next((line for line in lines if line.model == MODEL_NAMES["pretrain"]), Line("", False))
+    metrics = {row.task: row.metric for row in scores.rows if row.metric}
+    return Comparison(
+        tables=tuple(tables(lines, tasks, metrics)),
+        verdicts=tuple(verdicts(ours, encoder)),
+        warnings=tuple(differences(scores, encoder, source, mode, settings)),
+        means=group_means(ours, tasks),
+        leaderboard=leaderboard(ours),
+    )
+
+
+def measured(scores: ScoreTable) -> list[Line]:
+    """Return one line for each model that was scored."""
+    lines = []
+    for model in scores.models:
+        found = {row.task: row.scores[model] for row in scores.rows if row.scores.get(model)}
+        values: dict[Key, float | None] = {}
+        for task, score in found.items():
+            if score:
+                values |= {(task, metric): value for metric, value in score.metrics.items()}
+                values[task, score.metric] = value_of(score)
+        seeds = {score.seeds for score in found.values() if score}
+        note = "" if len(seeds) != 1 else f"{min(seeds)} seed{'' if seeds == {1} else 's'}"
+        kept = {key: value for key, value in values.items() if value is not None}
+        random = MODEL_NAMES["random"] if model in ("pretrain", "random") else ""
+        lines.append(Line(MODEL_NAMES[model], False, kept, random, note))
+    return lines
+
+
+def differences(
+    scores: ScoreTable, encoder: str, source: str, mode: str, settings: Mapping[str, object]
+) -> Iterator[str]:
+    """Yield in which respects measured and published scores are not like for like."""
+    asked = PAPER_TASKS.intersection(row.task for row in scores.rows)
+    if not asked:
+        return
+    if not scores.is_hear_protocol:
+        grid, points = scores.protocol.grid, scores.protocol.grid_points
+        yield (
+            f"Scored with the grid {grid!r} and {points} grid points, not by HEAR's protocol "
+            "(default, 8)."
+        )
+    if absent := len(PAPER_TASKS) - len(asked):
+        yield f"{absent} of the paper's 18 tasks were not asked for. Means are of whole groups."
+    if mode == "reference":
+        yield "Embedded as by the authors' wrapper, its faults included (hear.mode = reference)."
+    if source != "audioset":
+        yield f"Pre-trained on {source!r}, the paper's on AudioSet."
+    size = [settings.get(name) for name in ("size", "patch_mels", "patch_frames")]
+    if encoder != "audiontt" and (encoder != "vitc" or size != ["base", 16, 8]):
+        told = f"{size[0]}, patches {size[1]}x{size[2]}"
+        yield f"The encoder is {encoder} ({told}), the paper's in these tables ViT_C-B 16x8."
 
 
 @cache
@@ -215,17 +293,25 @@ def origin(line: Line) -> str:
     return f"{'published' if line.is_published else 'measured'}, {line.note}".removesuffix(", ")
 
 
-def to_markdown(found: Sequence[Table], warnings: Sequence[str]) -> str:
+def to_markdown(comparison: Comparison) -> str:
     """Return the tables for a README or an issue; the best two of a column are bold."""
-    lines = [f"> {warning}\n" for warning in warnings]
-    for table in found:
+    lines = [f"> {warning}\n" for warning in comparison.warnings]
+    for table in comparison.tables:
         lines += [f"### {table.group.capitalize()}", ""]
         lines += [_row(header(table)), _row("---" for _ in header(table))]
         for line in table.lines:
             shown = (f"**{text}**" if top else text for text, top in cells(table, line))
             lines.append(_row([line.model, origin(line), *shown]))
         lines.append("")
-    return "\n".join(lines)
+    if comparison.verdicts:
+        head = ["task", "measured", "published", "noise", "verdict"]
+        lines += ["### The pre-trained encoder beside the paper's", "", _row(head)]
+        lines.append(_row("---" for _ in head))
+    for verdict in comparison.verdicts:
+        values = verdict.measured, verdict.published, verdict.column.noise
+        numbers = (f"{value:.3f}" for value in values)
+        lines.append(_row([verdict.column.name, *numbers, verdict.text]))
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _row(values: Sequence[str] | Iterator[str]) -> str:
@@ -256,11 +342,11 @@ def group_means(measured: Line, tasks: Sequence[str]) -> dict[str, float | None]
     }
 
 
-def leaderboard_line(line: Line, url: str) -> str:
-    """Return a CSV header and line with the first metric of all 18 tasks.
+def leaderboard(line: Line) -> str:
+    """Return a CSV header and a line with the first metric of each of the 18 tasks.
 
-    The public HEAR leaderboard has one line per model and one column per task; a task that was not
-    scored is an empty field.
+    The public HEAR leaderboard has one line per model and one column per task; a task without a
+    score is an empty field.
     """
     first: dict[str, Column] = {}
     for columns in GROUPS.values():
@@ -269,6 +355,6 @@ def leaderboard_line(line: Line, url: str) -> str:
     values = [line.scores.get(column.key) for column in first.values()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Model", "URL", *first])
-    writer.writerow([line.model, url, *("" if v is None else round(v, 6) for v in values)])
+    writer.writerow(["Model", *first])
+    writer.writerow([line.model, *("" if v is None else round(v, 6) for v in values)])
     return text.getvalue()

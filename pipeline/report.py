@@ -16,7 +16,8 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import figures, score_table
+from pipeline import figures, paper_tables, score_table
+from pipeline.paper_tables import Comparison
 from pipeline.params.hear import TRAINED
 from pipeline.probe_table import ProbeTable
 from pipeline.report_inputs import Pretraining
@@ -124,6 +125,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def render(
     run: Pretraining,
     table: ScoreTable,
+    paper: Comparison,
     probe: ProbeTable,
     ledger: pd.DataFrame,
     label_names: dict[str, str],
@@ -145,6 +147,10 @@ def render(
         learning_rate=run.optimizer["lr"],
         table=table,
         model_names=score_table.MODEL_NAMES,
+        paper=paper,
+        paper_cells=paper_tables.cells,
+        paper_header=paper_tables.header,
+        paper_origin=paper_tables.origin,
         data=summarize_data(ledger),
         label_names=label_names,
         loss=summarize_loss(run.history, run.epochs),

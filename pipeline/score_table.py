@@ -56,6 +56,8 @@ class Score(BaseModel):
     metric: str
     score: float | None  # None: evaluated, without a result
     std: float | None  # over the folds
+    metrics: dict[str, float | None] = {}  # all of the task
+    seeds: int = 1  # of the scoring, whose mean `score` is
     grid: str
     grid_points: int
 
@@ -239,9 +241,15 @@ def read_table(
     return ScoreTable(tuple(row(task) for task in dict.fromkeys(tasks)), protocol, tuple(models))
 
 
-def metrics(table: ScoreTable, loss: float) -> dict[str, Any]:
-    """Return the content of `reports/metrics.json`: the columns of `dvc exp show`."""
-    score = {"mean": table.mean("pretrain")} | {r.name: value_of(r.pretrain) for r in table.rows}
+def metrics(
+    table: ScoreTable, loss: float, groups: Mapping[str, float | None] | None = None
+) -> dict[str, Any]:
+    """Return the content of `reports/metrics.json`: the columns of `dvc exp show`.
+
+    `groups` are the means of the paper's groups of tasks.
+    """
+    score = {"mean": table.mean("pretrain")} | {f"{k}_mean": v for k, v in (groups or {}).items()}
+    score |= {row.name: value_of(row.pretrain) for row in table.rows}
     content = {
         "loss": loss,
         "score": score,

@@ -2,7 +2,8 @@
 
 Reads   data/ledger.csv, data/pretrain, reports/throughput.csv, reports/probe/<task>.csv,
         reports/scores/<model>/<task>.json, names of labels
-Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv
+Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv;
+        reports/tables.md, reports/tables.csv, reports/leaderboard.csv
 Params  all that a result depends on: the page shows them
 """
 
@@ -11,7 +12,7 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import probe_table, report, report_inputs, score_table
+from pipeline import paper_tables, probe_table, report, report_inputs, score_table
 from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
 from pipeline.params.method import PretrainParams
 from pipeline.probe_table import ProbeTable
@@ -29,6 +30,9 @@ PAGE = "reports/index.html"
 METRICS = "reports/metrics.json"
 TABLE = "reports/scores.csv"
 CURVE = "reports/probe.csv"
+TABLES = "reports/tables.md"
+TABLES_CSV = "reports/tables.csv"
+LEADERBOARD = "reports/leaderboard.csv"
 
 
 def main(stage: Stage) -> None:
@@ -43,15 +47,21 @@ def main(stage: Stage) -> None:
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
-    page = report.render(pretraining, table, probe, ledger, names, stage.values, runtimes())
+    paper = paper_tables.compare(
+        table, encoder, stage.value("source"), hear.mode, pretraining.encoder_params
+    )
+    page = report.render(pretraining, table, paper, probe, ledger, names, stage.values, runtimes())
     loss = report.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
-    metrics = json.dumps(score_table.metrics(table, loss), indent=2) + "\n"
+    metrics = json.dumps(score_table.metrics(table, loss, paper.means), indent=2) + "\n"
 
     texts = {
         PAGE: page,
         METRICS: metrics,
         TABLE: score_table.to_csv(table),
         CURVE: probe.means.to_csv(),
+        TABLES: paper_tables.to_markdown(paper),
+        TABLES_CSV: paper_tables.to_csv(paper.tables),
+        LEADERBOARD: paper.leaderboard,
     }
     with ExitStack() as outputs:
         for target, text in texts.items():

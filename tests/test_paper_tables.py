@@ -6,7 +6,9 @@ import io
 import pytest
 
 from pipeline import paper_tables
-from pipeline.paper_tables import GROUPS, PAPER_TASKS, Line, Table
+from pipeline.paper_tables import GROUPS, PAPER_TASKS, Comparison, Line, Table
+from pipeline.params.hear import ScoreParams
+from pipeline.score_table import Row, Score, ScoreTable
 
 ESC50, GUNSHOT = "esc50-v2.0.0-full", "gunshot_triangulation-v1.0-full"
 CREMA = ("tfds_crema_d-1.0.0-full", "top1_acc")
@@ -119,7 +121,8 @@ def test_tasks_of_one_s_own_get_a_table_of_their_own():
     own = Line("pretrain", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
     (table,) = paper_tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
     assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrain"])
-    text = paper_tables.to_markdown([table], ["not comparable"])
+    comparison = Comparison((table,), (), ("not comparable",), {}, "")
+    text = paper_tables.to_markdown(comparison)
     assert "> not comparable" in text
     assert "| pretrain | measured, 1 seed | **0.250** | 0.250 |" in text
 
@@ -136,6 +139,69 @@ def test_the_csv_has_every_score_and_its_origin():
 
 def test_the_leaderboard_s_line_has_18_scores():
     line = next(line for line in paper_tables.published() if line.model == "ABT AudioNTT")
-    head, values = csv.reader(io.StringIO(paper_tables.leaderboard_line(line, "https://x.org")))
-    assert len(head) == len(values) == 20
+    head, values = csv.reader(io.StringIO(paper_tables.leaderboard(line)))
+    assert len(head) == len(values) == 19
     assert dict(zip(head, values, strict=True))["fsd50k-v1.0-full"] == "0.474"
+
+
+def scored(task, model, score, metric="top1_acc", **other):
+    values = {"task": task, "model": model, "metric": metric, "score": score, "std": None,
+              "grid": "default", "grid_points": 8} | other  # fmt: skip
+    return Score.model_validate(values)
+
+
+def table_with(tasks, points=8):
+    """Scores of the two encoders, 0.7 and 0.5."""
+    rows = tuple(
+        Row(task, task, {"pretrain": scored(task, "pretrain", 0.7, seeds=3),
+                         "random": scored(task, "random", 0.5, seeds=3)})
+        for task in tasks
+    )  # fmt: skip
+    protocol = ScoreParams(grid="default", grid_points=points)
+    return ScoreTable(rows, protocol, ("pretrain", "random"))
+
+
+def test_measured_lines_stand_beside_the_published_ones():
+    tasks = [column.task for column in GROUPS["environmental sound"] if column.name != "FSD50K"]
+    found = paper_tables.compare(table_with(tasks), "audiontt", "audioset", "correct", {})
+    (table,) = found.tables
+    ours = [(line.model, paper_tables.origin(line)) for line in table.lines if line.note[0] == "3"]
+    assert ours == [("the pre-trained encoder", "measured, 3 seeds"),
+                    ("the random encoder", "measured, 3 seeds")]  # fmt: skip
+    assert [(v.column.name, v.text) for v in found.verdicts] == [
+        ("ESC-50", "below"), ("Gunshot", "below")]  # fmt: skip
+    assert found.means == {"environmental": None}
+    assert found.warnings == (
+        "16 of the paper's 18 tasks were not asked for. Means are of whole groups.",
+    )
+
+
+def test_other_metrics_of_a_task_are_taken_from_its_score_file():
+    metrics = {"event_onset_200ms_fms": 0.8, "segment_1s_er": 0.2}
+    score = scored(paper_tables.DCASE, "pretrain", 0.8, "event_onset_200ms_fms", metrics=metrics)
+    table = ScoreTable((Row(paper_tables.DCASE, "dcase", {"pretrain": score}),),
+                       ScoreParams(grid="default", grid_points=8), ("pretrain",))  # fmt: skip
+    (line,) = paper_tables.measured(table)
+    assert line.scores == {(paper_tables.DCASE, name): value for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"source": "sample"}, "Pre-trained on 'sample'"),
+        ({"mode": "reference"}, "the authors' wrapper"),
+        ({"encoder": "vitc", "settings": {"size": "tiny"}}, "The encoder is vitc"),
+        ({"scores": table_with(sorted(PAPER_TASKS), points=2)}, "2 grid points"),
+    ],
+)
+def test_whatever_is_not_like_for_like_is_told(changes, warning):
+    given = {"scores": table_with(sorted(PAPER_TASKS)), "encoder": "audiontt",
+             "source": "audioset", "mode": "correct", "settings": {}}  # fmt: skip
+    assert not paper_tables.compare(**given).warnings
+    (told,) = paper_tables.compare(**given | changes).warnings
+    assert warning in told
+
+
+def test_no_warning_is_needed_where_there_is_nothing_published():
+    found = paper_tables.compare(table_with(["birds"], 2), "vit", "sample", "correct", {})
+    assert found.warnings == () and found.verdicts == ()

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 from synthetic_run import TASKS, SyntheticRun, failed_row, ledger_row
 
-from pipeline import figures, probe_table, report, report_inputs, score_table
+from pipeline import figures, paper_tables, probe_table, report, report_inputs, score_table
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import ScoreParams
 from pipeline.stage import Stage, run
@@ -46,7 +46,8 @@ def page_of(made_up, runtimes=None):
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
     names = {"/m/09x0r": "Speech"}
-    return report.render(run, table, probe, ledger, names, values, runtimes or {})
+    paper = paper_tables.compare(table, "audiontt", "sample", "correct", run.encoder_params)
+    return report.render(run, table, paper, probe, ledger, names, values, runtimes or {})
 
 
 def read_run(made_up, encoder="audiontt"):
@@ -643,3 +644,15 @@ def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up,
     assert not (made_up.root / "reports" / "index.html").exists()
     assert not (made_up.root / "reports" / "metrics.json").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
+    tasks = sorted(paper_tables.PAPER_TASKS)
+    made_up.set("hear.tasks", tasks)
+    for model, score in (("pretrain", 0.7), ("random", 0.5)):
+        for task in tasks:
+            made_up.score(model, task, score)
+    page = page_of(made_up)
+    assert page.count("<td>ABT AudioNTT</td>") == page.count("<td>the random encoder</td>") == 4
+    assert "Scored with the grid" in page and "Pre-trained on" in page
+    assert "The pre-trained encoder beside the paper" in page
