@@ -27,6 +27,7 @@ import stages.resample
 from pipeline import ledger, manifest, shards, tarshards
 from pipeline.segments import Segment
 from pipeline.sources import listing, probing
+from pipeline.sources.tar import join_labels
 from pipeline.stage import run
 
 ROOT = Path(__file__).parents[1]
@@ -684,3 +685,10 @@ def test_a_segment_list_and_a_container_restrict_alike():
     Path("list.txt").write_text("b_5000\n")
     assert listing.select(segments, "list.txt") == [Segment(0, "b", 5.0, 6.0, "x")]
     assert listing.select(segments, "") == segments
+
+
+def test_a_comma_inside_a_label_does_not_make_two_of_it():
+    assert join_labels(["Speech", "Male speech, man speaking"]) == (
+        "Speech,Male speech; man speaking"
+    )
+    assert join_labels("/m/1,/m/2") == "/m/1,/m/2"  # ids as one text

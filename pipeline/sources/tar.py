@@ -148,7 +148,10 @@ def read_labels(kind: str, content: bytes, label_key: str) -> str:
 
 
 def join_labels(labels: object) -> str:
-    """Return one or several labels comma-joined."""
+    """Return one or several labels comma-joined.
+
+    A comma inside one of several becomes a semicolon: "Male speech, man speaking" is one label.
+    """
     if isinstance(labels, Iterable) and not isinstance(labels, str):
-        return ",".join(str(label).strip() for label in labels)
+        return ",".join(str(label).strip().replace(",", ";") for label in labels)
     return "" if labels is None else str(labels).strip()
