@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(5)
         elif kind == "stall":  # says nothing at all
             self.server.ended.wait(60)
+            self.hang_up()
         elif kind == "drip" and "Range" in self.headers:
             self.send_drops(self.server.folder / name)
         else:
