@@ -17,10 +17,13 @@ unexport VIRTUAL_ENV PYTHONHOME
 # Without their compiled form, torch and hear-eval-kit take 10 s more to import, stage by stage.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help repro test format lock clean
+.PHONY: help doctor repro test format lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+
+doctor: $(INSTALLED) ## check this machine, and tell the disk and time that a run takes
+	$(WITH_VENV) python -m pipeline.doctor
 
 repro: $(INSTALLED) ## run the pipeline; only what changed runs again
 	$(WITH_VENV) dvc repro

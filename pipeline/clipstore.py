@@ -48,6 +48,7 @@ class Outcome:
     origin: str = ""  # state of the recording, where it is a local file that may change
     tries: int = field(default=0, compare=False)  # attempts of the run that ended so
     tool: str = field(default="", compare=False)  # what fetched it, with its version
+    via: str = field(default="", compare=False)  # account and proxy that it was asked for with
     time_s: float = field(default=0.0, compare=False)  # when, in seconds since 1970
     pack: str = field(default="", compare=False)  # file that holds the clip
     offset: int | None = field(default=None, compare=False)  # of its first byte
@@ -238,7 +239,7 @@ def _line(key: str, outcome: Outcome) -> str:
 
 def _outcome(values: dict[str, Any]) -> Outcome:
     """Return an outcome from its line; what many clips share is kept once."""
-    for name in ("status", "reason", "origin", "tool", "pack"):
+    for name in ("status", "reason", "origin", "tool", "via", "pack"):
         if name in values:
             values[name] = sys.intern(values[name])
     if values.get("duration_s") == USUAL_S:

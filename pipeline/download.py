@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from urllib.request import url2pathname
 
 import imageio_ffmpeg
 import soundfile
-import yt_dlp.version
 from tqdm import tqdm
 from yt_dlp import YoutubeDL
 from yt_dlp.utils import YoutubeDLError
 
-from pipeline import failures, ledger
+from pipeline import failures, ledger, tools
 from pipeline.clipstore import ClipStore, Outcome
 from pipeline.failures import UnavailableError
 from pipeline.params.data import NetworkParams
@@ -45,9 +43,10 @@ CUT_VERSION = "2"  # raise it when the same segment of the same recording become
 MIN_CLIP_S = 0.1  # seconds; less is not a clip
 SEEK_MARGIN_S = 1.0  # decoded before the segment, so that the decoder has settled at its start
 WAITING = "waiting"  # status of a clip that no run has tried
-TOOL = f"yt-dlp {yt_dlp.version.__version__}"
+TOOL = f"yt-dlp {tools.yt_dlp_version()}"
 EMPTY_FLAC = (1 << 63) - 1  # libsndfile's number of frames of a FLAC file without samples
 PATIENCE = 10  # times timeout_s that one cut may take as long as data arrive
+STOP_S = 5.0  # within which a request under way must end when the stage is to end
 POLL_S = 0.1  # how soon a cut under way notices that the stage ends
 GAP_S = 0.1  # time stamps that are further off are a gap; Vorbis's are off by up to 0.05 s
 ROUNDING_S = 0.001
@@ -105,6 +104,7 @@ def downloader(params: NetworkParams) -> YoutubeDL:
         "enable_file_urls": True,
         "extract_flat": "in_playlist",  # a page that lists recordings is not one
         "cachedir": False,
+        "js_runtimes": {name: {} for name in tools.JS_RUNTIMES},
         "color": "never",
         "logger": silent,
         "noprogress": True,
@@ -294,24 +294,20 @@ class Fetcher:
         self.params = params
         self.is_local = local_path(recording_url(template, "")) is not None
         self._stop = threading.Event()
+        self._via = identity(params)
+        self._is_over = False  # what a thread still brings is too late
         self._clock = Clock(self._stop)
         self._gate = Gate(params, self._clock, random.Random())
         self._refused = Counter[str]()  # key -> refusals that were for this clip alone
-        self._check_files()
-
-    def _check_files(self) -> None:
-        if self.params.cookies and not Path(self.params.cookies).is_file():
-            raise FileNotFoundError(
-                f"There is no {self.params.cookies}; correct network.cookies in params.yaml, the "
-                "cookies.txt of an account, or empty it."
-            )
+        tools.check_cookies(params.cookies)
 
     def run(self, segments: Sequence[Segment], connections: int) -> list[ledger.Row]:
         """Fetch every clip that is missing, up to `network.limit`, and return the ledger of all.
 
         Raises:
-            RuntimeError: another process fetches clips of this source, or the site keeps refusing
-                this client.
+            RuntimeError: another process fetches clips of this source, the site keeps refusing this
+                client, or this machine lacks a tool.
+            OSError: the disk is full.
         """
         if not all(map(self.is_settled, segments)):
             with self.store.locked():
@@ -321,6 +317,7 @@ class Fetcher:
     def _fetch_missing(self, segments: Sequence[Segment], connections: int) -> None:
         missing = [segment for segment in segments if not self.is_settled(segment)]
         tried = missing[: self.params.limit or None]
+        tools.check_fetching(self.template, self.store.folder, self.params)
         logger.info("%d of %d clips to fetch", len(tried), len(segments))
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
@@ -335,24 +332,59 @@ class Fetcher:
         missing: queue.SimpleQueue[Segment] = queue.SimpleQueue()
         for segment in segments:
             missing.put(segment)
-        threads = min(connections, len(segments))
-        with (
-            tqdm(total=len(segments), unit="clip", desc=STAGE, disable=None) as bar,
-            ThreadPoolExecutor(max(threads, 1)) as pool,
-        ):
-            workers = [pool.submit(self._work, missing, bar) for _ in range(threads)]
+        with tqdm(total=len(segments), unit="clip", desc=STAGE, disable=None) as bar:
+            self._is_over = False
+            ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+            work, told = self._work_and_tell, (missing, bar, ended)
+            threads = [
+                threading.Thread(target=work, args=told, name=STAGE, daemon=True)
+                for _ in segments[:connections]
+            ]
             try:
-                for worker in as_completed(workers):
-                    worker.result()
+                for thread in threads:
+                    thread.start()
+                for _ in threads:
+                    if error := ended.get():
+                        raise error
             finally:
-                self._stop.set()
+                self._end(threads)
+
+    def _work_and_tell(
+        self,
+        missing: queue.SimpleQueue[Segment],
+        bar: tqdm,
+        ended: queue.SimpleQueue[Exception | None],
+    ) -> None:
+        try:
+            self._work(missing, bar)
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """Let the threads end; one that waits for a site that says nothing is left behind."""
+        self._stop.set()
+        deadline = time.monotonic() + STOP_S
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        self._is_over = True
 
     def is_settled(self, segment: Segment) -> bool:
         """Return whether a clip needs no attempt: its recording is the one of the last."""
         last = self.store.last(key(segment))
         if last is None or not self.store.is_settled(key(segment)):
             return False
+        if self._is_admitted_anew(last):
+            return False
         return not self.is_local or last.origin == origin(self._url(segment))
+
+    def _is_admitted_anew(self, last: Outcome) -> bool:
+        """Return whether a clip was refused for want of the account or proxy that there is now."""
+        new = set(self._via.split()) - set(last.via.split())
+        if last.status == "login":
+            return "cookies" in new
+        return last.status == "geo" and bool(new - {"cookies"})
 
     def _url(self, segment: Segment) -> str:
         return recording_url(self.template, segment.ytid)
@@ -388,7 +420,9 @@ class Fetcher:
             outcome = Outcome(status=error.kind, reason=error.reason, tries=error.tries)
         finally:
             clip.unlink(missing_ok=True)
-        self.store.add(name, replace(outcome, origin=before, tool=TOOL), content)
+        if not self._is_over:
+            described = replace(outcome, origin=before, tool=TOOL, via=self._via)
+            self.store.add(name, described, content)
         return True
 
     def _is_tried_later(self, name: str, error: UnavailableError) -> bool:
@@ -397,19 +431,26 @@ class Fetcher:
         return self._refused[name] < self.params.tries
 
     def _fetch_with_retries(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
-        for attempt in range(1, self.params.tries + 1):
+        failed = Counter[str]()
+        while True:
+            attempt = failed.total() + 1
             try:
                 return replace(self._attempt(site, segment, clip), tries=attempt)
             except UnavailableError as error:
                 error.tries = attempt
-                last = attempt == self.params.tries or self._stop.is_set()
-                if error.kind != "transient" or last:
+                failed[error.kind] += 1
+                again = failed[error.kind] < self._tries_of(error)
+                if not again or self._stop.is_set():
                     raise
                 wait_s = back_off_s(
                     attempt, self.params.backoff_s, error.retry_after_s, random.random
                 )
             self._clock.wait(wait_s)
-        raise AssertionError("network.tries is positive")
+
+    def _tries_of(self, error: UnavailableError) -> int:
+        """Return how often a clip may fail like this; a file is the same when read again."""
+        is_content = self.is_local and error.kind in failures.CONTENT
+        return 1 if is_content else failures.tries_of(error, self.params.tries)
 
     def _attempt(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
         """Fetch a clip once, at a time at which the site may be asked; files may be read always."""
@@ -424,6 +465,12 @@ class Fetcher:
             raise
         self._gate.answered(number)
         return outcome
+
+
+def identity(params: NetworkParams) -> str:
+    """Return what a site knows a client by: "cookies" of an account, host and port of a proxy."""
+    address = urlsplit(params.proxy).netloc.rpartition("@")[2]  # without user and password
+    return " ".join(filter(None, ["cookies" if params.cookies else "", address]))
 
 
 def refusal(error: BlockedError, kept: int, total: int) -> str:

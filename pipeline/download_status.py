@@ -93,6 +93,15 @@ def summary(status: Status, network: NetworkParams, free_bytes: int) -> Iterator
     )
 
 
+def attrition(status: Status, markdown: bool) -> Iterator[str]:
+    """Yield a table of what became of the clips, in Markdown or CSV: class, clips, share."""
+    rows = [(name, f"{n}", f"{n / status.total:.4f}") for name, n in status.statuses.most_common()]
+    for row in [("class", "clips", "share"), *rows, ("all", f"{status.total}", "1.0000")]:
+        yield f"| {' | '.join(row)} |" if markdown else ",".join(row)
+        if markdown and row[0] == "class":
+            yield "|---|---:|---:|"
+
+
 def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
     """Yield the labels that lost the largest share of their clips so far."""
 

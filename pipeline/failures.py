@@ -41,6 +41,10 @@ CUTTING_MESSAGES = [
 ]
 
 
+CONTENT = {"no_audio", "corrupt", "short"}  # what a broken transfer may look like
+MEDIA_REFUSED = "returned 403"  # its address has expired; the recording's has not
+
+
 class UnavailableError(Exception):
     """A clip that cannot be had: `kind` is its status in the ledger, the message says why.
 
@@ -56,11 +60,23 @@ class UnavailableError(Exception):
         self.is_excused = False  # whether it says nothing about this clip
 
 
+def tries_of(error: UnavailableError, tries: int) -> int:
+    """Return how often a clip may fail like this in one run: once, unless it may pass.
+
+    Twice for media that are refused, whose address is looked up anew, and for bad content, which
+    may have been the server's; `tries` is for whatever else may pass.
+    """
+    if error.kind == "transient":
+        return min(tries, 2) if MEDIA_REFUSED in error.reason else tries
+    return 2 if error.kind in CONTENT else 1
+
+
 def of_extraction(error: BaseException) -> UnavailableError:
     """Return the class and reason of an error that yt-dlp raised about a recording's address."""
     text = _essence(str(error))
     for cause in _causes(error):
         if isinstance(cause, HTTPError):
+            cause.close()  # yt-dlp leaves the connection open
             wait_s = retry_after_s(cause.response.headers.get("Retry-After"))
             return UnavailableError(_of_status(cause.status), text, wait_s)
         if isinstance(cause, GeoRestrictedError):

@@ -1,8 +1,11 @@
 """The download's queue, seen from outside: `python -m pipeline.queue`.
 
-    status              clips here, lost and left, by class and label; rate, time left, disk
+    status              clips here, lost and left, by class and label; rate, time left, disk;
+                        --markdown, --csv: the table of classes alone
     dry-run             what the next run of the stage would ask for, and how long it would take
     retry gone,login    let the next run try the clips of these classes again
+    ledger FILE.csv     write one row per clip, with the attempts, tool and time of each; they are
+                        not in data/clips/ledger.csv, whose bytes a resumed run must give again
 
 None of them needs a network. The queue itself is worked off by the stage `download`.
 """
@@ -16,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import download_status, params
+from pipeline import download_status, params, queue_ledger
 from pipeline.clipstore import RETRIED, ClipStore
 from pipeline.download import WAITING, Fetcher, key, local_path, recording_url, store_folder
 from pipeline.params.data import SOURCES, NetworkParams
@@ -56,9 +59,12 @@ class Queue:
         self.names = read_labels(kept(labels)) if kept(labels).exists() else {}
 
 
-def status(queue: Queue) -> Iterator[str]:
-    """Yield how far the download is."""
+def status(queue: Queue, table: str = "") -> Iterator[str]:
+    """Yield how far the download is, or a table of it: `markdown` or `csv`."""
     found = download_status.of(queue.segments, queue.store)
+    if table:
+        yield from download_status.attrition(found, markdown=table == "markdown")
+        return
     network = queue.network
     if local_path(recording_url(queue.url, "")) is not None:  # files need no permission
         network = network.model_copy(update={"clips_per_hour": 0.0})
@@ -104,6 +110,12 @@ def retry(queue: Queue, classes: Sequence[str]) -> Iterator[str]:
     yield f"{len(keys):,} clips will be tried again by `dvc repro -f download`."
 
 
+def write_ledger(queue: Queue, path: Path) -> Iterator[str]:
+    """Write what is known of each clip to a CSV file."""
+    queue_ledger.write(path, queue.segments, queue.store, queue.url)
+    yield f"{len(queue.segments):,} rows in {path}"
+
+
 def status_of(store: ClipStore, name: str) -> str:
     """Return the class of a clip."""
     outcome = store.last(name)
@@ -121,21 +133,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m pipeline.queue", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("status", help="how far the download is")
+    told = commands.add_parser(
+        "status", help="how far the download is"
+    ).add_mutually_exclusive_group()
+    for table in ("markdown", "csv"):
+        told.add_argument(f"--{table}", dest="table", action="store_const", const=table, default="")
     commands.add_parser("dry-run", help="what the next run would ask for")
     again = commands.add_parser("retry", help="let the next run try lost clips again")
     again.add_argument("classes", help=f"comma-joined, of {', '.join(sorted(LOST))}")
+    export = commands.add_parser("ledger", help="write what is known of each clip")
+    export.add_argument("file", type=Path, help="CSV file to write")
     given = parser.parse_args(arguments)
     try:
-        queue = Queue()
-        if given.command == "retry":
-            lines = retry(queue, given.classes.split(","))
-        else:
-            lines = status(queue) if given.command == "status" else dry_run(queue)
-        for line in lines:
+        for line in lines_of(given):
             sys.stdout.write(f"{line}\n")
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         sys.exit(str(error))
+
+
+def lines_of(given: argparse.Namespace) -> Iterator[str]:
+    """Do what a command line asks for and return what there is to tell."""
+    queue = Queue()
+    if given.command == "status":
+        return status(queue, given.table)
+    if given.command == "retry":
+        return retry(queue, given.classes.split(","))
+    return write_ledger(queue, given.file) if given.command == "ledger" else dry_run(queue)
 
 
 if __name__ == "__main__":

@@ -238,9 +238,6 @@ def _record_runtime(stage: Stage, seconds: float) -> None:
 
 def runtimes() -> dict[str, float]:
     """Seconds of the last run of each stage that read the same parameters as now."""
-    path = root() / ".work" / "runtime.jsonl"
-    if not path.exists():
-        return {}
     current = params.read()
 
     def unchanged(key: str, value: Any) -> bool:
@@ -251,9 +248,19 @@ def runtimes() -> dict[str, float]:
 
     return {
         r["stage"]: r["seconds"]
-        for r in filter(None, map(_record, path.read_bytes().splitlines()))
+        for r in _records()
         if all(unchanged(key, value) for key, value in r["params"].items())
     }
+
+
+def last_record(stage: str) -> dict[str, Any] | None:
+    """Return stage, seconds and params of the last run of a stage here, None if there was none."""
+    return next((record for record in reversed(_records()) if record["stage"] == stage), None)
+
+
+def _records() -> list[dict[str, Any]]:
+    path = root() / ".work" / "runtime.jsonl"
+    return list(filter(None, map(_record, path.read_bytes().splitlines()))) if path.exists() else []
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ class Site(ThreadingHTTPServer):
         self.requests = Counter[str]()
         self.bytes_sent = 0
         self.drops = 0
+        self.ended = threading.Event()
         self.delay_s = 0.0
         self.retry_after = ""  # header of refusals
         self.times: list[float] = []  # of the requests
@@ -75,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
         elif kind == "hang" and "Range" in self.headers:
             time.sleep(5)
+        elif kind == "stall":  # says nothing at all
+            self.server.ended.wait(60)
+            self.hang_up()
         elif kind == "drip" and "Range" in self.headers:
             self.send_drops(self.server.folder / name)
         else:
@@ -112,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             block = content[first : min(first + (1 << 16), end)]
             self.wfile.write(block)
             self.server.bytes_sent += len(block)
+            if kind == "slow":
+                time.sleep(0.02)
         if kind == "trunc":
             self.hang_up()
 
@@ -148,6 +154,7 @@ def serve(folder: Path):
     try:
         yield site
     finally:
+        site.ended.set()
         site.shutdown()
         thread.join()
         site.server_close()

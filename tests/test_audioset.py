@@ -1,8 +1,11 @@
 """Source `audioset` against a site on the loopback interface: lists, subsets, the whole stage."""
 
+import csv
+import hashlib
 import json
 import re
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from ruamel.yaml import YAML
 import stages.download
 from pipeline import ledger, tarshards
 from pipeline import queue as download_queue
+from pipeline.clipstore import ClipStore
+from pipeline.download import store_folder
 from pipeline.params.data import AudioSetParams
 from pipeline.segments import Segment
 from pipeline.sources.audioset import AudioSet, read_labels
@@ -226,6 +231,46 @@ def test_the_status_needs_no_network_and_counts_every_clip(site, params, capsys)
         assert re.search(line, text)
     assert "50.0%         1 of         2  Speech, loud" in text
     assert "last 24 h: 4 clips tried, 0.2 per hour" in text
+
+
+def test_the_status_may_be_a_table(site, params, capsys):
+    params(subsets=["unbalanced_train", "balanced_train", "eval"])
+    run_stage()
+    assert told(capsys, "status", "--csv").splitlines() == [
+        "class,clips,share", "ok,2,0.5000", "gone,1,0.2500", "blocked,1,0.2500", "all,4,1.0000",
+    ]  # fmt: skip
+    lines = told(capsys, "status", "--markdown").splitlines()
+    assert lines[:3] == ["| class | clips | share |", "|---|---:|---:|", "| ok | 2 | 0.5000 |"]
+
+
+def test_the_exported_ledger_has_a_row_for_each_clip_with_what_the_journal_knows(
+    site, params, capsys
+):
+    params(subsets=["unbalanced_train", "balanced_train"], network={"limit": 2})
+    with pytest.raises(SystemExit):
+        run_stage()
+    assert "3 rows in all.csv" in told(capsys, "ledger", "all.csv")
+    with open("all.csv", newline="") as handle:
+        ok, gone, waiting = csv.DictReader(handle)
+    clip = ClipStore(store_folder(site.template)).read("--a_b-c_d_-_1000_3000")
+    assert (ok["clip_id"], ok["ytid"], ok["start_s"], ok["end_s"], ok["labels"]) == (
+        "--a_b-c_d_-_1000", "--a_b-c_d_-", "1.0", "3.0", "/m/1,/m/2",
+    )  # fmt: skip
+    assert (ok["status"], ok["reason"], ok["tries"], ok["duration_s"]) == ("ok", "", "1", "2.0")
+    assert (ok["bytes"], ok["sha256"]) == (str(len(clip)), hashlib.sha256(clip).hexdigest())
+    assert ok["source"] == site.template.replace("{ytid}", "--a_b-c_d_-")
+    assert ok["tool"].startswith("yt-dlp 20")
+    age = datetime.now(UTC) - datetime.fromisoformat(ok["time"])
+    assert timedelta(0) <= age < timedelta(hours=1)
+    assert (gone["status"], gone["tries"], gone["bytes"]) == ("gone", "1", "")
+    assert (waiting["status"], waiting["tries"], waiting["time"]) == ("waiting", "0", "")
+    assert sorted(p.name for p in Path().glob("all.csv*")) == ["all.csv"]
+
+
+def test_the_published_ledger_tells_neither_times_nor_tries(site, params):
+    run_stage()
+    header = Path("data/clips/ledger.csv").read_text().splitlines()[0].split(",")
+    assert not {"time", "time_s", "tries", "tool"} & set(header)
 
 
 def test_a_dry_run_says_what_would_be_asked(site, params, capsys):

@@ -3,23 +3,29 @@
 import gc
 import io
 import os
+import random
 import re
 import shutil
 import subprocess
 import threading
 import time
+from pathlib import Path
+from signal import SIGINT
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
+from fake_clock import FakeClock
 from media_server import serve
 
-from pipeline import download
+from pipeline import download, tools
 from pipeline.clipstore import ClipStore
 from pipeline.download import Fetcher, key
 from pipeline.failures import UnavailableError
 from pipeline.params.data import NetworkParams
+from pipeline.politeness import Gate
 from pipeline.segments import Segment
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
@@ -37,15 +43,18 @@ BEHAVIOURS = [
     "reset",
     "hang",
     "norange",
+    "slow",
     "trunc",
     "drip",
     "s503x1",
     "s503x2",
     "s429x1",
+    "s429x2",
 ]
 PARAMS = NetworkParams(
     tries=2, timeout_s=1.0, backoff_s=0.02, clips_per_hour=0.0, limit=0, from_hour=0.0,
     to_hour=24.0, refusals=3, pause_s=0.2, longest_pause_s=1.0, pauses=2, cookies="", proxy="",
+    max_tool_age_days=90,
 )  # fmt: skip
 
 
@@ -71,6 +80,14 @@ def recordings(tmp_path_factory, signal):
     soundfile.write(folder / "ok-a.ogg", signal, RATE, format="OGG", subtype="VORBIS")
     ffmpeg("-i", folder / "ok-a.wav", "-c:a", "aac", "-b:a", "192k", folder / "ok-a.m4a")
     ffmpeg("-i", folder / "ok-a.wav", "-c:a", "libopus", "-b:a", "192k", folder / "ok-a.webm")
+    aac = ["-i", folder / "ok-a.wav", "-c:a", "aac", "-b:a", "192k"]
+    film = ["-f", "lavfi", "-i", f"testsrc=d={LENGTH_S}:s=64x64:r=10"]
+    ffmpeg(*film, *aac, "-c:v", "libx264", "-g", 50, folder / "ok-film.mp4")
+    ffmpeg(*aac, "-movflags", "+empty_moov+default_base_moof", "-frag_duration", 5_000_000,
+           folder / "ok-fragmented.m4a")  # fmt: skip
+    # The site's files have an index entry every 10 s.
+    ffmpeg("-i", folder / "ok-a.wav", "-c:a", "libopus", "-b:a", "192k", "-cluster_time_limit",
+           10_000, "-cluster_size_limit", 10_000_000, folder / "ok-cues.webm")  # fmt: skip
     soundfile.write(folder / "ok-14s.wav", signal[: 14 * RATE], RATE)
     (folder / "ok-corrupt.wav").write_bytes(np.random.default_rng(1).bytes(100_000))
     (folder / "ok-empty.wav").touch()
@@ -165,6 +182,21 @@ def test_cuts_of_an_ogg_equal_the_decoded_recording(fetcher, recordings):
         np.testing.assert_allclose(samples, expected, rtol=0, atol=0.6 / 2**15)
 
 
+@pytest.mark.parametrize("name", ["ok-film.mp4", "ok-fragmented.m4a", "ok-cues.webm"])
+def test_cuts_of_containers_of_the_web_are_on_time_to_a_sample(fetcher, site, signal, name):
+    ytid, suffix = name.split(".")
+    fetch = fetcher(site.template.replace("wav", suffix))
+    asked = [segment(ytid, *cut, row=i) for i, cut in enumerate(CUTS[:4])]
+    for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
+        assert row.ok, row.reason
+        samples, rate = soundfile.read(clip_of(fetch, wanted))
+        assert abs(len(samples) - wanted.duration_s * rate) <= 1
+        times = np.arange(len(samples)) / rate + wanted.start_s
+        source = np.arange(len(signal)) / RATE
+        expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)
+        assert abs(lag(samples, expected)) <= 0.025 * rate
+
+
 @pytest.mark.parametrize("suffix", ["m4a", "webm"])
 def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, suffix):
     template = str(recordings / f"{{ytid}}.{suffix}")
@@ -203,13 +235,18 @@ def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, 
         ("reset-a", "transient", "", 2),
         ("hang-a", "transient", "timed out", None),
         ("trunc-a", "transient", "", None),
-        ("html-a", "no_audio", "leads to a page", 1),
+        ("drip-a", "transient", "no complete clip within 1 s", None),
+        ("html-a", "no_audio", "leads to a page", 2),
         ("ok-silentfilm", "no_audio", "matches no streams", None),
         ("ok-corrupt", "corrupt", "Invalid data", None),
         ("ok-empty", "corrupt", "", None),
+        ("ok-14s", "short", "the recording ends before it: 0.000 of 10.000 s", None),
     ],
 )
-def test_a_failure_has_its_class_and_reason(fetcher, site, name, status, reason, requests):
+def test_a_failure_has_its_class_and_reason(
+    fetcher, site, tmp_path, monkeypatch, name, status, reason, requests
+):
+    monkeypatch.setattr(download, "PATIENCE", 1 if name == "drip-a" else 10)
     fetch = fetcher(site.template)
     row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
     assert (row.status, row.stage) == (status, "download")
@@ -217,7 +254,113 @@ def test_a_failure_has_its_class_and_reason(fetcher, site, name, status, reason,
     assert row.bytes is row.duration_s is None
     if requests is not None:
         assert site.requests[f"{name}.wav"] == requests
-    assert not list(fetch.partial.iterdir())
+    assert files_of(tmp_path) == {"store/journal.jsonl", "store/lock"}
+
+
+def files_of(folder):
+    """Every file in a folder, by its path there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["ok-a", "ok-moovend", "norange-a", "slow-a", "s429x2-a", "s503x2-a"]
+)
+def test_what_does_not_keep_a_site_from_serving_costs_no_clip(
+    fetcher, site, signal, tmp_path, name
+):
+    row, samples = fetch_one(fetcher(site.template, tries=3), segment(name))
+    assert (row.status, row.reason, len(samples)) == ("ok", "", 10 * RATE)
+    assert abs(lag(samples, signal[10 * RATE : 20 * RATE])) <= 0.002 * RATE
+    assert files_of(tmp_path) == {"store/journal.jsonl", "store/lock", "store/packs/00000.pack"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tries"),
+    [
+        ("ok-corrupt", 2),
+        ("ok-silentfilm", 2),
+        ("html-a", 2),
+        ("ok-14s", 2),
+        ("media403-a", 2),
+        ("n503", 4),
+        ("n404", 1),
+        ("n401", 1),
+    ],
+)
+def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, tries):
+    fetch = fetcher(site.template, tries=4)
+    for _ in range(2):
+        site.requests.clear()
+        row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
+        assert fetch.store.last(key(segment(name, 18.0, 28.0))).tries == tries
+        fetch = fetcher(site.template, tries=4)
+    assert bool(site.requests) == (row.status == "transient")  # a later run tries these alone
+
+
+def test_a_refused_medium_is_looked_up_anew(fetcher, site):
+    lookups = []
+    fetch = fetcher(site.template, tries=4)
+    resolve = download.resolve
+
+    def counted(ydl, url):
+        lookups.append(url)
+        return resolve(ydl, url)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "resolve", counted)
+        fetch_one(fetch, segment("media403-a"))
+    assert len(lookups) == 2
+
+
+def test_content_that_was_bad_once_is_had_at_the_second_attempt(fetcher, site, recordings):
+    (recordings / "ok-mended.wav").write_bytes(b"x" * 1000)
+    fetch = fetcher(site.template)
+
+    def mend(attempt, *_):
+        shutil.copy(recordings / "ok-a.wav", recordings / "ok-mended.wav")
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "back_off_s", mend)
+        row, _ = fetch_one(fetch, segment("ok-mended"))
+    assert row.ok
+    assert fetch.store.last(key(segment("ok-mended"))).tries == 2
+
+
+def test_a_corrupt_file_is_read_once(fetcher, recordings):
+    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch_one(fetch, segment("ok-corrupt"))
+    assert fetch.store.last(key(segment("ok-corrupt"))).tries == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "before", "now", "again"),
+    [
+        ("login", {}, {"cookies": "c.txt"}, True),
+        ("login", {"cookies": "c.txt"}, {"cookies": "c.txt"}, False),
+        ("login", {}, {"proxy": "http://a:1"}, False),
+        ("geo", {}, {"proxy": "http://a:1"}, True),
+        ("geo", {"proxy": "http://u:p@a:1"}, {"proxy": "http://a:1", "cookies": "c.txt"}, False),
+        ("geo", {"proxy": "http://a:1"}, {"proxy": "http://b:1"}, True),
+        ("geo", {"proxy": "http://a:1"}, {}, False),
+        ("gone", {}, {"proxy": "http://a:1", "cookies": "c.txt"}, False),
+    ],
+)
+def test_what_an_account_or_a_proxy_may_open_is_tried_again_with_one(
+    fetcher, site, tmp_path, monkeypatch, status, before, now, again
+):
+    monkeypatch.chdir(tmp_path)
+    Path("c.txt").write_text(COOKIES)
+    first = fetcher(site.template, **before)
+
+    def refuse(*_):
+        raise UnavailableError(status, "not here")
+
+    monkeypatch.setattr(download, "resolve", refuse)
+    fetch_one(first, segment("ok-a"))
+    journal = (tmp_path / "store" / "journal.jsonl").read_text()
+    assert "u:p" not in journal
+    assert fetcher(site.template, **now).is_settled(segment("ok-a")) == (not again)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +401,13 @@ def test_a_refused_clip_goes_back_to_the_end_of_the_queue(fetcher, site):
 
 @pytest.mark.parametrize("name", ["s429x1-a", "s503x1-a"])
 def test_the_site_is_left_alone_for_as_long_as_it_asks(fetcher, site, name):
-    site.retry_after = "1"
-    row, _ = fetch_one(fetcher(site.template), segment(name))
+    site.retry_after = "100"
+    fetch = fetcher(site.template)
+    fetch._clock = clock = FakeClock()
+    fetch._gate = Gate(fetch.params, clock, random.Random(0))
+    row, _ = fetch_one(fetch, segment(name))
     assert row.ok
-    assert 1.0 <= site.times[1] - site.times[0] <= 1.5
+    assert 100 <= clock.now() <= 110
 
 
 def test_a_site_that_refuses_everything_is_asked_rarely_and_then_not_at_all(fetcher, site):
@@ -581,6 +727,81 @@ def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
     media = download.Media(site.template.replace("{ytid}", "drip-a"), {})
     with pytest.raises(UnavailableError, match="no complete clip within 1 s"):
         download.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
+
+
+def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site, monkeypatch):
+    monkeypatch.setattr(download, "STOP_S", 0.3)
+    fetch = fetcher(site.template, timeout_s=30.0)
+
+    def interrupt():
+        while not site.requests:
+            time.sleep(0.01)
+        os.kill(os.getpid(), SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fetch.run([segment("stall-a")], connections=2)
+    assert time.monotonic() - started < 10
+    site.ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "download":
+            thread.join(5)
+    assert fetch.store.last(key(segment("stall-a"))) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no ffmpeg", r"FFmpeg does not run: .*nowhere"),
+        ("old ffmpeg", r"FFmpeg 5\.1\.9, which lacks -request_size"),
+        ("old yt-dlp", r"yt-dlp 2026\.01\.31 is \d+ days old, more than .*max_tool_age_days = 90"),
+        ("no js", r"needs a JavaScript runtime, .*node 20\.1\.0 is too old"),
+        ("full disk", r"50 MB are free where clips are kept"),
+    ],
+)
+def test_faults_of_this_machine_are_told_before_the_first_clip(
+    fetcher, tmp_path, monkeypatch, fault, message
+):
+    break_tools(monkeypatch, tmp_path, fault)
+    fetch = fetcher("https://www.youtube.com/watch?v={ytid}")
+    monkeypatch.setattr(download, "resolve", lambda *_: pytest.fail("a clip was asked for"))
+    with pytest.raises((RuntimeError, OSError), match=message):
+        fetch.run([segment("ok-a")], connections=1)
+    assert fetch.store.last(key(segment("ok-a"))) is None
+
+
+def break_tools(monkeypatch, folder, fault):
+    """Let this machine lack one thing."""
+    program = folder / "ffmpeg"
+    program.write_text("#!/bin/sh\necho ffmpeg version 5.1.9\n")
+    program.chmod(0o755)
+    if fault == "no ffmpeg":
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    elif fault == "old ffmpeg":
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    elif fault == "old yt-dlp":
+        monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2026.01.31")
+    elif fault == "no js":
+        monkeypatch.setattr(tools, "check_age", lambda _: None)
+        monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("node", "20.1.0", False)]))
+    else:
+        monkeypatch.setattr(tools, "check_age", lambda _: None)
+        monkeypatch.setattr(tools.shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000))
+
+
+def test_other_sites_than_youtube_need_no_new_tools(fetcher, site, monkeypatch):
+    monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2020.01.31")
+    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([]))
+    row, _ = fetch_one(fetcher(site.template), segment("ok-a"))
+    assert row.ok
+
+
+def test_a_finished_run_needs_no_tools(fetcher, site, monkeypatch):
+    fetch_one(fetcher(site.template), segment("ok-a"))
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    (row,) = fetcher(site.template).run([segment("ok-a")], connections=1)
+    assert row.ok
 
 
 def test_leftovers_of_a_killed_process_are_removed(fetcher, recordings):

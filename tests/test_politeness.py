@@ -2,11 +2,13 @@
 
 import random
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 
 import pytest
+from fake_clock import FakeClock
 
 from pipeline.failures import UnavailableError, retry_after_s
 from pipeline.params.data import NetworkParams
@@ -24,25 +26,9 @@ from pipeline.politeness import (
 PARAMS = NetworkParams(
     tries=2, timeout_s=1.0, backoff_s=1.0, clips_per_hour=360.0, limit=0, from_hour=0.0,
     to_hour=24.0, refusals=3, pause_s=60.0, longest_pause_s=200.0, pauses=3, cookies="", proxy="",
+    max_tool_age_days=90,
 )  # fmt: skip
 BLOCKED = UnavailableError("blocked", "HTTP Error 429: Too Many Requests")
-
-
-class FakeClock(Clock):
-    """Time that passes by waiting alone; begins at noon."""
-
-    def __init__(self):
-        super().__init__(threading.Event())
-        self.seconds = 0.0
-
-    def now(self):
-        return self.seconds
-
-    def hour(self):
-        return (12 + self.seconds / 3600) % 24
-
-    def wait(self, seconds):
-        self.seconds += max(seconds, 0.0)
 
 
 @pytest.fixture
@@ -126,6 +112,31 @@ def test_refusals_in_a_row_start_a_pause_that_doubles_up_to_its_limit_and_then_a
 def test_there_is_one_request_in_a_pause(breaker):
     made = refuse(breaker, 5)
     assert made == [0.0, 0.0, 0.0, 60.0, 180.0]
+
+
+def test_many_threads_make_one_request_in_a_pause(clock):
+    gate = Gate(PARAMS.model_copy(update={"clips_per_hour": 0.0}), clock, random.Random(0))
+    made, lock = Counter(), threading.Lock()
+
+    def work():
+        try:
+            while True:
+                number = gate.enter()
+                with lock:
+                    made[number] += 1
+                gate.failed(number, BLOCKED)
+        except BlockedError:
+            clock.stop.set()
+        except StoppedError:
+            return
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert 3 <= made.pop(0) <= 3 + 8  # before the first pause: three in a row, others under way
+    assert made == {1: 1, 2: 1, 3: 1}
 
 
 def test_an_answer_between_refusals_starts_the_count_anew(breaker):

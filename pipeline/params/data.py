@@ -131,6 +131,7 @@ class NetworkParams(Section):
     pauses: int = Field(ge=0, le=1000)  # in a row, after which the stage stops
     cookies: str  # file in Netscape's format, of an account; empty: none
     proxy: str  # http(s)://[user:password@]host:port; empty: none
+    max_tool_age_days: int = Field(ge=0)  # of yt-dlp, where YouTube is asked; 0 = any
 
     @field_validator("proxy")
     @classmethod

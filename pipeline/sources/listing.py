@@ -102,7 +102,7 @@ def fingerprint(files: Iterable[Path], clips: str) -> str:
     Raises:
         FileNotFoundError: there is no such list.
     """
-    digest = hashlib.sha256("\n".join(_lines(clips)).encode())
+    digest = hashlib.sha256("\n".join(ids_in(clips)).encode())
     for file in files:
         digest.update(os.fsencode(f"\n{file}\n{_state(file)}"))
     return digest.hexdigest()
@@ -187,7 +187,7 @@ def select(segments: Sequence[Segment], path: str) -> list[Segment]:
     """
     if not path:
         return list(segments)
-    wanted = dict.fromkeys(_lines(path))
+    wanted = dict.fromkeys(ids_in(path))
     if not wanted:
         raise ValueError(f"{path} lists no clips; expected one id a line.")
     kept: list[Segment] = []
@@ -204,7 +204,7 @@ def select(segments: Sequence[Segment], path: str) -> list[Segment]:
     return kept
 
 
-def _lines(path: str) -> list[str]:
+def ids_in(path: str) -> list[str]:
     """Return the ids in a list of clips, or of the usable clips in a ledger; none without one."""
     if not path:
         return []

@@ -1,0 +1,24 @@
+"""A clock that moves only when somebody waits."""
+
+import threading
+
+from pipeline.politeness import Clock, StoppedError
+
+
+class FakeClock(Clock):
+    """Time that passes by waiting alone; begins at noon."""
+
+    def __init__(self):
+        super().__init__(threading.Event())
+        self.seconds = 0.0
+
+    def now(self):
+        return self.seconds
+
+    def hour(self):
+        return (12 + self.seconds / 3600) % 24
+
+    def wait(self, seconds):
+        if self.stop.is_set():
+            raise StoppedError
+        self.seconds += max(seconds, 0.0)

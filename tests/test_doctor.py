@@ -1,0 +1,311 @@
+"""The examination of a machine: what it counts, forecasts and complains about."""
+
+import json
+import os
+import socket
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from pipeline import segments, tools
+from pipeline.doctor import __main__ as doctor
+from pipeline.doctor import calibration, corpus, examination, forecast
+from pipeline.doctor.cache import Sharing, sharing
+from pipeline.params.config import load_config
+
+ROOT = Path(__file__).parents[1]
+HEAD = "# Segments csv\n# YTID, start_seconds, end_seconds, positive_labels\n"
+ONCE = Sharing(Path("cache"), ["hardlink"], ["hardlink"], "")
+TWICE = Sharing(Path("cache"), ["reflink", "hardlink"], ["hardlink"], "")
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """A folder with the committed parameters and a list of two clips."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    Path("list.csv").write_text(HEAD + 'a, 0.000, 10.000, ""\nb, 0.000, 5.000, ""\n')
+    settings({})
+
+
+def settings(changes):
+    """Write the committed params.yaml with some dotted keys changed; return it checked."""
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(ROOT / "params.yaml")
+    given = {"source": "url", "sources.url.segments": "list.csv", "sources.url.url": "{ytid}.ogg"}
+    for key, value in {**given, **changes}.items():
+        *parents, last = key.split(".")
+        section = values
+        for part in parents:
+            section = section[part]
+        section[last] = value
+    yaml.dump(values, Path("params.yaml"))
+    return load_config()
+
+
+def found_by(subject, findings):
+    return [finding for finding in findings if finding.subject == subject]
+
+
+def test_a_release_s_age_is_in_its_number():
+    assert tools.age_days("2026.10.26", date(2026, 11, 23)) == 28
+    assert tools.age_days("2026.10.26.232330", date(2026, 10, 26)) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://www.youtube.com/watch?v={ytid}", True),
+        ("https://youtu.be/{ytid}", True),
+        ("https://notyoutube.com/{ytid}", False),
+        ("https://example.org/youtube.com/{ytid}", False),
+        ("data/youtube.com/{ytid}.ogg", False),
+    ],
+)
+def test_youtube_is_known_by_its_host(url, expected):
+    assert tools.is_youtube(url) == expected
+
+
+def test_a_clip_of_ten_seconds_has_the_sizes_of_its_arrays():
+    log_mel = np.zeros((1 + 160_000 // 160, 64), np.float16)
+    size = forecast.clip_bytes(settings({}), corpus.Corpus(1, 10.0, 5.0, ""))
+    assert size == {"as fetched": 5.0, "FLAC": pytest.approx(172_800), "log-mel": log_mel.nbytes}
+
+
+def test_a_list_is_counted_as_it_is_read():
+    Path("odd.csv").write_bytes(
+        b'YTID,start_seconds,end_seconds,positive_labels\r\n\r\n# x\r\n-a, 0, 10, "/m/1"\r\n'
+        b'_b, 3, 7, ""\r\n'
+    )
+    assert corpus.count(Path("odd.csv")) == len(segments.read(Path("odd.csv"))) == 2
+
+
+def test_a_segment_list_tells_clips_and_their_mean_duration():
+    found = corpus.corpus(settings({}))
+    assert (found.clips, found.duration_s) == (2, 7.5)
+    Path("wanted").write_text("a\n")
+    assert corpus.corpus(settings({"sources.url.clips": "wanted"})).clips == 1
+
+
+def test_a_large_list_is_not_read(monkeypatch):
+    monkeypatch.setattr(corpus, "SMALL_LIST", 0)
+    monkeypatch.setattr(segments, "read", lambda _: pytest.fail("it was read"))
+    assert corpus.corpus(settings({})).clips == 2
+
+
+def test_audioset_is_known_before_its_lists_are_here():
+    config = settings(
+        {"source": "audioset", "sources.audioset.subsets": ["eval", "balanced_train"]}
+    )
+    assert corpus.corpus(config).clips == 20_371 + 22_160
+    assert corpus.corpus(settings({"source": "audioset"})).clips == 2_041_789
+    here = {"source": "audioset", "sources.audioset.lists": "list.csv"}
+    assert corpus.corpus(settings(here)).clips == 2
+
+
+def test_a_folder_is_counted_unless_it_is_large(monkeypatch):
+    Path("audio").mkdir()
+    for name, seconds in (("a", 2), ("b", 6)):
+        soundfile.write(f"audio/{name}.wav", np.zeros(8000 * seconds), 8000)
+    config = settings({"source": "folder", "sources.folder.path": "audio",
+                       "sources.folder.max_clip_s": 4.0})  # fmt: skip
+    found = corpus.corpus(config)
+    size = sum(path.stat().st_size for path in Path("audio").iterdir())
+    assert (found.clips, found.fetched_bytes) == (3, size / 3)
+    monkeypatch.setattr(corpus, "SMALL_CORPUS", 0)
+    assert corpus.corpus(config) is None
+    (line,) = forecast.findings(config, ONCE, "")
+    assert (line.level, line.subject) == ("warning", "source")
+
+
+def test_a_source_that_is_not_here_is_a_problem():
+    (line,) = forecast.findings(settings({"sources.url.segments": "x.csv"}), ONCE, "")
+    assert (line.level, line.text[:29]) == ("problem", "There is no segment list x.csv"[:29])
+
+
+@pytest.mark.parametrize(
+    ("shared", "free", "level"),
+    [(ONCE, 1_010_000, "ok"), (ONCE, 990_000, "problem"), (TWICE, 1_990_000, "problem"),
+     (TWICE, 2_010_000, "ok")],
+)  # fmt: skip
+def test_the_disk_must_hold_all_data_twice_if_dvc_copies_them(monkeypatch, shared, free, level):
+    config = settings({})
+    sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
+    fetched = 1_000_000 / 2 - sum(sizes.values())
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    lines = list(forecast.disk(config, corpus.Corpus(2, 10.0, fetched, ""), shared))
+    assert [line.level for line in found_by("disk", lines)] == [level]
+
+
+def test_data_that_are_here_need_no_more_space(monkeypatch):
+    for folder in ("data/clips", ".work/clips/x/packs"):
+        Path(folder).mkdir(parents=True)
+    Path("data/clips/0.tar").write_bytes(bytes(400_000))
+    os.link("data/clips/0.tar", ".work/clips/x/packs/0.tar")
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    config = settings({})
+    sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
+    found = corpus.Corpus(1, 10.0, 405_000 - sum(sizes.values()), "")
+    assert [f.level for f in found_by("disk", forecast.disk(config, found, ONCE))] == ["ok"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's and its libraries'
+@pytest.mark.parametrize("types", ["reflink,hardlink,symlink", "hardlink,symlink", "copy"])
+def test_data_are_stored_twice_exactly_if_dvc_does_so(types):
+    """What DVC says that it can do decides nothing; what it does with a file decides."""
+    with Repo.init(no_scm=True) as repo, repo.config.edit() as config:
+        config["cache"]["type"] = types.split(",")
+        config["core"]["analytics"] = False
+    shared = sharing()
+    if "reflink" in shared.usable:
+        pytest.skip("a reflink cannot be told from a copy")
+    Path("data").mkdir()
+    Path("data/x").write_bytes(bytes(1000))
+    with Repo() as repo:
+        repo.add("data")  # a folder, as a stage puts out
+        cached = [p for p in Path(repo.cache.local.path).rglob("*") if p.is_file()]
+    assert shared.is_copied == (os.stat("data/x").st_ino not in {os.stat(p).st_ino for p in cached})
+    level = "warning" if shared.is_copied else "ok"
+    assert [line.level for line in found_by("dvc cache", shared.findings())] == [level]
+
+
+def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
+    measured = {"download": 0.1, "resample": 0.02, "logmel": 0.01}
+    monkeypatch.setattr(calibration, "measure", lambda _: measured)
+    monkeypatch.setattr(forecast.pool, "cores", lambda: 4)
+    config = settings({"compute.workers": 2})
+    lines = list(forecast.data_stages(config, corpus.Corpus(1_000_000, 5.0, 1.0, "")))
+    assert [(line.subject, line.text) for line in lines] == [
+        ("download", "6.9 h: 50.0 ms of CPU per clip"),
+        ("resample", "83.3 min: 10.0 ms of CPU per clip"),
+        ("logmel", "41.7 min: 5.0 ms of CPU per clip"),
+    ]
+
+
+def test_a_web_site_s_rate_decides_how_long_a_download_takes():
+    found = corpus.Corpus(2_041_789, 10.0, 1.0, "")
+    config = settings({"source": "audioset", "network.clips_per_hour": 300.0})
+    assert forecast.downloading(config, found, "").startswith("283.6 days at 300 clips an hour")
+    config = settings({"source": "audioset", "network.to_hour": 12.0})
+    assert forecast.downloading(config, found, "").startswith("680.6 days at 250 clips an hour")
+
+
+def test_speeds_on_an_h100_are_those_of_the_benchmarks():
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    assert all(f"{speed:,}" in results for speed in forecast.H100.values())
+    paper = {"projector.hidden_dim": 8192, "projector.out_dim": 1048, "pretrain.batch_size": 128}
+    found = corpus.Corpus(1_629_756, 10.0, 1.0, "")
+    config = settings({**paper, "pretrain.epochs": 100})
+    line = forecast.pretraining(config, found, "NVIDIA H100 80GB HBM3, 79 GiB")
+    assert line.text.startswith("45.9 min: 59,126 samples/s")
+    assert "unknown" in forecast.pretraining(config, found, "NVIDIA A10").text
+    other = settings({"pretrain.batch_size": 128})
+    assert "unknown" in forecast.pretraining(other, found, "NVIDIA H100").text
+
+
+def test_the_speed_of_the_last_run_here_counts_if_it_was_of_the_same_network():
+    config = settings({"pretrain.epochs": 3})
+    keys = ("encoder", "encoders.audiontt", "projector", "pretrain")
+    values = {key: forecast.params.load_value(key) for key in keys}
+    values["pretrain"]["epochs"] = 99
+    Path(".work").mkdir()
+    record = {"stage": "pretrain", "seconds": 1.0, "params": values}
+    Path(".work/runtime.jsonl").write_text(f"\n{json.dumps(record)}")
+    Path("reports").mkdir()
+    Path("reports/throughput.csv").write_text(
+        "step,samples_per_s,wait_share\n1,5,0\n2,10,0\n3,90,0\n"
+    )
+    found = corpus.Corpus(1000, 10.0, 1.0, "")
+    text = forecast.pretraining(config, found, "").text
+    assert text == "5.0 min: 10 samples/s, as the last run here"
+    other = settings({"projector.out_dim": 512})
+    assert "unknown" in forecast.pretraining(other, found, "").text
+
+
+def run(capsys):
+    """Exit status and lines of the command."""
+    with pytest.raises(SystemExit) as ended:
+        doctor.main()
+    return ended.value.code, capsys.readouterr().out.splitlines()
+
+
+def test_a_machine_that_will_do_has_no_problem_and_needs_no_network(capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    code, lines = run(capsys)
+    assert code == 0, lines
+    assert lines[-1].startswith("0 problem(s)")
+    subjects = {line[9:20].strip() for line in lines[:-1]}
+    assert subjects >= {
+        *doctor.PACKAGES, "python", "params", "ffmpeg", "gpu", "cores", "memory", "dvc cache",
+        "dvc remote", "source", "disk", "download", "resample", "logmel", "pretrain",
+    }  # fmt: skip
+    assert "javascript" not in subjects
+
+
+def test_problems_are_told_and_end_with_status_1(capsys, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    monkeypatch.setattr(examination, "forecast", SimpleNamespace(findings=lambda *_: []))
+    settings({"network.cookies": "no.txt", "compute.device": "cuda", "compute.fast": False})
+    monkeypatch.setattr(examination.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(examination.torch.cuda, "device_count", lambda: 0)
+    code, lines = run(capsys)
+    assert code == 1
+    problems = [line for line in lines if line.startswith("problem")]
+    assert len(problems) == 3
+    for line, text in zip(
+        problems, ("FFmpeg does not run", "no.txt", "none that torch"), strict=True
+    ):
+        assert text in line
+
+
+def test_wrong_parameters_are_told_by_name(capsys):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("epochs: 8", "epochs: 0"))
+    code, lines = run(capsys)
+    assert code == 1
+    assert "pretrain.epochs = 0" in "\n".join(lines)
+
+
+def test_a_missing_package_is_told_before_anything_is_imported(capsys, monkeypatch):
+    def version(name):
+        if name == "h5py":
+            raise metadata.PackageNotFoundError
+        return "1"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    code, lines = run(capsys)
+    assert code == 1
+    assert any(line.startswith("problem  h5py") and "make doctor" in line for line in lines)
+    assert not any("params" in line for line in lines)
+
+
+def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
+    monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2020.01.31")
+    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("node", "20.0.0", False)]))
+    config = settings({})
+    for url, levels in (
+        ("https://www.youtube.com/watch?v={ytid}", ["ok", "problem", "problem"]),
+        ("https://example.org/{ytid}", ["ok", "warning"]),
+    ):
+        assert [line.level for line in examination.fetching(config, url)] == levels
+    any_age = settings({"network.max_tool_age_days": 0})
+    assert next(iter(found_by("yt-dlp", examination.fetching(any_age, "")))).level == "ok"
+
+
+def test_deno_or_node_will_do_whichever_is_recent_enough(monkeypatch):
+    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("deno", "2.2.0", False),
+                                                            ("node", "22.1.0", True)]))  # fmt: skip
+    assert tools.check_js_runtime() == "node 22.1.0"
+    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([]))
+    with pytest.raises(tools.ToolError, match="none found"):
+        tools.check_js_runtime()
