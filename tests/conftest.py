@@ -2,8 +2,27 @@
 
 import signal
 
+import pytest
 import torch
+
+from pipeline.encoders import vit
 
 torch.set_num_threads(1)  # the suite runs one process per core; more threads only compete
 # A shell that runs the suite in the background lets it ignore Ctrl-C, and what it starts, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty folder as the repository's root and working folder; signals stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)  # a stage sets its own
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Transformers of 3 blocks (ViT_C: 2), for tests of what does not depend on their number."""
+    monkeypatch.setattr(vit, "DEPTH", 3)

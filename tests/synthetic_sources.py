@@ -1,4 +1,4 @@
-"""Small corpora in the published layout of each source, made of tones that differ in pitch."""
+"""Small corpora in the published layout of each source, made of tones in noise that differ."""
 
 import io
 import json
@@ -15,10 +15,11 @@ RATE = 22050
 
 
 def tone(pitch, seconds=1.0, rate=RATE, channels=1):
-    """[S] or [S, C], 16-bit."""
+    """[S] or [S, C], 16-bit; the pitch in Hz decides the noise, too; channels differ in level."""
     wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
+    wave += np.random.default_rng(pitch).uniform(-0.1, 0.1, len(wave))
     samples = np.rint(wave * 32768).astype(np.int16)
-    return samples if channels == 1 else np.stack([samples] * channels, axis=1)
+    return samples if channels == 1 else np.stack([samples // (c + 1) for c in range(channels)], 1)
 
 
 def audio(pitch=440, kind="flac", seconds=1.0, rate=RATE, channels=1):
@@ -126,3 +127,39 @@ def recordings(root):
     table = "\r\n".join(["YTID, start_seconds, end_seconds, positive_labels", *rows]).encode()
     write(root, {"segments.csv": table, "recordings/-a.ogg": audio(300, "ogg", 6.0),
                  "recordings/b.ogg": audio(400, "ogg", 6.0)})  # fmt: skip
+
+
+def audioset(root):
+    """Two of Google's lists, the labels, and recordings of 4 s."""
+    head = "# Segments csv created\n# num_ytids=1\n# YTID, start_seconds, end_seconds, x\n"
+    write(root, {
+        "balanced_train_segments.csv": f'{head}abcdefghij-, 0.000, 2.000, "/m/1"\n'.encode(),
+        "eval_segments.csv": f'{head}-_bcdefghij, 1.000, 3.000, "/m/1,/m/2"\n'.encode(),
+        "class_labels_indices.csv": b'index,mid,display_name\n0,/m/1,"Speech, loud"\n1,/m/2,x\n',
+        "abcdefghij-.wav": audio(300, "wav", 4.0), "-_bcdefghij.wav": audio(400, "wav", 4.0),
+    })  # fmt: skip
+
+
+# Source -> what makes it, parameters of its section, and its labels by clip id.
+SOURCES = {
+    "url": (recordings, {}, {
+        "-a_0": "/m/1,/m/2", "-a_2500": "/m/1", "b_4000": "",
+    }),
+    "audioset": (audioset, {"subsets": ["eval", "balanced_train"]}, {
+        "-_bcdefghij_1000": "/m/1,/m/2", "abcdefghij-_0": "/m/1",
+    }),
+    "folder": (folder, {"max_clip_s": 2.0}, {
+        "b/one_0": "", "b/two words_0": "", "long_0": "", "long_2000": "", "long_4000": "",
+        "z_0": "",
+    }),
+    "fsd50k": (fsd50k, {}, {
+        "64760_0": "/m/02sgy,/m/0342h", "16399_0": "/m/02yds9", "21914_0": "/m/05tny_",
+    }),
+    "tar": (tar, {}, {
+        "-ab_1_0": "/m/1,/m/2", "sub/two_0": "7", "three_0": "a dog barks", "four_0": "",
+    }),
+    "parquet": (parquet, {}, {f"{i}-_abcdefgh_0": f"/m/1,/m/{i}" for i in range(5)}),
+    "hdf5": (hdf5, {}, {
+        "-1nilez17Dg_0": "0,5", "abcdefghijk_0": "2,7", "zbcdefghijk_0": "526",
+    }),
+}  # fmt: skip

@@ -21,6 +21,8 @@ from pipeline.params.config import load_config
 from pipeline.pretrain import BarlowTwins, Settings, Trainer
 from pipeline.projector import build_projector
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 CONFIG = load_config()
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]

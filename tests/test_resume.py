@@ -1,5 +1,6 @@
 """Interrupted runs: whatever the moment, what is left ends in the same bits."""
 
+import functools
 import logging
 import os
 import random
@@ -14,6 +15,8 @@ from synthetic_training import CPU, features, settings, trainer
 
 from pipeline.pretrain import Trainer
 from pipeline.resume import Checkpoints, remove_forgotten, stop_after_step
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 VARIANTS = {
     "audiontt": {},
@@ -52,14 +55,20 @@ def resumed(folder, **changes):
     return made
 
 
+@functools.cache
+def unbroken_run(name):
+    """A run that was not stopped; not to be changed."""
+    made = trainer(**VARIANTS[name])
+    made.run()
+    return made
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("stop_at", [1, 4, 6])  # within an epoch, at its end, in the last one
 def test_a_run_that_goes_on_ends_in_the_same_bits_as_one_that_was_not_stopped(
     tmp_path, name, stop_at
 ):
     changes = VARIANTS[name]
-    unbroken = trainer(**changes)
-    unbroken.run()
     first = trainer(**changes)
     saved = checkpoints(tmp_path, minutes=60.0)
 
@@ -76,7 +85,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bits_as_one_that_was_not_stopped(
     second = resumed(tmp_path, **changes)
     assert second.step == stop_at + 1
     second.run(saved)
-    assert_same(second, unbroken)
+    assert_same(second, unbroken_run(name))
 
 
 class Killer:

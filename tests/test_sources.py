@@ -1,4 +1,4 @@
-"""Every source from its published layout to features, and what is wrong with it."""
+"""What each source may hold besides good clips, and the work that is not done twice."""
 
 import fcntl
 import gzip
@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -17,22 +16,16 @@ import numpy as np
 import pytest
 import soundfile
 import synthetic_sources as synthetic
-from ruamel.yaml import YAML
+from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import audio
 
 import pipeline.sources.parquet
 import stages.download
-import stages.logmel
-import stages.resample
-from pipeline import ledger, manifest, shards, tarshards
+from pipeline import ledger, tarshards
 from pipeline.segments import Segment
 from pipeline.sources import listing, probing
 from pipeline.sources.tar import join_labels
-from pipeline.stage import run
 
-ROOT = Path(__file__).parents[1]
-MAINS = {"download": stages.download.main, "resample": stages.resample.main,
-         "logmel": stages.logmel.main}  # fmt: skip
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
@@ -40,31 +33,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(autouse=True)
-def _repository(tmp_path, monkeypatch):
-    """A folder with the committed parameters, in which no failure is too many."""
-    handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
-    values["download"] |= {"clips_per_shard": 2, "max_failed": 1.0}
-    values["compute"] |= {"workers": 1, "connections": 1}
-    YAML(typ="safe", pure=True).dump(values, Path("params.yaml"))
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-def use(source, **changes):
-    """Choose a source, with some of its parameters changed."""
-    yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(Path("params.yaml"))
-    values["source"] = source
-    values["sources"][source] |= changes
-    yaml.dump(values, Path("params.yaml"))
-
-
-def run_stages(*names):
-    for name in names:
-        run(name, MAINS[name])
+def _parameters(repository):
+    """The committed parameters, but no failure is too many."""
+    change_params({"download": {"clips_per_shard": 2, "max_failed": 1.0},
+                   "compute": {"workers": 1, "connections": 1}}, ROOT / "params.yaml")  # fmt: skip
 
 
 def download():
@@ -89,54 +61,6 @@ def stored_clips():
         with tarfile.open(path) as tar:
             found |= {member.name: tar.extractfile(member).read() for member in tar}
     return found
-
-
-MADE = {
-    "url": (synthetic.recordings, {}, {
-        "-a_0": "/m/1,/m/2", "-a_2500": "/m/1", "b_4000": "",
-    }),
-    "folder": (synthetic.folder, {"max_clip_s": 2.0}, {
-        "b/one_0": "", "b/two words_0": "", "long_0": "", "long_2000": "", "long_4000": "",
-        "z_0": "",
-    }),
-    "fsd50k": (synthetic.fsd50k, {}, {
-        "64760_0": "/m/02sgy,/m/0342h", "16399_0": "/m/02yds9", "21914_0": "/m/05tny_",
-    }),
-    "tar": (synthetic.tar, {}, {
-        "-ab_1_0": "/m/1,/m/2", "sub/two_0": "7", "three_0": "a dog barks", "four_0": "",
-    }),
-    "parquet": (synthetic.parquet, {}, {f"{i}-_abcdefgh_0": f"/m/1,/m/{i}" for i in range(5)}),
-    "hdf5": (synthetic.hdf5, {}, {
-        "-1nilez17Dg_0": "0,5", "abcdefghijk_0": "2,7", "zbcdefghijk_0": "526",
-    }),
-}  # fmt: skip
-
-
-def make(source):
-    if source == "parquet":
-        pytest.importorskip("pyarrow")
-    layout, changes, expected = MADE[source]
-    layout(Path("data", source))
-    use(source, **changes)
-    return expected
-
-
-@pytest.mark.parametrize("source", MADE)
-def test_a_source_becomes_features_with_its_ids_and_labels(source):
-    expected = make(source)
-    run_stages("download", "resample", "logmel")
-    paths = sorted(Path("data/logmel").glob("*.h5"))
-    stored = [shards.read(path) for path in paths]
-    ids = [clip_id for shard in stored for clip_id in shard.clip_id]
-    labels = [label for shard in stored for label in shard.labels]
-    assert dict(zip(ids, labels, strict=True)) == expected
-    assert ids == list(expected)
-    rows = ledger.read(Path("data/ledger.csv"))
-    assert len(paths) == manifest.shard_count(len(rows), 2)
-    lost = [(row.clip_id, row.status) for row in rows if not row.ok]
-    assert lost == ([("panns-row-1_0", "gone")] if source == "hdf5" else [])
-    for row in rows:
-        assert not row.ok or row.end_s >= row.start_s + row.duration_s - 1e-3 > 0.9 + row.start_s
 
 
 def test_clips_are_stored_as_they_are_in_a_container_and_named_by_their_format():
@@ -510,10 +434,7 @@ def test_rows_without_bytes_or_with_other_content_are_in_the_ledger():
 @pytest.mark.parametrize("per_shard", [1, 2, 3, 100])
 def test_shards_need_not_end_where_row_groups_do(per_shard):
     make("parquet")
-    yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(Path("params.yaml"))
-    values["download"]["clips_per_shard"] = per_shard
-    yaml.dump(values, Path("params.yaml"))
+    change_params({"download": {"clips_per_shard": per_shard}})
     rows = download()
     expected = [row["audio"]["bytes"] for row in synthetic.PARQUET_ROWS]
     assert list(stored_clips().values()) == expected
@@ -661,10 +582,7 @@ def test_an_empty_or_damaged_mp3_is_in_the_ledger():
 
 def test_a_share_of_failures_above_the_limit_stops_the_stage(caplog):
     make("hdf5")
-    yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(Path("params.yaml"))
-    values["download"]["max_failed"] = 0.1
-    yaml.dump(values, Path("params.yaml"))
+    change_params({"download": {"max_failed": 0.1}})
     assert "1 of 4 clips (25.0%) failed" in failure_of(caplog)
 
 

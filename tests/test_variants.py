@@ -10,6 +10,8 @@ from pipeline.loss import barlow_twins_loss, cross_correlation
 from pipeline.pretrain import Trainer
 from pipeline.projector import build_projector
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 FEW = {"pretrain__batch_size": 8, "pretrain__rank_clips": 8}
 PATCHES = [(16, 16), (16, 8), (8, 8), (64, 2)]
 SWITCHES = [

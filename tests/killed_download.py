@@ -1,0 +1,214 @@
+"""Downloads that are killed at random moments, beside one that is not; `compare` is the way in."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from media_server import Site, serve
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+import stages.download
+from pipeline.stage import run
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["stages.download"])
+RATE = 8000
+CONNECTIONS = 4
+PER_SHARD = 8
+TRIES = 3
+LATE = 5  # every so many kills, one while the shards are published
+# How a recording behaves (see media_server), and its clip's status in the end, whenever the process
+# that fetched it was killed.
+KINDS = [
+    *[("ok", "ok")] * 6,
+    *[("s503x1", "ok"), ("s503x2", "ok"), ("s429x1", "ok")],
+    *[("n404", "gone"), ("media404", "gone"), ("n410", "gone"), ("n403", "login")],
+    *[("html", "no_audio"), ("corrupt", "corrupt"), ("short", "short")],
+]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a run that was killed has left, and one that was not."""
+
+    unbroken: dict[str, bytes]  # data/clips
+    killed: dict[str, bytes]
+    statuses: list[str]  # that the ledger must have
+    kills: int
+    late: int  # of these, while shards were published
+    partial: int  # kills after which data/clips was there, but not complete
+    requests: tuple[int, int]  # of the unbroken run, of the killed one
+    last_requests: int  # of one more run
+    leftovers: list[str]  # files of the store that are no shards
+    seconds: tuple[float, float]  # unbroken, killed
+
+
+def compare(folder: Path, clips: int, kills: int, seed: int = 0) -> Comparison:
+    """Download the same clips twice, once with kills at moments that the seed decides."""
+    rng = random.Random(seed)
+    web = folder / "web"
+    names = make_recordings(web, clips)
+    with serve(web) as site:
+        repositories = [folder / name for name in ("unbroken", "killed")]
+        for repository in repositories:
+            make_repository(repository, names, site)
+        unbroken, killed = repositories
+        started = time.monotonic()
+        calls = finish(unbroken)
+        ended = time.monotonic()
+        expected, first = content_of(unbroken), take_requests(site)
+        found = kill_while_fetching(killed, site, clips, kills - kills // LATE, rng)
+        late = kills - len(found)
+        found += kill_while_publishing(killed, calls, late, rng)
+        finish(killed)
+        seconds = ended - started, time.monotonic() - ended
+        second = take_requests(site)
+        finish(killed)
+        return Comparison(
+            unbroken=expected,
+            killed=content_of(killed),
+            statuses=[status for _, status in kinds(clips)],
+            kills=len(found),
+            late=late,
+            partial=sum(content not in ({}, expected) for content in found),
+            requests=(first, second),
+            last_requests=take_requests(site),
+            leftovers=[p.name for p in killed.glob(".work/clips/*/packs/*") if p.suffix != ".tar"],
+            seconds=seconds,
+        )
+
+
+def kinds(clips: int) -> list[tuple[str, str]]:
+    """Behaviour and status of each recording."""
+    return [KINDS[i % len(KINDS)] for i in range(clips)]
+
+
+def make_recordings(folder: Path, clips: int) -> list[str]:
+    """Write recordings of 3 s that differ, and return their names."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"{kind}-{i}" for i, (kind, _) in enumerate(kinds(clips))]
+    for name in names:
+        path, noise = folder / f"{name}.wav", rng.uniform(-0.3, 0.3, 3 * RATE)
+        if name.startswith("corrupt"):
+            path.write_bytes(rng.bytes(10_000))
+        else:
+            soundfile.write(path, noise[: RATE // 2] if name.startswith("short") else noise, RATE)
+    return names
+
+
+def make_repository(folder: Path, names: list[str], site: Site) -> None:
+    """Write parameters and a list of segments from 0.5 to 2.5 s."""
+    (folder / "data").mkdir(parents=True)
+    rows = [f'{name}, 0.500, 2.500, "/m/{i}"\n' for i, name in enumerate(names)]
+    (folder / "data" / "segments.csv").write_text("".join(rows))
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load(ROOT / "params.yaml")
+    values["source"] = "url"
+    values["sources"]["url"] |= {"segments": "data/segments.csv", "url": site.template}
+    values["download"] |= {"max_failed": 0.9, "clips_per_shard": PER_SHARD}
+    values["network"] |= {"clips_per_hour": 0.0, "tries": TRIES, "backoff_s": 0.01, "pause_s": 0.1}
+    values["compute"] |= {"connections": CONNECTIONS}
+    yaml.dump(values, folder / "params.yaml")
+
+
+def kill_while_fetching(
+    folder: Path, site: Site, clips: int, kills: int, rng: random.Random
+) -> list[dict[str, bytes]]:
+    """Kill the stage some milliseconds after so many recordings were asked for, again and again.
+
+    Returns what data/clips held after each kill; none counts of a stage that had ended before.
+    """
+    found = []
+    for moment in sorted(rng.sample(range(1, clips), kills)):
+        process = start(folder)
+        while process.is_alive() and len(site.requests) < moment:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        if ended_by_kill(process):
+            found.append(content_of(folder))
+    return found
+
+
+def kill_while_publishing(
+    folder: Path, calls: int, kills: int, rng: random.Random
+) -> list[dict[str, bytes]]:
+    """Kill the stage at one of the calls of functions with which an unbroken one publishes."""
+    found = []
+    while len(found) < kills:
+        if ended_by_kill(start(folder, rng.randint(1, calls))):
+            found.append(content_of(folder))
+    return found
+
+
+def start(folder: Path, call: int = 0) -> multiprocessing.Process:
+    """Start the stage in a folder, in a process that has imported everything already."""
+    process = PROCESSES.Process(target=run_and_die, args=(folder, call))
+    process.start()
+    return process
+
+
+def ended_by_kill(process: multiprocessing.Process) -> bool:
+    """Wait for a process; return whether it was killed rather than done."""
+    process.join()
+    with contextlib.closing(process):
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return process.exitcode != 0
+
+
+def finish(folder: Path) -> int:
+    """Run the stage to its end; return its number of calls while it published."""
+    assert not ended_by_kill(start(folder))
+    return int((folder / "calls").read_text())
+
+
+def run_and_die(folder: Path, call: int) -> None:
+    """Run the stage, until that call of a Python function since publishing began (0: to the end).
+
+    Its messages are in `log`, the number of calls in `calls`.
+    """
+    os.chdir(folder)
+    os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive this one
+    write, calls = stages.download.clipshards.write, 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(*arguments: Any) -> None:
+        sys.setprofile(count)
+        write(*arguments)
+
+    stages.download.clipshards.write = counted
+    run("download", stages.download.main)
+    sys.setprofile(None)
+    Path("calls").write_text(str(calls))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of data/clips by file name; nothing if there is no such folder."""
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("data/clips/*"))}
+
+
+def take_requests(site: Site) -> int:
+    """Return how many requests there were, and let the site forget them."""
+    count = site.requests.total()
+    site.requests = Counter()
+    return count

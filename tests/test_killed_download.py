@@ -1,0 +1,45 @@
+"""A download that is killed again and again ends as one that is not."""
+
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from killed_download import CONNECTIONS, TRIES, Comparison, compare
+
+from pipeline import ledger
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Comparison:
+    return compare(tmp_path_factory.mktemp("kills"), clips=32, kills=5)
+
+
+def test_the_shards_are_those_of_an_unbroken_run_and_nothing_is_published_before(ended):
+    assert ended.kills == 5
+    assert ended.partial == 0
+    assert ended.killed.keys() == ended.unbroken.keys()
+    assert {n for n in ended.killed if ended.killed[n] != ended.unbroken[n]} == set()
+
+
+def test_what_is_here_is_not_asked_for_again(ended):
+    unbroken, killed = ended.requests
+    under_way = CONNECTIONS * 2 * TRIES  # yt-dlp's and FFmpeg's requests
+    assert unbroken <= killed <= unbroken + ended.kills * under_way
+    assert ended.last_requests == 0
+    assert ended.leftovers == []
+
+
+def test_the_ledger_accounts_for_every_clip(ended, tmp_path):
+    path = Path(tmp_path, "ledger.csv")
+    path.write_bytes(ended.killed["ledger.csv"])
+    rows = ledger.read(path)
+    assert [row.status for row in rows] == ended.statuses
+    assert ledger.counts(rows) == Counter(ended.statuses)
+    stored = {}
+    for name in sorted(name for name in ended.killed if name.endswith(".tar")):
+        with tarfile.open(fileobj=io.BytesIO(ended.killed[name])) as tar:
+            stored |= {member.name: member.size for member in tar}
+    assert stored == {f"{row.clip_id}.flac": row.bytes for row in rows if row.ok}
+    assert sum(row.duration_s for row in rows if row.ok) == 2.0 * ended.statuses.count("ok")
