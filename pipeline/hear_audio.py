@@ -35,7 +35,8 @@ def publish_task(task: Task, target: Path, sample_rate: int) -> None:
         folder = target / str(sample_rate) / split
         folder.mkdir(parents=True)
         for name in tqdm(files, desc=split, unit="clip", disable=None):
-            _publish(task.audio(source_rate, split) / name, folder / name, sample_rate)
+            path = task.audio(source_rate, split) / name
+            publish_clip(existing(path).read_bytes(), str(path), folder / name, sample_rate)
 
 
 def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
@@ -45,17 +46,7 @@ def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
         FileNotFoundError: there is no such file.
         ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: a clip of a HEAR task must be {' or '.join(SUFFIXES)}.")
-    try:
-        wave, rate = audio.decode(existing(path).read_bytes())
-    except BadAudioError as error:
-        raise ValueError(f"{path}: {error.reason}. Replace the file.") from error
-    if wave.shape[1] != 1:
-        raise ValueError(f"{path} has {wave.shape[1]} channels, expected 1. Mix it down first.")
-    if not len(wave):
-        raise ValueError(f"{path} holds no samples. Replace the file.")
-    return wave[:, 0], rate
+    return _decode(existing(path).read_bytes(), str(path))
 
 
 def decoded(paths: Sequence[Path], workers: int) -> Iterator[tuple[Float32[np.ndarray, " S"], int]]:
@@ -85,13 +76,38 @@ def decoded(paths: Sequence[Path], workers: int) -> Iterator[tuple[Float32[np.nd
         pool.shutdown(cancel_futures=True)
 
 
-def _publish(path: Path, target: Path, sample_rate: int) -> None:
-    wave, rate = read_clip(path)
+def publish_clip(content: bytes, name: str, target: Path, sample_rate: int) -> None:
+    """Write a mono file as it is if it has the sample rate, else resampled, with 16 bits.
+
+    Args:
+        content: the file's bytes.
+        name: where they are from, for messages; its suffix counts.
+        target: the file to write, in an existing folder.
+        sample_rate: Hz.
+
+    Raises:
+        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    wave, rate = _decode(content, name)
     if rate == sample_rate:
-        shutil.copyfile(path, target)
+        target.write_bytes(content)
     else:
         resampled = audio.quantize(audio.resample(wave, rate, sample_rate))
         soundfile.write(target, resampled, sample_rate, subtype="PCM_16")
+
+
+def _decode(content: bytes, name: str) -> tuple[Float32[np.ndarray, " S"], int]:
+    if not name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{name}: a clip of a HEAR task must be {' or '.join(SUFFIXES)}.")
+    try:
+        wave, rate = audio.decode(content)
+    except BadAudioError as error:
+        raise ValueError(f"{name}: {error.reason}. Replace the file.") from error
+    if wave.shape[1] != 1:
+        raise ValueError(f"{name} has {wave.shape[1]} channels, expected 1. Mix it down first.")
+    if not len(wave):
+        raise ValueError(f"{name} holds no samples. Replace the file.")
+    return wave[:, 0], rate
 
 
 def _source_rate(task: Task, sample_rate: int) -> int:

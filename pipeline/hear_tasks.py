@@ -12,8 +12,9 @@ One folder per task, as hear-preprocess writes it and hear-eval-kit reads it:
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +30,7 @@ from pydantic import (
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
 TRAIN_VALID_TEST = ["train", "valid", "test"]
+MISSPELT = 0.85  # likeness of two names that are taken for one (difflib); no real field's is
 MIN_FOLDS = 3  # one to test, one to validate, the rest to train
 SCENE_METRICS = ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc")
 EVENT_METRICS = (
@@ -50,6 +52,15 @@ def _plain(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain)]
 
 
+class EvaluationParams(BaseModel):
+    """Field `evaluation_params`: what hear-eval-kit tries, in place of its own grids."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    event_postprocessing_grid: dict[Literal["median_filter_ms", "min_duration"], list[float]] = {}
+    task_specific_param_grid: dict[str, list[Any]] = {}
+
+
 class Metadata(BaseModel):
     """What hear-eval-kit reads of task_metadata.json; its other fields are left as they are."""
 
@@ -62,6 +73,18 @@ class Metadata(BaseModel):
     splits: list[Name]
     sample_duration: PositiveFloat | None  # seconds
     evaluation: list[str] = Field(min_length=1)  # metrics
+    evaluation_params: EvaluationParams = EvaluationParams()
+    use_scoring_for_early_stopping: bool = True  # else the loss
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_misspelt_field(cls, content: Any) -> Any:
+        """A field that may be missing would be missed silently if its name had a fault."""
+        for name in content if isinstance(content, dict) else ():
+            nearest = get_close_matches(name, cls.model_fields, n=1, cutoff=MISSPELT)
+            if nearest and name not in cls.model_fields:
+                raise ValueError(f"unknown field {name!r}: did you mean {nearest[0]!r}?")
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> "Metadata":
@@ -202,8 +225,9 @@ def _read_vocabulary(path: Path) -> list[str]:
     expected = [str(index) for index in range(len(rows))]
     if not rows or set(by_index) != set(expected):
         raise ValueError(
-            f"{path}: idx must count from 0 without gaps, with one label each, "
-            f"got {[','.join(row) for row in rows[:20]]}."
+            f"{path}: idx must count from 0 without gaps, with one label each (in quotes if it has "
+            "a comma), got "
+            f" {[','.join(row) for row in rows[:20]]}."
         )
     labels = [by_index[index] for index in expected]
     repeated = sorted({label for label in labels if labels.count(label) > 1})

@@ -1,16 +1,21 @@
 """Stage `hear_tasks <task>`: one HEAR task, checked, at the sample rate of the front end.
 
-Reads   data/<hear.source>/tasks/<task>
+Reads   <hear.sources.<source>.path>/<task>, or its archive in a Zenodo record
 Writes  data/hear/<task>
-Params  hear.source, logmel.sample_rate
+Params  hear.source, hear.sources.<source>, logmel.sample_rate
 """
 
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from pipeline import params, zenodo
+from pipeline.hear_archive import unpack_task
 from pipeline.hear_audio import publish_task
 from pipeline.hear_tasks import find_task, read_task
+from pipeline.params.data import NetworkParams
+from pipeline.params.hear import TASK_SOURCES
 from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
@@ -18,11 +23,18 @@ logger = logging.getLogger(__name__)
 
 def main(stage: Stage, name: str) -> None:
     """Run the stage."""
-    source = Path("data", stage.value("hear.source"), "tasks")
+    source = stage.value("hear.source")
+    chosen: Any = stage.load(f"hear.sources.{source}", TASK_SOURCES[source])
     sample_rate = stage.value("logmel.sample_rate")
-    task = read_task(find_task(source, name))
-    with stage.output(f"data/hear/{name}") as folder:
-        publish_task(task, folder, sample_rate)
+    target = f"data/hear/{name}"
+    if source == "zenodo":
+        network = params.load("network", NetworkParams)
+        with zenodo.fetched(chosen, name, network) as archive, stage.output(target) as folder:
+            task = unpack_task(archive, name, folder, sample_rate)
+    else:
+        task = read_task(find_task(Path(chosen.path), name))
+        with stage.output(target) as folder:
+            publish_task(task, folder, sample_rate)
     clips = {split: len(files) for split, files in task.labels.items()}
     logger.info("%s: %s task, clips %s", name, task.metadata.embedding_type, clips)
 

@@ -1,13 +1,15 @@
 """The pipeline definition: every stage lists exactly the code, parameters and data it uses."""
 
 import ast
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from pipeline.params import read
-from pipeline.params.hear import BASELINES, TRAINED
+from pipeline.params.hear import BASELINES, TASK_SOURCES, TRAINED
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages")
@@ -53,9 +55,16 @@ def import_closure(script: Path) -> set[Path]:
 
 
 def loaded_keys(script: Path) -> set[str]:
-    """Keys that a script reads with stage.load and stage.value, spelt as in dvc.yaml."""
-    keys = set()
-    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+    """Keys that a script reads with stage.load and stage.value, spelt as in dvc.yaml.
+
+    In the key of one value, `{source}` stands for another that was read into `source`.
+    """
+    keys, read_into = set(), {}
+    nodes = list(ast.walk(ast.parse((ROOT / script).read_text())))
+    for node in nodes:
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("stage.value("):
+            read_into[ast.unparse(node.targets[0])] = ast.literal_eval(node.value.args[0])
+    for node in nodes:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -63,7 +72,10 @@ def loaded_keys(script: Path) -> set[str]:
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id == "stage"
         ):
-            keys.add(ast.unparse(node.args[0]).strip("'").removeprefix("f'").replace("{", "${"))
+            key = ast.unparse(node.args[0]).strip("'").removeprefix("f'")
+            keys.add(
+                re.sub(r"{(\w+)}", lambda name: f"${{{read_into.get(name[1], name[1])}}}", key)
+            )
     return keys
 
 
@@ -107,7 +119,7 @@ def made_by_stages() -> set[str]:
 
 def test_a_data_dependency_is_exactly_another_stages_output_or_tracked_by_git():
     outputs = made_by_stages()
-    tracked = {"data/${source}", "data/${hear.source}/tasks/<task>", "reports/scores"}
+    tracked = {"data/${source}", "data/${hear.source}/tasks", "reports/scores"}
     tracked |= {"data/${source}/labels.csv", "reports/probe"}
     for name, body in STAGES.items():
         for dep in body["deps"]:
@@ -120,6 +132,13 @@ def test_every_model_of_the_evaluation_is_an_output(stage, models):
     assert {f"data/{model}" for model in models} <= {str(out) for out in STAGES[stage]["outs"]}
     for name in ("embed", "score"):
         assert STAGES[name]["matrix"]["model"] == "${hear.models}"
+
+
+@pytest.mark.parametrize("source", TASK_SOURCES)
+def test_every_source_of_tasks_has_its_folder_in_git(source):
+    """Which DVC looks for even if the tasks are elsewhere."""
+    command = ["git", "ls-files", f"data/{source}/tasks"]
+    assert subprocess.check_output(command, cwd=ROOT, text=True)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -135,9 +154,8 @@ def test_every_listed_parameter_exists(encoder):
             if isinstance(key, dict):
                 continue
             value = content
-            for part in (
-                key.replace("${encoder}", encoder).replace("${source}", "sample").split(".")
-            ):
+            key = key.replace("${encoder}", encoder)
+            for part in re.sub(r"\${(hear\.)?source}", "sample", key).split("."):
                 assert part in value, f"{name}: {key}"
                 value = value[part]
 

@@ -85,6 +85,17 @@ METADATA_FAULTS = [
     ({"evaluation": ["f1"]}, r"evaluation = \['f1'\]: no metric of a scene task.*top1_acc"),
     ({"evaluation": ["top1_acc", "segment_1s_er"]}, r"\['segment_1s_er'\]: no metric of a scene"),
     ({"embedding_type": "event"}, "prediction_type = 'multiclass': an event task must be"),
+    ({"evaluation": MISSING, "evalution": ["mAP"]}, "'evalution': did you mean 'evaluation'"),
+    (
+        {"evaluation_param": {}},
+        "unknown field 'evaluation_param': did you mean 'evaluation_params'",
+    ),
+    ({"evaluation_params": []}, "field 'evaluation_params'"),
+    (
+        {"evaluation_params": {"event_postprocessing_grid": {"median_ms": [150]}}},
+        "field 'evaluation_params.event_postprocessing_grid.median_ms'.*'median_filter_ms'",
+    ),
+    ({"use_scoring_for_early_stopping": "no"}, "field 'use_scoring_for_early_stopping'.*'no'"),
     ({"split_mode": "presplit_kfold", "splits": ["a", "b"]}, "at least 3 different folds"),
     ({"split_mode": "new_split_kfold", "splits": ["a", "b", "b"]}, "at least 3 different folds"),
 ]
@@ -108,6 +119,7 @@ def test_faulty_metadata_are_named_with_task_file_and_field(tmp_path, changes, m
         ("idx,label\n1,high\n2,low\n", "without gaps"),
         ("idx,label\n0,high\n0,low\n1,noise\n", "without gaps"),
         ("idx,label\n0,high\n1\n", "one label each"),
+        ("idx,label\n0,high\n1,Cough, dry\n", "in quotes if it has a comma.*'1,Cough, dry'"),
         ("idx,label\n0,high\n1,high\n", "label 'high' stands more than once"),
         ("idx,label\n0,high\n1,low\n", r"train.json, file '2.wav': label 'noise' is not in label"),
     ],
@@ -117,6 +129,18 @@ def test_a_faulty_vocabulary_is_named(tmp_path, text, message):
     (folder / "labelvocabulary.csv").write_text(text)
     with pytest.raises(ValueError, match=f"toy-v1-full/.*{message}"):
         read_task(folder)
+
+
+def test_a_label_with_a_comma_or_quotes_stands_in_quotes(tmp_path):
+    folder = write_scene_task(tmp_path / "toy-v1-full")
+    text = 'idx,label\r\n0,"Cough, dry"\r\n1,"the ""p"" sound"\r\n'
+    (folder / "labelvocabulary.csv").write_text(text)
+    for split in ("train", "valid", "test"):
+        labels = {"0.wav": ["Cough, dry"], "1.wav": ['the "p" sound']}
+        (folder / f"{split}.json").write_text(json.dumps(labels))
+    assert read_task(folder).labels["test"]["0.wav"] == ["Cough, dry"]
+    found = pd.read_csv(folder / "labelvocabulary.csv")  # how heareval reads it
+    assert list(found["label"]) == ["Cough, dry", 'the "p" sound']
 
 
 @pytest.mark.parametrize("content", [b"idx,label\n0,\xff\n", b'idx,label\n0,"' + b"x" * 200_000])

@@ -1,11 +1,13 @@
 """The option files of the paper's runs, applied to params.yaml, against the paper's table."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
+from zenodo_server import TASKS
 
 from pipeline.params import PARAMS_FILE
 from pipeline.params.config import load_config
@@ -88,23 +90,62 @@ ENCODER = {
 }
 
 
+GROUPS = {"hear": 18, "hear-l": 5}  # option file -> number of tasks
+
+
 def options(name):
-    """The options of a file as the shell splits `$(cat presets/<name>)`: key -> text."""
-    words = (PRESETS / name).read_text().split()
+    """The options of a file as the shell splits `$(cat presets/<name>)`: key -> text.
+
+    Brackets are a pattern to the shell, which no file in the repository's root may match.
+    """
+    command = ["sh", "-c", f"printf '%s\\n' $(cat presets/{name})"]
+    words = subprocess.check_output(command, cwd=PRESETS.parent, text=True).splitlines()
     assert set(words[::2]) == {"-S"}
     return dict(word.split("=") for word in words[1::2])
 
 
+def changed(folder, *names):
+    """The default parameters with the options of some files."""
+    path = folder / "params.yaml"
+    shutil.copy(PARAMS_FILE, path)
+    for name in names:
+        apply_overrides(path, [f"{key}={text}" for key, text in options(name).items()])
+    return load_config(path)
+
+
 def test_every_file_is_tested():
-    assert {path.name for path in PRESETS.iterdir()} == set(ENCODER)
+    assert {path.name for path in PRESETS.iterdir()} == {*ENCODER, *GROUPS}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_of_tasks_is_fetched_and_scored_by_the_protocol(name, tmp_path):
+    config = changed(tmp_path, name)
+    assert config.hear.source == "zenodo" and config.hear.folder is None
+    assert len(config.hear.tasks) == GROUPS[name] and set(config.hear.tasks) <= set(TASKS)
+    assert config.hear.hop_ms == 50.0
+    assert (config.score.grid, config.score.grid_points) == ("default", 8)
+
+
+def test_the_large_group_has_the_five_tasks_that_the_published_averages_have(tmp_path):
+    tasks = changed(tmp_path, "hear-l").hear.tasks
+    assert [task.split("-")[0] for task in tasks] == [
+        "tfds_crema_d",
+        "speech_commands",
+        "fsd50k",
+        "esc50",
+        "tfds_gtzan",
+    ]
+    assert tasks[1].endswith("-5h")
+
+
+def test_a_group_goes_with_a_run_of_the_paper(tmp_path):
+    config = changed(tmp_path, "audioset-audiontt", "hear")
+    assert config.pretrain.epochs == 100 and len(config.hear.tasks) == 18
 
 
 @pytest.mark.parametrize("name", ENCODER)
 def test_a_preset_makes_the_default_parameters_those_of_the_paper(name, tmp_path):
-    path = tmp_path / "params.yaml"
-    shutil.copy(PARAMS_FILE, path)
-    apply_overrides(path, [f"{key}={text}" for key, text in options(name).items()])
-    config = load_config(path)
+    config = changed(tmp_path, name)
     data, encoder = name.split("-")
     assert config.encoder == encoder
     section = f"encoders.{encoder}."
@@ -117,7 +158,7 @@ def test_a_preset_makes_the_default_parameters_those_of_the_paper(name, tmp_path
     assert config.augment.mixup and config.augment.rrc and config.augment.rlf
 
 
-@pytest.mark.parametrize("name", ENCODER)
+@pytest.mark.parametrize("name", [*ENCODER, *GROUPS])
 def test_an_option_is_not_the_source_and_reads_as_yaml_as_the_paper_writes_it(name):
     yaml = YAML(typ="safe", pure=True)
     config = load_config()

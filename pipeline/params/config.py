@@ -93,6 +93,7 @@ class Config(Section):
         front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)
         check_layers(self.hear.layers, self.encoder)
         self._check_probe()
+        self._check_tasks_apart()
         return self
 
     def _check_probe(self) -> None:
@@ -102,6 +103,18 @@ class Config(Section):
             raise ValueError(
                 f"probe.tasks: {', '.join(unknown)} must be among hear.tasks "
                 f"({', '.join(self.hear.tasks)}). Add it there, or set probe.tasks to [] for none."
+            )
+
+    def _check_tasks_apart(self) -> None:
+        """The source `folder` takes every recording below its path, those of the tests, too."""
+        tasks = self.hear.sources.folder.path
+        corpus = self.sources.folder.path
+        if self.source != "folder" or self.hear.source != "folder":
+            return
+        if Path(tasks).resolve().is_relative_to(Path(corpus).resolve()):
+            raise ValueError(
+                f"hear.sources.folder.path = {tasks!r} lies in sources.folder.path = {corpus!r}: "
+                "the encoder would be pre-trained on what it is tested with. Set one elsewhere."
             )
 
 

@@ -1,5 +1,6 @@
 """Sections of params.yaml that the evaluation reads: hear, score, probe, report."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -93,10 +94,40 @@ class BaselineParams(Section):
     module: ModuleParams
 
 
+class TaskFolderParams(Section):
+    """Section `hear.sources.sample` or `.folder`: tasks that are here."""
+
+    path: str = Field(min_length=1)  # of the folder that holds them
+
+
+class ZenodoParams(Section):
+    """Section `hear.sources.zenodo`: archives of tasks in a Zenodo record."""
+
+    record: int = Field(ge=1)
+    listing: str = Field(pattern=r"^https?://")  # address; {record} stands for the record
+    archive: str = Field(pattern=r"\{task\}")  # name of a task's archive in the record
+
+
+TASK_SOURCES: dict[str, type[Section]] = {
+    "sample": TaskFolderParams,
+    "folder": TaskFolderParams,
+    "zenodo": ZenodoParams,
+}
+
+
+class HearSources(Section):
+    """Section `hear.sources`."""
+
+    sample: TaskFolderParams
+    folder: TaskFolderParams
+    zenodo: ZenodoParams
+
+
 class HearParams(ExtractionParams, BaselineParams):
     """Section `hear`."""
 
-    source: Literal["sample"]  # tasks are in data/<source>/tasks
+    source: Literal["sample", "folder", "zenodo"]  # one of `sources`
+    sources: HearSources
     tasks: Tasks = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -113,6 +144,12 @@ class HearParams(ExtractionParams, BaselineParams):
                     f"{key} back to {value!r}."
                 )
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that holds the tasks; None if they are fetched."""
+        chosen: TaskFolderParams | ZenodoParams = getattr(self.sources, self.source)
+        return Path(chosen.path) if isinstance(chosen, TaskFolderParams) else None
 
 
 def check_layers(layers: str, encoder: str) -> None:
