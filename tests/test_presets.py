@@ -114,7 +114,7 @@ def changed(folder, *names):
 
 
 def test_every_file_is_tested():
-    assert {path.name for path in PRESETS.iterdir()} == {*ENCODER, *GROUPS}
+    assert {path.name for path in PRESETS.iterdir()} == {*ENCODER, *GROUPS, "byol"}
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -168,3 +168,13 @@ def test_an_option_is_not_the_source_and_reads_as_yaml_as_the_paper_writes_it(na
         for part in key.split("."):
             default = getattr(default, part)
         assert type(yaml.load(text)) is type(default), key
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
+def test_byol_follows_any_preset_and_changes_the_objective_alone(encoder, tmp_path):
+    (tmp_path / "without").mkdir()
+    plain = changed(tmp_path / "without", f"audioset-{encoder}")
+    config = changed(tmp_path, f"audioset-{encoder}", "byol")
+    objective = {"objective": "byol", "target": "ema", "predictor": True}
+    loss = plain.loss.model_copy(update=objective)
+    assert config == plain.model_copy(update={"loss": loss})
