@@ -109,7 +109,7 @@ def check_audio(task, miniature: Miniature):
             wave, rate = soundfile.read(task.audio(16_000, split) / name)
             assert (rate, len(wave)) == (16_000, len(time))
             tone = 0.3 * np.sin(2 * np.pi * 500 * 2 ** (number % 3) * time)
-            assert np.abs(wave - tone)[50:-50].max() < 0.05
+            assert np.abs(wave - tone)[50:-50].max() < 0.035  # of aliased noise: over 0.04
 
 
 def test_tasks_that_share_audio_have_files_of_the_same_bytes(repository, site):

@@ -97,9 +97,11 @@ def test_an_interrupted_download_goes_on_in_the_next_run(repository, site):
     assert ranges(site) == [size]
 
 
-def test_a_site_that_ignores_ranges_sends_the_file_anew(site):
+def test_a_site_that_ignores_ranges_sends_the_file_anew(site, caplog):
     site.faults[key("toy")] = ["break", "whole"]
     assert fetch(site) == CONTENT
+    assert len(ranges(site)) == 2
+    assert "md5" not in caplog.text
 
 
 def test_transfers_that_bring_nothing_end_in_an_error(repository, site, monkeypatch):
