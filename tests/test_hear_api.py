@@ -13,6 +13,7 @@ from pipeline import hear_api
 from pipeline.features import SILENCE, LogMel
 from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
 from pipeline.params.config import load_config
+from pipeline.windows import BATCH_FRAMES
 
 WINDOW, HOP = 15_200, 800  # samples of a timestamp's window and between timestamps
 ENCODERS = ("audiontt", "vitc")
@@ -81,13 +82,12 @@ def train_mode(self):
     return self.train(True)
 
 
-def batch_statistics(self, audio):
-    log_mel = self.log_mel(audio)
-    return (log_mel - log_mel.mean()) / log_mel.std()
+def batch_statistics(self, log_mel):
+    return float(log_mel.mean()), float(log_mel.std())
 
 
 @pytest.mark.parametrize(
-    ("method", "fault"), [("eval", train_mode), ("normalized", batch_statistics)]
+    ("method", "fault"), [("eval", train_mode), ("scene_statistics", batch_statistics)]
 )
 def test_the_check_finds_train_mode_and_batch_statistics(audiontt, monkeypatch, method, fault):
     monkeypatch.setattr(hear_api.HearModel, method, fault)
@@ -122,15 +122,22 @@ def test_timestamps_are_in_ms_from_0_in_steps_of_the_hop(audiontt, seconds, coun
     assert timestamps.tolist() == [[50.0 * i for i in range(count)]] * 3
 
 
-def test_two_minutes_give_2401_timestamps_in_batches_of_bounded_size(audiontt, monkeypatch):
+@pytest.mark.parametrize(("edges", "seconds"), [("context", 120), ("cut", 15)])
+def test_two_minutes_give_2401_timestamps_in_batches_of_bounded_size(folders, edges, seconds):
+    model = load_model(str(folders["audiontt"]), edges=edges)
+    count = 20 * seconds + 1
     sizes = []
-    hook = audiontt.encoder.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape))
-    embeddings, timestamps = get_timestamp_embeddings(noise(1, samples(120)), audiontt)
+    hook = model.encoder.mlp.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape))
+    embeddings, timestamps = get_timestamp_embeddings(noise(1, samples(seconds)), model)
     hook.remove()
-    assert embeddings.shape == (1, 2401, 80)
-    assert timestamps[0, -1] == 120_000
-    assert sum(shape[0] for shape in sizes) == 2401
-    assert max(shape[0] * shape[-1] for shape in sizes) <= hear_api.BATCH_FRAMES
+    assert embeddings.shape == (1, count, 80)
+    assert timestamps[0, -1] == 1000 * seconds
+    assert max(shape[0] * shape[1] for shape in sizes) * 4 <= BATCH_FRAMES["cpu"] + 96
+    frames = sum(shape[0] * shape[1] for shape in sizes)
+    if edges == "cut":
+        assert frames == count * 24
+    else:  # the first and last frame of each window, and the clip's once for each remainder
+        assert frames < count * 2 + 1.05 * 4 * 25 * seconds
 
 
 def test_two_minutes_have_a_scene_embedding(model):
@@ -199,6 +206,65 @@ def test_a_timestamp_embedding_is_that_of_the_window_centred_on_it(model):
 
 
 @torch.no_grad()
+def test_edges_cut_transforms_the_audio_of_each_window_alone(folders):
+    audio = noise(1, samples(0.83))
+    _, own = windows_by_hand(audio)
+    for folder in folders.values():
+        model = load_model(str(folder), edges="cut")
+        embeddings, _ = get_timestamp_embeddings(audio, model)
+        torch.testing.assert_close(embeddings[0], model.encoder(own), atol=1e-5, rtol=1e-5)
+        other, _ = get_timestamp_embeddings(audio, load_model(str(folder)))
+        assert (other - embeddings).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("edges", ["context", "cut"])
+def test_several_windows_stand_side_by_side(model, folders, edges):
+    audio = noise(2, samples(0.2))
+    folder = next(f for n, f in folders.items() if (n == "vitc") == bool(model.segment_frames))
+    windows = [160.0, 950.0]
+    both = load_model(str(folder), window_ms=windows, edges=edges)
+    found, timestamps = get_timestamp_embeddings(audio, both)
+    single = [load_model(str(folder), window_ms=window, edges=edges) for window in windows]
+    expected = [get_timestamp_embeddings(audio, one) for one in single]
+    torch.testing.assert_close(found, torch.cat([e for e, _ in expected], dim=-1))
+    torch.testing.assert_close(timestamps, expected[0][1])
+    assert both.timestamp_embedding_size == found.shape[-1] == 2 * both.scene_embedding_size
+    assert get_scene_embeddings(audio, both).shape[-1] == both.scene_embedding_size
+
+
+@pytest.mark.parametrize("window_ms", [950.0, 150.0])  # the first shares the windows' work
+def test_the_mean_of_the_log_mel_is_appended(folders, window_ms):
+    audio = noise(2, samples(0.3))
+    for folder in folders.values():
+        plain = load_model(str(folder), window_ms=window_ms)
+        model = load_model(str(folder), window_ms=window_ms, mel_mean=True)
+        scenes, (found, _) = (
+            get_scene_embeddings(audio, model),
+            get_timestamp_embeddings(audio, model),
+        )
+        assert scenes.shape[-1] == found.shape[-1] == model.timestamp_embedding_size
+        torch.testing.assert_close(scenes[:, -64:], normalized(audio)[:, 0].mean(dim=-1))
+        torch.testing.assert_close(scenes[:, :-64], get_scene_embeddings(audio, plain))
+        torch.testing.assert_close(found[..., :-64], get_timestamp_embeddings(audio, plain)[0])
+        half = round(window_ms * RATE / 2000)
+        whole = normalized(torch.nn.functional.pad(audio, (half, half)))[:, 0]
+        fourth = whole[..., 15 : 15 + round(window_ms / 10) + 1].mean(dim=-1)
+        torch.testing.assert_close(found[:, 3, -64:], fourth, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_of_a_task_take_the_place_of_those_of_pre_training(folders, audiontt):
+    audio = noise(2, samples(1.2))
+    options = {"normalization": "task", "statistics": (-3.0, 2.0)}
+    model = load_model(str(folders["audiontt"]), **options)
+    log_mel = LogMel(load_config().logmel)(audio)
+    with torch.no_grad():
+        expected = audiontt.encoder(((log_mel + 3.0) / 2.0)[:, None])
+    torch.testing.assert_close(get_scene_embeddings(audio, model), expected)
+    assert (get_scene_embeddings(audio, audiontt) - expected).abs().max() > 1e-2
+    check_that_a_clip_alone_decides(model)
+
+
+@torch.no_grad()
 def test_a_click_is_seen_first_by_the_window_that_it_enters(audiontt):
     silent, click = torch.zeros(1, 2 * RATE), torch.zeros(1, 2 * RATE)
     click[0, RATE] = 1.0
@@ -258,6 +324,19 @@ def test_a_checkpoint_is_named_by_its_folder_or_its_weights(folders):
         ({"model_file_path": ""}, ValueError, "needs the path of a checkpoint.*data/pretrain"),
         ({"model_file_path": "nowhere"}, FileNotFoundError, r"encoder\.safetensors"),
         ({"normalization": "batch"}, ValueError, "hear.normalization = 'batch'.*'dataset'"),
+        ({"normalization": "task"}, ValueError, "needs `statistics`.*normalization = 'task'"),
+        ({"statistics": (0.0, 1.0)}, ValueError, "only then; got normalization = 'dataset'"),
+        ({"layers": "mean"}, ValueError, "'mean' needs layers of one size.*last or concat"),
+        (
+            {"mode": "reference"},
+            ValueError,
+            "add -S hear.normalization=reference -S hear.edges=cut",
+        ),
+        (
+            {"mode": "reference", "normalization": "reference", "edges": "cut", "mel_mean": True},
+            ValueError,
+            "add -S hear.mel_mean=false",
+        ),
         ({"window_ms": 955.0}, ValueError, r"window_ms = 955.0 ms is 95.5 hops.*multiple of 10 ms"),
         ({"hop_ms": 5.0}, ValueError, r"hear.hop_ms = 5.0 ms is 0.5 hops"),
         ({"window_ms": 30.0}, ValueError, "window_ms = 30.0 ms is shorter than the 513 samples"),

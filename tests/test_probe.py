@@ -153,7 +153,7 @@ def assert_is_embedded(split, task, names, module):
     assert len(split.x) == len(clips)
     for name, clip in clips:
         wave, _ = read_clip(task.audio(RATE, name) / clip)
-        x = module(torch.from_numpy(wave)[None], "scene")[0][0, 0]
+        x = module(torch.from_numpy(wave)[None], "scene")[0][0]
         (row,) = np.flatnonzero(np.isclose(split.x, x, rtol=1e-4, atol=1e-4).all(axis=1))
         assert [sorted(LABELS)[i] for i in np.flatnonzero(split.y[row])] == task.labels[name][clip]
 

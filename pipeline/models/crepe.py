@@ -1,8 +1,8 @@
 """CREPE (Kim et al. 2018), a pitch tracker, as a baseline of HEAR and the paper.
 
 An embedding is the output of the fifth of six convolution layers for one frame of 1024 samples at
-16 kHz, [32, 64] for the full model, flattened. Frames are centred, with zeros around the clip, and
-each has mean 0 and standard deviation 1. Timestamp embeddings are frames every `hear.hop_ms`, the
+16 kHz, flattened: 2048 numbers in the full model. Frames are centred, with zeros around the clip; each
+has mean 0 and standard deviation 1. Timestamp embeddings are frames every `hear.hop_ms`, the
 scene embedding is the mean of those every `hear.crepe.scene_hop_ms` (HEAR's baseline: 50, 250).
 """
 
@@ -45,7 +45,7 @@ class Crepe(nn.Module):
         centred = frames - frames.mean(dim=1, keepdim=True)
         scaled = centred / centred.std(dim=1, keepdim=True).clamp(min=MIN_STD)
         found: Tensor = self.network(scaled, embed=True)  # [N, channels, places, 1]
-        return found.permute(0, 2, 1, 3).flatten(1)
+        return found.flatten(1)
 
 
 def load_model(model_file_path: str = "", hop_ms: float = 50.0) -> Crepe:
