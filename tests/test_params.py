@@ -24,6 +24,23 @@ def changed(key, value):
     return content
 
 
+def test_levers_that_no_model_asked_for_has_are_refused():
+    content = changed("hear.models", ["mel", "crepe"])
+    check(content, Config)
+    changes = {"layers": "concat", "mel_mean": True, "normalization": "task"}
+    for key, value in changes.items():
+        content = changed("hear.models", ["mel", "crepe"])
+        content["hear"][key] = value
+        with pytest.raises(ValueError, match=rf"{key} = .* concerns the encoders .*\(mel, crepe\)"):
+            check(content, Config)
+
+
+def test_the_authors_wrapper_is_accepted_with_what_it_needs():
+    content = changed("hear.mode", "reference")
+    content["hear"] |= {"normalization": "reference", "edges": "cut"}
+    assert check(content, Config).hear.mode == "reference"
+
+
 def test_the_committed_file_is_valid():
     config = load_config()
     assert config.logmel.n_mels == 64
@@ -33,6 +50,19 @@ def test_the_committed_file_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("hear.models", ["pretrain", "mels"], r"hear\.models\.1 = 'mels': .*'mel', 'crepe'"),
+        ("hear.models", ["mel", "mel"], r"hear\.models: mel stands more than once"),
+        ("hear.models", [], r"hear\.models = \[\]: .*at least 1"),
+        ("hear.window_ms", [950.0, 955.0], r"window_ms = 955\.0 ms is 95\.5 hops"),
+        ("hear.window_ms", [], r"hear\.window_ms = \[\]: .*at least 1"),
+        ("hear.window_ms", [160.0, 160.0], r"160\.0 stands more than once"),
+        ("hear.layers", "mean", r"layers = 'mean' needs layers of one size, which audiontt"),
+        ("hear.layers", "all", r"hear\.layers = 'all': .*'last', 'concat' or 'mean'"),
+        ("hear.mode", "reference", r"add -S hear\.normalization=reference -S hear\.edges=cut"),
+        ("hear.normalization", "batch", r"'dataset', 'task' or 'reference'"),
+        ("hear.edges", "reflect", r"hear\.edges = 'reflect': .*'context' or 'cut'"),
+        ("hear.module.import", "a b", r"hear\.module\.import = 'a b'"),
+        ("hear.wav2vec2.bundle", "__doc__", r"hear\.wav2vec2\.bundle = '__doc__'"),
         ("typo", 1, r"typo: unknown key; .*known keys: augment"),
         ("pretrain.epoch", 3, r"pretrain\.epoch: unknown key; did you mean 'epochs'"),
         ("encoders.vitc.optimizer.weight_decya", 3, r"weight_decya: unknown key; .*'weight_decay'"),

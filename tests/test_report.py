@@ -58,8 +58,9 @@ def read_run(made_up, encoder="audiontt"):
 def read_table(made_up):
     """The scores of the run."""
     protocol = ScoreParams(**made_up.params["score"])
-    tasks = made_up.params["hear"]["tasks"]
-    return score_table.read_table(made_up.root / "reports" / "scores", tasks, protocol)
+    hear = made_up.params["hear"]
+    folder = made_up.root / "reports" / "scores"
+    return score_table.read_table(folder, hear["tasks"], protocol, hear["models"])
 
 
 def text(page):
@@ -643,3 +644,35 @@ def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up,
     assert not (made_up.root / "reports" / "index.html").exists()
     assert not (made_up.root / "reports" / "metrics.json").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_further_models_have_a_column_and_a_mean(made_up, without_figures):
+    made_up.set("hear.models", ["pretrain", "random", "mel", "crepe"])
+    for task, value in zip(TASKS, (0.7, 0.1), strict=True):
+        made_up.score("mel", task, value)
+    made_up.score("crepe", KIND, 0.9)
+    table = read_table(made_up)
+    metrics = score_table.metrics(table, loss=1.0)
+    assert metrics["mel"] == {"mean": 0.4}
+    assert "crepe" not in metrics
+    rows = score_table.to_csv(table).splitlines()
+    assert rows[0] == "task,metric,pretrain,random,difference,over_random_percent,mel,crepe"
+    assert rows[1:] == [
+        "toy_kind,top1_acc,0.6,0.5,0.1,20.0,0.7,0.9",
+        "toy_beats,event_onset_200ms_fms,0.3,0.25,0.05,20.0,0.1,",
+    ]
+    words = text(page_of(made_up))
+    assert "+20% 0.700 0.900" in words
+    assert "Mean of 2 tasks 0.375 0.450 +0.075 +20% 0.400 –" in words
+    assert "No mean of CREPE: scores are missing for 1 of 2 tasks (toy_beats-v1-small)." in words
+
+
+def test_models_that_are_not_asked_for_are_not_missed(made_up, without_figures):
+    """Nor are their files, of an earlier run, looked at."""
+    made_up.set("hear.models", ["mel"])
+    made_up.score("random", KIND, 7.5)
+    for task in TASKS:
+        made_up.score("mel", task, 0.25)
+    table = read_table(made_up)
+    assert set(score_table.metrics(table, loss=1.0)) == {"loss", "mel"}
+    assert "No mean" not in text(page_of(made_up))

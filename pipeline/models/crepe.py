@@ -1,9 +1,9 @@
 """CREPE (Kim et al. 2018), a pitch tracker, as a baseline of HEAR and the paper.
 
 An embedding is the output of the fifth of six convolution layers for one frame of 1024 samples at
-16 kHz, flattened: 2048 numbers in the full model. Frames are centred, with zeros around the clip; each
-has mean 0 and standard deviation 1. Timestamp embeddings are frames every `hear.hop_ms`, the
-scene embedding is the mean of those every `hear.crepe.scene_hop_ms` (HEAR's baseline: 50, 250).
+16 kHz, flattened: 2048 numbers in the full model. Frames are centred, with zeros around the clip,
+and each has mean 0 and standard deviation 1. Timestamp embeddings are frames every `hear.hop_ms`,
+the scene embedding is the mean of those every `hear.crepe.scene_hop_ms` (HEAR's baseline: 50, 250).
 """
 
 import importlib

@@ -1,0 +1,122 @@
+"""Speed of embedding: scenes beside decoding alone, timestamps beside one window at a time.
+
+    python -m benchmarks.embed                        # a small AudioNTT
+    python -m benchmarks.embed --size paper           # the paper's
+    python -m benchmarks.embed --encoder vitc         # ViT_C tiny; base with --size paper
+
+`scenes`: clips per second from WAV files of `--clip-s` seconds to embeddings, and `decode`: the
+same files decoded only. `timestamps`: windows per second of one long clip, every 50 ms, and
+`one_by_one`: the same windows cut first, each with its own STFT and forward pass (as many as
+`--windows`). Ratios are of one run; the weights are random, which changes no speed.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch.nn import functional
+
+from pipeline import checkpoint, hear_api
+from pipeline.checkpoint import Checkpoint
+from pipeline.device import choose_device
+from pipeline.embeddings import HearModule, embed_files
+from pipeline.encoders import build_encoder
+from pipeline.hear_audio import decoded
+from pipeline.hear_input import repeatable
+from pipeline.params.config import load_config
+
+REPEATS = 3
+SIZES = {
+    ("audiontt", "small"): {"channels": 16, "hidden_dim": 64, "embed_dim": 320},
+    ("vitc", "small"): {"size": "tiny"},
+    ("vitc", "paper"): {"size": "base"},
+}
+
+
+def main() -> None:
+    """Print one line per kind of embedding."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default="audiontt", choices=["audiontt", "vitc"])
+    parser.add_argument("--size", default="small", choices=["small", "paper"])
+    parser.add_argument("--clips", type=int, default=400, help="scenes")
+    parser.add_argument("--clip-s", type=float, default=1.0, help="seconds of a scene")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the long clip")
+    parser.add_argument("--windows", type=int, default=200, help="embedded one by one")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = made(Path(folder), options.encoder, options.size)
+        module = HearModule(hear_api, model.to(choose_device(options.device)))
+        for line in (scenes(module, Path(folder), options), timestamps(module, options)):
+            print(json.dumps(line), flush=True)  # noqa: T201
+
+
+def made(folder: Path, encoder: str, size: str) -> hear_api.HearModel:
+    """Return a model with random weights, through the files of a checkpoint."""
+    config = load_config()
+    params = getattr(config.encoders, encoder).model_copy(update=SIZES.get((encoder, size), {}))
+    network = build_encoder(encoder, params, config.logmel.n_mels, 96)
+    checkpoint.save(Checkpoint(network, encoder, params, config.logmel, -7.0, 4.5, 96), folder)
+    return hear_api.load_model(str(folder))
+
+
+def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dict:
+    """Measure scene embeddings and decoding alone, in turn."""
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{i}.wav" for i in range(options.clips)]
+    for path in paths:
+        noise = 0.1 * generator.standard_normal(round(options.clip_s * module.sample_rate))
+        soundfile.write(path, noise, module.sample_rate)
+    best = fastest(
+        {
+            "scenes": lambda: list(embed_files(paths, module, "scene", options.workers)),
+            "decode": lambda: list(decoded(paths, options.workers)),
+        }
+    )
+    rates = {f"{name}_per_s": round(len(paths) / seconds) for name, seconds in best.items()}
+    return rates | {"share_of_decode": round(best["decode"] / best["scenes"], 2)}
+
+
+def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
+    """Measure all windows of a clip as they are made, and one by one."""
+    model = module.model
+    assert isinstance(model, hear_api.HearModel)
+    clip = 0.1 * torch.randn(1, round(options.seconds * module.sample_rate))
+    steps = model.front_end.window_steps[0] * model.front_end.stft_hop
+    hop = model.front_end.hop_steps * model.front_end.stft_hop
+    padded = functional.pad(clip[0], (steps // 2, steps // 2)).unfold(0, steps, hop)
+    count = min(options.windows, len(padded))
+
+    def one_by_one() -> list[torch.Tensor]:
+        with torch.inference_mode(), repeatable(model):
+            windows = (
+                window[None].to(next(model.parameters()).device) for window in padded[:count]
+            )
+            return [model.scenes(window).cpu() for window in windows]
+
+    best = fastest({"timestamps": lambda: module(clip, "event")[0].cpu(), "one": one_by_one})
+    together, alone = len(padded) / best["timestamps"], count / best["one"]
+    rates = {"timestamps_per_s": round(together), "one_by_one_per_s": round(alone)}
+    return rates | {"ratio": round(together / alone, 1)}
+
+
+def fastest(works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the fewest seconds of each work over some rounds."""
+    best: dict[str, float] = {}
+    for _ in range(REPEATS):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            best[name] = min(time.perf_counter() - begin, best.get(name, float("inf")))
+    return best
+
+
+if __name__ == "__main__":
+    main()
