@@ -6,6 +6,7 @@ large task need no place on the disk.
 """
 
 import lzma
+import os
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -41,7 +42,7 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
         try:
             with tarfile.open(fileobj=progress) as tar:
                 for member in tar:
-                    where = _place(member, name, folder)
+                    where = _place(member, name)
                     if where and not member.isdir():
                         rates |= _write(tar, member, where, folder, sample_rate, faults)
         except DAMAGED as error:
@@ -59,16 +60,23 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
     return task
 
 
-def _place(member: tarfile.TarInfo, name: str, folder: Path) -> tuple[str, ...]:
+def _place(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
     """Return a member's path in the task's folder, () if it is none of the task's.
 
+    What is refused is what tarfile's filter `data` refuses, which Python has since 3.11.4 only.
+
     Raises:
-        tarfile.FilterError: it or the target of a link is outside the archive's own tree.
+        tarfile.TarError: it or the target of a link is outside the archive's own tree, or it is no
+            file, folder or link.
     """
     path = PurePosixPath(member.name)
-    tarfile.data_filter(member, str(folder))
-    if path.is_absolute() or ".." in path.parts:
-        raise tarfile.OutsideDestinationError(member, member.name)
+    base = path.parent if member.issym() else PurePosixPath()
+    link = os.path.normpath(base / member.linkname) if member.linkname else ""
+    for place in (member.name, link):
+        if place.startswith("/") or ".." in PurePosixPath(place).parts:
+            raise tarfile.TarError(f"{member.name!r} leads out of the archive")
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        raise tarfile.TarError(f"{member.name!r} is a device or pipe")
     tasks = ("tasks", name)
     return path.parts[2:] if path.parts[:2] == tasks else ()
 
