@@ -1,7 +1,8 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
-Reads   data/ledger.csv, data/pretrain, reports/throughput.csv, reports/probe/<task>.csv,
-        reports/scores/<model>/<task>.json, names of labels
+Reads   data/ledger.csv, data/excluded.csv, data/pretrain, reports/throughput.csv,
+        reports/leaks/<task>.json, reports/probe/<task>.csv, reports/scores/<model>/<task>.json,
+        names of labels
 Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv
 Params  all that a result depends on: the page shows them
 """
@@ -11,7 +12,7 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import probe_table, report, report_inputs, score_table
+from pipeline import leak_table, probe_table, report, report_inputs, score_table
 from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
 from pipeline.params.method import PretrainParams
 from pipeline.probe_table import ProbeTable
@@ -21,6 +22,8 @@ from pipeline.stage import Stage, arguments, run, runtimes
 logger = logging.getLogger(__name__)
 
 LEDGER = Path("data/ledger.csv")
+EXCLUDED = Path("data/excluded.csv")
+LEAKS = Path("reports/leaks")
 PRETRAIN = Path("data/pretrain")
 THROUGHPUT = Path("reports/throughput.csv")
 PROBE = Path("reports/probe")
@@ -42,8 +45,10 @@ def main(stage: Stage) -> None:
     probe = probe_table.read_probe(PROBE, probed.tasks, pretrain.epochs, pretrain.snapshot_epochs)
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
+    ledger = leak_table.mark(ledger, leak_table.read_excluded(EXCLUDED))
+    leaks = leak_table.read(LEAKS, hear.tasks)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
-    page = report.render(pretraining, table, probe, ledger, names, stage.values, runtimes())
+    page = report.render(pretraining, table, probe, ledger, leaks, names, stage.values, runtimes())
     loss = report.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss), indent=2) + "\n"
 
@@ -85,6 +90,7 @@ def load_shown_values(stage: Stage) -> str:
     stage.value("download")
     stage.value("resample")
     stage.value("logmel")
+    stage.value("leaks")
     stage.value(f"encoders.{encoder}")
     stage.value("augment")
     stage.value("projector")

@@ -27,6 +27,7 @@ from pipeline.params.hear import (
     ScoreParams,
     front_end_hops,
 )
+from pipeline.params.leaks import LeaksParams
 from pipeline.params.method import (
     AudioNTTParams,
     AugmentParams,
@@ -67,6 +68,7 @@ class Config(Section):
     download: DownloadParams
     resample: ResampleParams
     logmel: LogMelParams
+    leaks: LeaksParams
     encoder: str
     encoders: Encoders
     augment: AugmentParams
