@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt32
+from jaxtyping import Bool, Float, Int64, Real, UInt32
 
 from pipeline import fingerprint, hear_audio
 from pipeline.features import LogMel
@@ -42,7 +42,7 @@ class Limits:
     max_bit_error: float  # share of the bits, at an overlap of min_overlap_s or more
     overlap: float  # fingerprints of stride 1 in min_overlap_s
 
-    def allowed(self, overlap: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def allowed(self, overlap: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Return the share of bits that may differ; below 0 where no overlap is long enough."""
         shorter = np.minimum(1.0, np.maximum(overlap, 1e-9) / self.overlap)
         return 0.5 - (0.5 - self.max_bit_error) / np.sqrt(shorter)
@@ -158,7 +158,7 @@ def _compare(
     other = index.values[np.where(inside, position, start)]
     both = inside & (other != UNINFORMATIVE) & (clip != UNINFORMATIVE)
     errors = np.where(both, np.bitwise_count(other ^ clip), 0)
-    return STRIDE * both.sum(axis=1), errors.sum(axis=1)
+    return STRIDE * both.sum(axis=1), errors.sum(axis=1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
