@@ -5,9 +5,9 @@ so are their frames, end to end.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -52,10 +52,40 @@ class Features:
     log_mel: LogMelParams
     mean: float
     std: float
+    kept: Int64[Tensor, " kept"] | None = None  # numbers of the clips to train on; None: all
 
     def __len__(self) -> int:
-        """Return the number of clips."""
-        return len(self.start) - 1
+        """Return the number of clips to train on."""
+        return len(self.start) - 1 if self.kept is None else len(self.kept)
+
+    def numbers(self, index: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+        """Return the numbers of clips to train on, which are counted from 0 to len(self) - 1."""
+        return index if self.kept is None else self.kept[index]
+
+    def without(self, clip_ids: Collection[str]) -> "Features":
+        """Return these features with some clips left out of training.
+
+        Mean and standard deviation stay those of all clips.
+
+        Raises:
+            ValueError: there is no such clip, or no other.
+        """
+        if not clip_ids:
+            return self
+        left_out = set(clip_ids)
+        if unknown := sorted(left_out - set(self.clip_id)):
+            raise ValueError(
+                f"{len(unknown)} clips to leave out, first {unknown[0]}, are not among the "
+                f"{len(self.clip_id)} clips of the features: they are of different runs. Run "
+                "`dvc repro exclude`."
+            )
+        kept = [number for number, name in enumerate(self.clip_id) if name not in left_out]
+        if not kept:
+            raise ValueError(
+                f"All {len(self.clip_id)} clips are in test splits, so none is left to train on. "
+                "See reports/leaks."
+            )
+        return replace(self, kept=torch.tensor(kept))
 
     @property
     def n_mels(self) -> int:

@@ -166,7 +166,8 @@ class Trainer:
 
     def _plan(self, epoch: int) -> Plan:
         p = self.settings.pretrain
-        return epoch_plan(len(self.features), p.batch_size, p.seed, epoch, p.crops_per_clip)
+        plan = epoch_plan(len(self.features), p.batch_size, p.seed, epoch, p.crops_per_clip)
+        return Plan(self.features.numbers(plan.clip), plan.draw)
 
     def run(
         self,
@@ -424,7 +425,7 @@ class Trainer:
         generator = Generator(self.device).manual_seed(p.seed)
         count = min(PROBE_CLIPS, len(self.features), PROBE_FRAMES // p.crop_frames)
         index = torch.arange(max(2, count)) % len(self.features)
-        clips, crops = self._crops(index, p.seed)
+        clips, crops = self._crops(self.features.numbers(index), p.seed)
         views = Views(self.settings.augment, self.features.log_mel.n_mels, p.crop_frames, generator)
         with torch.random.fork_rng():
             torch.manual_seed(p.seed)
@@ -457,4 +458,4 @@ class Trainer:
 
     def _spread(self, clips: int) -> Int[Tensor, " n"]:
         total = len(self.features)
-        return torch.linspace(0, total - 1, min(clips, total)).long()
+        return self.features.numbers(torch.linspace(0, total - 1, min(clips, total)).long())

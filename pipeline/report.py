@@ -16,7 +16,8 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline import figures, paper_tables, score_table
+from pipeline import figures, leak_table, paper_tables, score_table
+from pipeline.leak_table import Found
 from pipeline.paper_tables import Comparison
 from pipeline.params.hear import TRAINED
 from pipeline.probe_table import ProbeTable
@@ -27,6 +28,7 @@ ENCODER_NAMES = {"audiontt": "AudioNTT", "vitc": "ViT_C", "vit": "ViT"}
 OPTIMIZER_NAMES = {"lars": "LARS", "adamw": "AdamW"}
 LOSS_COLUMNS = ["loss", "invariance", "redundancy", "noise_floor"]
 DATA_STAGES = ["download", "resample", "logmel"]
+LEDGER_STAGES = [*DATA_STAGES, leak_table.STAGE]
 PACKAGES = ["torch", "torchaudio", "heareval", "pytorch-lightning", "numpy", "soxr", "h5py", "dvc"]
 MAX_REASONS, MAX_EXAMPLES, MAX_LABELS = 20, 3, 10
 
@@ -98,8 +100,11 @@ def summarize_runtimes(
     models: Sequence[str] = TRAINED,
 ) -> list[dict[str, Any]]:
     """Return for each stage how many of its instances ran here and how long they took together."""
-    instances = {name: [name] for name in ("validate", *DATA_STAGES, "pretrain", "baselines")}
+    instances = {name: [name] for name in ("validate", *DATA_STAGES, "baselines")}
     instances["hear_tasks"] = [f"hear_tasks-{task}" for task in tasks]
+    instances["fingerprint"] = ["fingerprint"]
+    instances["leaks"] = [f"leaks-{task}" for task in tasks]
+    instances |= {name: [name] for name in ("exclude", "pretrain")}
     for name in ("embed", "score"):
         instances[name] = [f"{name}-{task}-{model}" for task in tasks for model in models]
     if probed:
@@ -128,6 +133,7 @@ def render(
     paper: Comparison,
     probe: ProbeTable,
     ledger: pd.DataFrame,
+    leaks: Sequence[Found],
     label_names: dict[str, str],
     values: dict[str, Any],
     runtimes: dict[str, float],
@@ -135,6 +141,7 @@ def render(
     """Return the page.
 
     Args:
+        ledger: with the clips marked that pre-training left out.
         label_names: names of labels by id; a label without one is shown as its id.
         values: the parameters of the run by key, as a stage has read them.
         runtimes: seconds by instance of a stage; none is needed.
@@ -152,6 +159,7 @@ def render(
         paper_header=paper_tables.header,
         paper_origin=paper_tables.origin,
         data=summarize_data(ledger),
+        leaks=leaks,
         label_names=label_names,
         loss=summarize_loss(run.history, run.epochs),
         steps=int(run.epochs["step"].iloc[-1]),
@@ -280,4 +288,4 @@ def _without_names(reason: str, clip_id: str) -> str:
 
 
 def _stage_order(stage: str) -> int:
-    return DATA_STAGES.index(stage) if stage in DATA_STAGES else len(DATA_STAGES)
+    return LEDGER_STAGES.index(stage) if stage in LEDGER_STAGES else len(LEDGER_STAGES)

@@ -1,6 +1,6 @@
 """Stage `pretrain`: Audio Barlow Twins on the log-mel shards.
 
-Reads   data/logmel
+Reads   data/logmel; data/excluded.csv, the clips that are left out
 Writes  data/pretrain   checkpoint, history.csv, epochs.csv, correlation.safetensors,
                         views.safetensors, snapshots/
         data/random     the same encoder at its initialisation, the baseline of the evaluation
@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoint, distributed, params
+from pipeline import checkpoint, distributed, leak_table, params
 from pipeline.checkpoint import Checkpoint
 from pipeline.dataset import epoch_plan, load_features
 from pipeline.device import choose_device, make_deterministic
@@ -43,6 +43,7 @@ from pipeline.stage import Stage, arguments, root, run
 logger = logging.getLogger(__name__)
 
 FEATURES = Path("data/logmel")
+EXCLUDED = Path("data/excluded.csv")
 EXAMPLE_CLIPS = 16
 
 
@@ -56,13 +57,13 @@ def main(stage: Stage) -> None:
     if compute.deterministic:
         make_deterministic()
     with distributed.process_group(choose_device(compute.device)) as device:
-        features = load_features(FEATURES)
+        features = load_features(FEATURES).without(leak_table.read_excluded(EXCLUDED))
         fast = None if compute.fast == "auto" else compute.fast
         trainer = Trainer(settings, features, device, fast, compute.features)
         how = (
             f"{distributed.world_size()} x {device.type}, fast {trainer.fast}, {torch.__version__}"
         )
-        work = stage.work_folder(code_version(), *identity(FEATURES), how)
+        work = stage.work_folder(code_version(), *identity(FEATURES, EXCLUDED), how)
         checkpoints = Checkpoints(work, compute.checkpoint_minutes, compute.checkpoints)
         if distributed.rank() == 0:
             train_and_publish(stage, trainer, checkpoints)
@@ -104,9 +105,10 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
         )
         return
     logger.info(
-        "%d clips, %d steps of %d on %s; no state of this run's parameters, features and code in "
-        "%s, so it starts afresh",
+        "%d clips (%d more are left out), %d steps of %d on %s; no state of this run's parameters, "
+        "features and code in %s, so it starts afresh",
         len(trainer.features),
+        len(trainer.features.clip_id) - len(trainer.features),
         steps,
         trainer.settings.pretrain.batch_size,
         trainer.device,
@@ -145,9 +147,10 @@ def load_settings(stage: Stage) -> Settings:
     )
 
 
-def identity(features: Path) -> list[str]:
-    """Return what tells these features from others: their statistics and sizes."""
-    return [(features / name).read_text() for name in ("manifest.json", "stats.json")]
+def identity(features: Path, excluded: Path) -> list[str]:
+    """Return what tells these features from others: statistics, sizes, clips that are left out."""
+    paths = features / "manifest.json", features / "stats.json", excluded
+    return [path.read_text() for path in paths]
 
 
 def code_version() -> str:

@@ -1,7 +1,8 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
-Reads   data/ledger.csv, data/pretrain, reports/throughput.csv, reports/probe/<task>.csv,
-        reports/scores/<model>/<task>.json, names of labels
+Reads   data/ledger.csv, data/excluded.csv, data/pretrain, reports/throughput.csv,
+        reports/leaks/<task>.json, reports/probe/<task>.csv, reports/scores/<model>/<task>.json,
+        names of labels
 Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv;
         reports/tables.md, reports/tables.csv, reports/leaderboard.csv
 Params  all that a result depends on: the page shows them
@@ -12,7 +13,7 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import paper_tables, probe_table, report, report_inputs, score_table
+from pipeline import leak_table, paper_tables, probe_table, report, report_inputs, score_table
 from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
 from pipeline.params.method import PretrainParams
 from pipeline.probe_table import ProbeTable
@@ -22,6 +23,8 @@ from pipeline.stage import Stage, arguments, run, runtimes
 logger = logging.getLogger(__name__)
 
 LEDGER = Path("data/ledger.csv")
+EXCLUDED = Path("data/excluded.csv")
+LEAKS = Path("reports/leaks")
 PRETRAIN = Path("data/pretrain")
 THROUGHPUT = Path("reports/throughput.csv")
 PROBE = Path("reports/probe")
@@ -46,11 +49,15 @@ def main(stage: Stage) -> None:
     probe = probe_table.read_probe(PROBE, probed.tasks, pretrain.epochs, pretrain.snapshot_epochs)
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
+    ledger = leak_table.mark(ledger, leak_table.read_excluded(EXCLUDED))
+    leaks = leak_table.read(LEAKS, hear.tasks)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
     paper = paper_tables.compare(
         table, encoder, stage.value("source"), hear.mode, pretraining.encoder_params
     )
-    page = report.render(pretraining, table, paper, probe, ledger, names, stage.values, runtimes())
+    page = report.render(
+        pretraining, table, paper, probe, ledger, leaks, names, stage.values, runtimes()
+    )
     loss = report.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss, paper.means), indent=2) + "\n"
 
@@ -96,6 +103,7 @@ def load_shown_values(stage: Stage) -> str:
     stage.value("download")
     stage.value("resample")
     stage.value("logmel")
+    stage.value("leaks")
     stage.value(f"encoders.{encoder}")
     stage.value("augment")
     stage.value("projector")

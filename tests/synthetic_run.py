@@ -44,6 +44,7 @@ class SyntheticRun:
             for task, value in zip(TASKS, values, strict=True):
                 self.score(model, task, value)
         self.ledger([ledger_row(row) for row in range(20)])
+        self.leaks({task: [] for task in TASKS})
         self.encoder()
         self.history(steps_per_epoch)
         self.telemetry(steps_per_epoch)
@@ -88,6 +89,18 @@ class SyntheticRun:
             writer = csv.DictWriter(file, list(ledger_row(0)))
             writer.writeheader()
             writer.writerows(rows)
+
+    def leaks(self, found: dict[str, list[str]], excluded: tuple[str, ...] = ()) -> None:
+        """Write reports/leaks for the clips found by task, and data/excluded.csv."""
+        folder = self.root / "reports" / "leaks"
+        folder.mkdir(parents=True, exist_ok=True)
+        leak = {"split": "test", "file": "a.wav", "how": "audio"}
+        for task, clips in found.items():
+            content = {"task": task, "files": 1200, "unchecked": 3, "clips": 20}
+            content["leaks"] = [{"clip_id": clip, **leak} for clip in clips]
+            (folder / f"{task}.json").write_text(json.dumps(content))
+        path = self.root / "data" / "excluded.csv"
+        path.write_text("\n".join(["clip_id", *excluded]) + "\n")
 
     def encoder(self) -> None:
         """Write data/pretrain/encoder.json for the encoder that params.yaml names."""

@@ -99,6 +99,7 @@ def set_up_stage(folder, devices, batch_size=16):
     features.mkdir(parents=True)
     write_folder(features, [[100] * 10, [120] * 10, [90] * 10, [110] * 10])
     (features / "stats.json").write_text('{"mean": 300.0, "std": 200.0}')
+    (folder / "data" / "excluded.csv").write_text("clip_id\ns1c4\n")
 
 
 def run_stage(folder):
@@ -119,6 +120,7 @@ def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
     code, log = run_stage(tmp_path)
     assert code == 0, log[-3000:]
     assert log.count("epoch 2 of 2") == 1
+    assert "39 clips (1 more are left out)" in log
     history = pd.read_csv(tmp_path / "data/pretrain/history.csv")
     assert history["step"].tolist() == [0, 1, 2, 3]
     weights = (tmp_path / "data/pretrain/encoder.safetensors").read_bytes()

@@ -9,7 +9,15 @@ import pytest
 from safetensors.numpy import save_file
 from synthetic_run import TASKS, SyntheticRun, failed_row, ledger_row
 
-from pipeline import figures, paper_tables, probe_table, report, report_inputs, score_table
+from pipeline import (
+    figures,
+    leak_table,
+    paper_tables,
+    probe_table,
+    report,
+    report_inputs,
+    score_table,
+)
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import ScoreParams
 from pipeline.stage import Stage, run
@@ -44,10 +52,13 @@ def page_of(made_up, runtimes=None):
     sizes = pretrain["epochs"], pretrain["snapshot_epochs"]
     probe = probe_table.read_probe(made_up.root / "reports" / "probe", tasks, *sizes)
     ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    excluded = leak_table.read_excluded(made_up.root / "data" / "excluded.csv")
+    ledger = leak_table.mark(ledger, excluded)
+    leaks = leak_table.read(made_up.root / "reports" / "leaks", made_up.params["hear"]["tasks"])
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
     names = {"/m/09x0r": "Speech"}
     paper = paper_tables.compare(table, "audiontt", "sample", "correct", run.encoder_params)
-    return report.render(run, table, paper, probe, ledger, names, values, runtimes or {})
+    return report.render(run, table, paper, probe, ledger, leaks, names, values, runtimes or {})
 
 
 def read_run(made_up, encoder="audiontt"):
@@ -377,6 +388,36 @@ def test_every_segment_is_obtained_or_counted_with_its_reason(made_up, without_f
     assert "0.01 h; 6 clips of 10 asked for" in words
 
 
+def test_clips_of_test_splits_are_counted_by_task_and_left_out_of_the_totals(
+    made_up, without_figures
+):
+    leaky = ["toy00000003_30000", "toy00000004_30000"]
+    made_up.leaks({KIND: leaky, BEATS: []}, tuple(leaky))
+    words = text(page_of(made_up))
+    assert f"{KIND} 1,200 3 2 0 2 left out" in words
+    assert f"{BEATS} 1,200 3 0 0 0 Clips" in words
+    assert "asked for 20 100.0% 0.06 left out: leak exclude 2 10.0% used 18 90.0% 0.04" in words
+    assert "on 18 clips" in words
+    reason = "exclude leak it is in the test split of a task 2 toy00000003_30000, toy00000004_30000"
+    assert reason in words
+
+
+def test_leaks_that_are_only_counted_stay_in_the_totals(made_up, without_figures):
+    made_up.set("leaks.policy", "report")
+    made_up.leaks({KIND: ["toy00000003_30000"], BEATS: []})
+    words = text(page_of(made_up))
+    assert f"{KIND} 1,200 3 1 0 1 counted only: pre-trained on them" in words
+    assert "obtained 20 100.0%" in words
+    assert "left out" not in words
+
+
+def test_a_clip_that_had_failed_before_stays_what_it_was():
+    ledger = pd.DataFrame([failed_row(0, "download", "gone", "404"), ledger_row(1), ledger_row(2)])
+    marked = leak_table.mark(ledger, list(ledger["clip_id"][:2]))
+    assert marked["status"].tolist() == ["gone", "leak", "ok"]
+    assert ledger["status"].tolist() == ["gone", "ok", "ok"]
+
+
 def test_labels_are_counted_over_obtained_clips_only():
     rows = [ledger_row(row) for row in range(8)] + [failed_row(8, "download", "gone", "gone")]
     summary = report.summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
@@ -651,6 +692,7 @@ def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up,
 def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
     tasks = sorted(paper_tables.PAPER_TASKS)
     made_up.set("hear.tasks", tasks)
+    made_up.leaks({task: [] for task in tasks})
     for model, score in (("pretrain", 0.7), ("random", 0.5)):
         for task in tasks:
             made_up.score(model, task, score)

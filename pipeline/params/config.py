@@ -28,6 +28,7 @@ from pipeline.params.hear import (
     check_layers,
     front_end_hops,
 )
+from pipeline.params.leaks import LeaksParams
 from pipeline.params.method import (
     AudioNTTParams,
     AugmentParams,
@@ -68,6 +69,7 @@ class Config(Section):
     download: DownloadParams
     resample: ResampleParams
     logmel: LogMelParams
+    leaks: LeaksParams
     encoder: str
     encoders: Encoders
     augment: AugmentParams

@@ -1,0 +1,32 @@
+"""Stage `exclude`: the list of clips that pre-training leaves out, since tests are made of them.
+
+Reads   reports/leaks/<task>.json
+Writes  data/excluded.csv
+Params  leaks.policy, hear.tasks
+"""
+
+import logging
+from pathlib import Path
+
+from pipeline import leak_table
+from pipeline.stage import Stage, arguments, run
+
+logger = logging.getLogger(__name__)
+
+RESULTS = Path("reports/leaks")
+
+
+def main(stage: Stage) -> None:
+    """Run the stage."""
+    policy, tasks = stage.value("leaks.policy"), stage.value("hear.tasks")
+    results = leak_table.read(RESULTS, tasks)
+    clips = leak_table.excluded(results, policy)
+    with stage.output("data/excluded.csv", file=True) as path:
+        leak_table.write_excluded(path, clips)
+    for found in results:
+        logger.info("%s: %d clips are in its test split", found.task, len(found.leaks))
+    logger.info("%d clips are left out (leaks.policy = %s)", len(clips), policy)
+
+
+if __name__ == "__main__":
+    run("exclude", main, *arguments())

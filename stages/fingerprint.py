@@ -1,0 +1,31 @@
+"""Stage `fingerprint`: fingerprints of the pre-training clips, in which `leaks` looks for tests.
+
+Reads   data/logmel
+Writes  data/fingerprints: HDF5 shards, manifest.json
+"""
+
+from pathlib import Path
+
+from pipeline import manifest, params, shards
+from pipeline.fingerprint import STAGE, SUFFIX, fingerprint_shard
+from pipeline.params.data import ComputeParams
+from pipeline.pool import map_shards
+from pipeline.stage import Stage, arguments, run
+
+FEATURES = Path("data/logmel")
+
+
+def main(stage: Stage) -> None:
+    """Run the stage."""
+    compute = params.load("compute", ComputeParams)
+    given = manifest.verify(FEATURES, shards.SUFFIX, stage="logmel")
+    with stage.output("data/fingerprints") as folder:
+        sources = manifest.shard_paths(FEATURES, given, shards.SUFFIX)
+        targets = manifest.shard_paths(folder, given, SUFFIX)
+        jobs = list(zip(sources, targets, strict=True))
+        map_shards(fingerprint_shard, jobs, compute.workers, STAGE)
+        manifest.write(folder, given)
+
+
+if __name__ == "__main__":
+    run("fingerprint", main, *arguments())

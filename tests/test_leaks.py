@@ -1,0 +1,397 @@
+"""Stages fingerprint, leaks and exclude, and what pre-training makes of their result."""
+
+import copy
+import json
+import pickle
+import shutil
+import signal
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from synthetic_hear import ROOT, write_task
+from synthetic_recordings import RATE, coded, recording
+from synthetic_training import CPU, features, settings
+
+import stages.exclude
+import stages.fingerprint
+import stages.leaks
+from pipeline import leak_table, leaks, manifest, shards, stats
+from pipeline.dataset import load_features
+from pipeline.features import LogMel
+from pipeline.leak_table import Found, Leak
+from pipeline.manifest import Manifest
+from pipeline.params.config import load_config
+from pipeline.pretrain import Trainer
+from pipeline.stage import run
+from stages.pretrain import identity
+
+LOG_MEL = load_config().logmel
+TASK = "toy-v1-small"
+SHARDS = 2  # of the corpus; the first has one clip
+CLIPS = 5
+
+
+@cache
+def corpus():
+    """Clips by their ids; c3 has the file `planted`, lossy and 6 dB quieter, from 1.234 s on."""
+    clips = {f"c{i}_0": recording(5, seed=100 + i) for i in range(CLIPS)}
+    clips["c3_0"] = coded(
+        0.5 * recording(9, seed=200)[2 * RATE : 7 * RATE], 44_100, "OGG", "VORBIS"
+    )
+    return clips
+
+
+def planted():
+    first = round((2 + 1.234) * RATE)
+    return recording(9, seed=200)[first : first + 3 * RATE]
+
+
+def write_corpus(folder):
+    front_end = LogMel(LOG_MEL)
+    clips = []
+    for name, wave in corpus().items():
+        log_mel = front_end(torch.from_numpy(wave)).numpy().T
+        clips.append(shards.Clip(name, "", log_mel.astype("float16"), stats.of(log_mel)))
+    folder.mkdir(parents=True)
+    for i, part in enumerate((clips[:1], clips[1:])):
+        shards.write(manifest.shard_path(folder, i, ".h5"), part, LOG_MEL)
+    manifest.write(folder, Manifest(SHARDS, 2 * CLIPS, CLIPS, CLIPS))
+    (folder / "stats.json").write_text('{"mean": -7.0, "std": 4.0}\n')
+
+
+def write_tests(splits, name=TASK):
+    """A prepared task of one label, split -> file -> wave."""
+    labels = {split: {file: ["noise"] for file in files} for split, files in splits.items()}
+    folder = write_task(Path("data/hear", name), labels)
+    for split, files in splits.items():
+        for file, wave in files.items():
+            soundfile.write(folder / str(RATE) / split / file, wave, RATE)
+
+
+def usual_splits(**changes):
+    """Train, valid and test with unrelated recordings, or others."""
+    numbers = {"train": 0, "valid": 1, "test": 2}
+    splits = {split: {f"{n}.wav": recording(3, seed=300 + n)} for split, n in numbers.items()}
+    return splits | changes
+
+
+@pytest.fixture(autouse=True)
+def _leave_signals_as_they_were():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A folder with the committed parameters, features and fingerprints."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "data/logmel")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        set_params(folder, "workers: 0 ", "workers: 1 ")
+        run("fingerprint", stages.fingerprint.main)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def repository(searched, tmp_path, monkeypatch):
+    folder = tmp_path / "repository"
+    shutil.copytree(searched, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return folder
+
+
+def set_params(folder, old, new):
+    path = folder / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def search(name=TASK):
+    run("leaks", partial(stages.leaks.main, name=name), name)
+    return leak_table.read(Path("reports/leaks"), [name])[0]
+
+
+def exclude(repository, policy="exclude", tasks=(TASK,)):
+    set_params(repository, "policy: exclude ", f"policy: {policy} ")
+    text = (repository / "params.yaml").read_text()
+    begin = text.index("  tasks:")
+    end = text.index("  normalization:")
+    lines = "".join(f"    - {task}\n" for task in tasks)
+    (repository / "params.yaml").write_text(f"{text[:begin]}  tasks:\n{lines}{text[end:]}")
+    run("exclude", stages.exclude.main)
+    return leak_table.read_excluded(Path("data/excluded.csv"))
+
+
+def message(caplog, stage, *arguments) -> str:
+    """What a failing stage says; nothing else, and no traceback."""
+    with pytest.raises(SystemExit):
+        stage(*arguments)
+    assert "Traceback" not in caplog.text
+    return caplog.records[-1].getMessage()
+
+
+# ---- what is found ----------------------------------------------------------------------------
+
+
+def test_a_test_file_inside_of_a_clip_is_found_where_it_begins():
+    write_tests(usual_splits(test={"a.wav": recording(3, seed=400), "b.wav": planted()}))
+    found = search()
+    (leak,) = found.leaks
+    assert (found.task, found.files, found.unchecked, found.clips) == (TASK, 2, 0, CLIPS)
+    assert (leak.clip_id, leak.split, leak.file, leak.how) == ("c3_0", "test", "b.wav", "audio")
+    assert leak.offset_s == pytest.approx(1.234, abs=0.02)
+    assert leak.similarity > 0.85
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_only_the_test_split_counts(split):
+    write_tests(usual_splits(**{split: {"b.wav": planted()}}))
+    assert search().leaks == []
+
+
+def test_every_fold_is_a_test_split():
+    folds = {f"fold{i:02d}": {f"{i}.wav": recording(3, seed=500 + i)} for i in range(3)}
+    folds["fold01"] = {"b.wav": planted()}
+    write_tests(folds)
+    found = search()
+    assert found.files == 3
+    assert [(leak.clip_id, leak.split, leak.file) for leak in found.leaks] == [
+        ("c3_0", "fold01", "b.wav")
+    ]
+
+
+def test_one_job_per_shard_and_file_finds_the_same(monkeypatch):
+    def map_pickled(function, jobs, workers, description):
+        assert len(jobs) == SHARDS
+        return [function(pickle.loads(pickle.dumps(job))) for job in jobs]
+
+    write_tests(usual_splits(test={"a.wav": recording(3, seed=400), "b.wav": planted()}))
+    at_once = search()
+    monkeypatch.setattr(stages.leaks, "CLIPS_PER_JOB", 1)
+    monkeypatch.setattr(stages.leaks, "FILES_PER_JOB", 1)
+    monkeypatch.setattr(stages.leaks, "map_shards", map_pickled)
+    assert search() == at_once
+    assert len(at_once.leaks) == 1
+
+
+def test_files_that_cannot_be_compared_are_counted():
+    short, silent = recording(3, seed=600)[: RATE // 4], 0 * planted()
+    tiny = planted()[:10]  # not even one frame
+    write_tests(
+        usual_splits(test={"a.wav": short, "b.wav": silent, "c.wav": tiny, "d.wav": planted()})
+    )
+    found = search()
+    assert (found.files, found.unchecked, len(found.leaks)) == (4, 3, 1)
+
+
+def test_a_task_at_another_sample_rate_is_refused(caplog):
+    write_tests(usual_splits())
+    path = Path("data/hear", TASK, str(RATE), "test", "2.wav")
+    soundfile.write(path, planted(), 22_050)
+    assert "22050 Hz, expected logmel.sample_rate = 16000 Hz" in message(caplog, search)
+    assert not Path("reports").exists()
+
+
+FREESOUND = [("test", "123.wav"), ("test", "1-456-a-0.wav"), ("test", "x789.wav")]
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "expected"),
+    [
+        ("fsd50k", "fsd50k-v1.0-full", {"123_0": "123.wav"}),
+        ("fsd50k", "esc50-v2.0.0-full", {"456_0": "1-456-a-0.wav"}),
+        ("fsd50k", "fsd50kother-v1", {}),
+        ("fsd50k", "nsynth_pitch-v2.2.3-5h", {}),
+        ("folder", "fsd50k-v1.0-full", {}),
+    ],
+)
+def test_ids_count_only_where_both_sides_have_freesounds(source, task, expected):
+    clips = ["123_0", "456_0", "789_0", "1234_0"]
+    found = leaks.leaks_by_id(clips, source, task, FREESOUND)
+    assert {leak.clip_id: leak.file for leak in found} == expected
+    assert all((leak.how, leak.offset_s) == ("id", None) for leak in found)
+
+
+def test_a_clip_of_the_same_id_is_found_though_it_sounds_otherwise(repository, monkeypatch):
+    set_params(repository, "source: sample ", "source: fsd50k ")
+    monkeypatch.setattr(leaks, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
+    name = "fsd50k-v1.0-full"
+    write_tests(usual_splits(test={"c1.wav": recording(3, seed=700), "b.wav": planted()}), name)
+    found = search(name)
+    assert [(leak.clip_id, leak.how) for leak in found.leaks] == [("c1_0", "id"), ("c3_0", "audio")]
+    assert found.by == {"id": 1, "audio": 1}
+
+
+# ---- what is done -----------------------------------------------------------------------------
+
+
+def leaky_and_clean():
+    write_tests(usual_splits(test={"b.wav": planted()}))
+    write_tests(usual_splits(), "clean-v1-small")
+    search()
+    search("clean-v1-small")
+    return TASK, "clean-v1-small"
+
+
+def test_exclude_lists_the_clips_of_the_tasks_asked_for(repository):
+    tasks = leaky_and_clean()
+    assert exclude(repository, "exclude", tasks[1:]) == []
+    assert exclude(repository, "exclude", tasks) == ["c3_0"]
+    assert Path("data/excluded.csv").read_text() == "clip_id\nc3_0\n"
+
+
+def test_report_leaves_nothing_out(repository):
+    assert exclude(repository, "report", leaky_and_clean()) == []
+
+
+def test_refuse_stops_and_names_count_task_clip_and_remedy(repository, caplog):
+    tasks = leaky_and_clean()
+    text = message(caplog, exclude, repository, "refuse", tasks)
+    assert "1 clips of the pre-training data are in test splits (leaks.policy = refuse)" in text
+    assert f"{TASK}: 1, for example c3_0 (test/b.wav)" in text
+    assert "clean" not in text
+    assert "Set leaks.policy to exclude" in text
+    assert not Path("data/excluded.csv").exists()
+
+
+def test_refuse_lets_clean_data_pass(repository):
+    leaky_and_clean()
+    assert exclude(repository, "refuse", ["clean-v1-small"]) == []
+
+
+def test_the_list_does_not_depend_on_which_tasks_found_a_clip():
+    leak = Leak("c3_0", "test", "b.wav", "audio", 1.2, 0.9)
+    found = [Found(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
+    assert leak_table.excluded(found, "exclude") == leak_table.excluded(found[:1], "exclude")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"task": "other"}'])
+def test_a_missing_or_broken_result_is_named_with_the_remedy(tmp_path, content):
+    path = tmp_path / f"{TASK}.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"{TASK}.json.*leaks@{TASK}"):
+        leak_table.read(tmp_path, [TASK])
+
+
+def test_a_result_of_another_task_is_refused(tmp_path):
+    found = Found(task="other", files=1, unchecked=0, clips=1, leaks=[])
+    leak_table.write(tmp_path / f"{TASK}.json", found)
+    with pytest.raises(ValueError, match="is of task 'other'"):
+        leak_table.read(tmp_path, [TASK])
+
+
+def test_a_missing_or_foreign_list_is_refused(tmp_path):
+    path = tmp_path / "excluded.csv"
+    with pytest.raises(FileNotFoundError, match="dvc repro exclude"):
+        leak_table.read_excluded(path)
+    path.write_text("row,clip_id\n")
+    with pytest.raises(ValueError, match="begins with 'row,clip_id'"):
+        leak_table.read_excluded(path)
+
+
+# ---- pre-training -----------------------------------------------------------------------------
+
+LEFT_OUT = ["clip3", "clip40", "clip63"]
+
+
+def without_physically(made):
+    """The same features, as if the clips had never been there."""
+    kept = [i for i, name in enumerate(made.clip_id) if name not in LEFT_OUT]
+    frames = torch.cat([made.frames[made.start[i] : made.start[i + 1]] for i in kept])
+    length = int(made.start[1])
+    start = torch.arange(len(kept) + 1) * length
+    names = [made.clip_id[i] for i in kept]
+    return type(made)(frames, start, names, made.log_mel, made.mean, made.std)
+
+
+def test_training_is_that_on_a_corpus_without_the_clips():
+    made = features()
+    trainers = [
+        Trainer(settings(), data, CPU)
+        for data in (made.without(LEFT_OUT), without_physically(made))
+    ]
+    for trainer in trainers:
+        trainer.run()
+    left_out, never_there = trainers
+    exact = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(left_out.model.state_dict(), never_there.model.state_dict(), **exact)
+    assert left_out.history.epochs == never_there.history.epochs
+    torch.testing.assert_close(
+        left_out.probe_correlation(), never_there.probe_correlation(), **exact
+    )
+
+
+def test_a_clip_that_is_left_out_is_never_drawn():
+    data = features().without(LEFT_OUT)
+    trainer = Trainer(settings(), data, CPU)
+    numbers = {data.clip_id.index(name) for name in LEFT_OUT}
+    drawn = set()
+    for epoch in range(20):
+        drawn |= set(trainer._plan(epoch).clip.flatten().tolist())
+    assert drawn == set(range(64)) - numbers
+    shown, *_ = trainer.example_views(61)
+    assert set(shown.tolist()) == drawn
+    assert len(data) == 61
+
+
+def test_a_run_without_them_goes_on_in_the_same_bits():
+    def begin():
+        return Trainer(settings(), features().without(LEFT_OUT), CPU)
+
+    unbroken = begin()
+    states = []
+    unbroken.run(observe=lambda: states.append(copy.deepcopy(unbroken.state_dict())))
+    resumed = begin()
+    resumed.load_state_dict(states[0])
+    assert 0 < resumed.step < unbroken.step
+    resumed.run()
+    torch.testing.assert_close(
+        resumed.model.state_dict(), unbroken.model.state_dict(), rtol=0, atol=0
+    )
+
+
+def test_states_belong_to_one_list_of_clips_that_are_left_out(tmp_path):
+    lists = [tmp_path / "none.csv", tmp_path / "one.csv"]
+    leak_table.write_excluded(lists[0], [])
+    leak_table.write_excluded(lists[1], ["c3_0"])
+    none, one = (identity(Path("data/logmel"), path) for path in lists)
+    assert none != one
+    assert none == identity(Path("data/logmel"), lists[0])
+
+
+def test_features_of_shards_leave_out_what_the_stages_say(repository):
+    leaky_and_clean()
+    data = load_features(Path("data/logmel"))
+    assert len(data) == CLIPS
+    left = data.without(exclude(repository, "exclude"))
+    assert len(left) == CLIPS - 1
+    assert [left.clip_id[i] for i in left.kept] == ["c0_0", "c1_0", "c2_0", "c4_0"]
+    assert (left.mean, left.std) == (data.mean, data.std)
+    assert data.without([]) is data
+
+
+def test_unknown_clips_and_an_empty_rest_are_refused():
+    with pytest.raises(ValueError, match="1 clips to leave out, first other, are not among the 64"):
+        features().without(["clip1", "other"])
+    with pytest.raises(ValueError, match="All 64 clips are in test splits"):
+        features().without([f"clip{i}" for i in range(64)])
+
+
+def test_the_result_is_json_as_documented():
+    write_tests(usual_splits(test={"b.wav": planted()}))
+    search()
+    content = json.loads(Path(f"reports/leaks/{TASK}.json").read_text())
+    assert list(content) == ["task", "files", "unchecked", "clips", "leaks"]
+    assert set(content["leaks"][0]) == {
+        "clip_id", "split", "file", "how", "offset_s", "similarity",
+    }  # fmt: skip
