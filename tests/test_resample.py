@@ -13,7 +13,9 @@ from pipeline.params.data import ResampleParams
 from pipeline.resample import Job, resample_shard
 from pipeline.segments import Segment
 
-PARAMS = ResampleParams(max_failed=0.05, min_duration_s=0.1, silence_db=-80.0)
+PARAMS = ResampleParams(
+    max_failed=0.05, min_duration_s=0.1, silence_db=-80.0, max_clipped=1.0
+)
 RATE = 44100
 
 
