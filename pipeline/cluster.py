@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -76,15 +77,19 @@ def _client(distributed: Any, scheduler: str, workers: int, attempts: int) -> It
         return
     import dask
 
-    exact = {"allowed-failures": attempts - 1, "worker-saturation": 1.0}  # one job at a time
+    settings = {
+        "distributed.scheduler.allowed-failures": attempts - 1,
+        "distributed.scheduler.worker-saturation": 1.0,  # a worker has the job it works on, no more
+        "distributed.deploy.lost-worker-timeout": "1 day",  # else one that restarts slowly is ended
+    }
     with (
-        dask.config.set({f"distributed.scheduler.{name}": value for name, value in exact.items()}),
+        dask.config.set(settings),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             memory_limit=0,  # none: Dask cannot know what a shard needs
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -98,6 +103,7 @@ def _map(
     jobs: Sequence[Job],
     bar: tqdm,
 ) -> list[Result]:
+    call = f"shards-{uuid4().hex}"  # a scheduler may serve several
     results: dict[int, Result] = {}
     waiting = iter(range(len(jobs)))
     numbers: dict[Any, int] = {}  # future -> job
@@ -106,8 +112,7 @@ def _map(
     def hand_out() -> None:
         ahead = AHEAD * max(sum(client.nthreads().values()), 1)
         while len(numbers) < ahead and (number := next(waiting, None)) is not None:
-            name = f"{bar.desc}-{id(jobs):x}-{number}"  # no other call's
-            future = client.submit(function, jobs[number], key=name, pure=False)
+            future = client.submit(function, jobs[number], key=f"{call}-{number}", pure=False)
             numbers[future] = number
             done.add(future)
 

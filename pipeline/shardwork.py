@@ -1,19 +1,18 @@
 """Shards as separate pieces of work: what is finished, or published and unchanged, is not redone.
 
-    .work/<stage>/shards/<key><suffix>    a finished shard that is not published yet
-    .work/<stage>/shards/<key>.json       its SHA-256, and what changed in the ledger's rows
+    .work/<stage>/shards/<key><suffix>       a finished shard that is not published yet
+    .work/<stage>/shards/<key>.json          its SHA-256, and what changed in its clips' rows
+    .work/<stage>/published/<key>.*          the same of the shards of the last output, linked
 
 The key is a hash of all that determines a shard's bytes: the code (without comments), the versions
-of the libraries, the parameters and what goes in. A finished shard is used if its bytes have the
-recorded SHA-256: the one in the work folder, or else the one that is published under the same
-number. So an interrupted stage goes on after the last finished shard, processes and machines may
-share the work on one file system, and after a change of some clips only their shards are made anew.
+of the libraries, the parameters and what goes in. A shard that is here is used again if its bytes
+have the recorded SHA-256. So an interrupted stage goes on after the last finished shard, processes
+and machines may share the work on one file system, and after a change of some clips only their
+shards are made anew.
 
-What it costs: each run reads the published shards once, to hash them. They are linked into the new
-output, not copied, and finished ones leave the work folder when they are published, so that no
-audio is kept twice. For that, dvc.yaml lets the stage's last output stay while the stage runs
-(`persist`); where the file system cannot share blocks (no reflinks), DVC makes of it, for the time
-of the run, a copy apart from its cache. Records stay: a few bytes for each clip.
+What it costs: each run reads the shards of the last output once, to hash them. They take no space
+of their own: they, the output and DVC's cache are the same files (.dvc/config: `cache.type`). Where
+files cannot be linked, they take it once more. Removing the work folder costs time only.
 """
 
 import ast
@@ -68,16 +67,12 @@ class Task(Generic[J]):
     """One shard to do."""
 
     job: J
+    target: Path  # where it is in the output
     finished: Path  # where it is when it is done
-    published: Path  # the shard of the same number in the last output
+    published: Path  # where it is when it was published
 
     def __str__(self) -> str:
-        return f"shard {self.published}"
-
-    @property
-    def record(self) -> Path:
-        """Path of its SHA-256 and of the changes in its rows."""
-        return self.finished.with_suffix(".json")
+        return f"shard {self.target}"
 
 
 class Shards(Generic[J]):
@@ -104,21 +99,26 @@ class Shards(Generic[J]):
     ) -> None:
         self.stage = stage
         self.function = function
-        self.folder = (root() / ".work" / stage / "shards").absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = (root() / ".work" / stage).absolute()
+        self.finished, self.published = self.folder / "shards", self.folder / "published"
+        for folder in (self.finished, self.published):
+            folder.mkdir(parents=True, exist_ok=True)
         self.tasks = [
             Task(
                 job,
-                self.folder / f"{_key(code, job)}{suffix}",
-                manifest.shard_path(Path(output).absolute(), number, suffix),
+                manifest.shard_path(Path(output), number, suffix),
+                *(
+                    place / f"{_key(code, job)}{suffix}"
+                    for place in (self.finished, self.published)
+                ),
             )
             for number, job in enumerate(jobs)
         ]
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep other runs from removing finished shards until the block ends."""
-        with (self.folder / "lock").open("a") as handle:
+        """Keep other runs from moving or removing shards until the block ends."""
+        with (self.folder / "shards.lock").open("a+") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
 
@@ -136,33 +136,42 @@ class Shards(Generic[J]):
         logger.info("%d shards made, %d were there already", made, len(done) - made)
         return [path for path, _ in done]
 
-    def rows(self) -> list[Row]:
-        """Return the rows of all shards, which must be finished."""
-        return [row for task in self.tasks for row in _changed(task)]
+    def rows(self, paths: Iterable[Path]) -> list[Row]:
+        """Return the rows of all shards, given where these are."""
+        found = []
+        for task, path in zip(self.tasks, paths, strict=True):
+            changes = iter(_read_record(path)["changes"])
+            found += [replace(row, **next(changes)) if row.ok else row for row in task.job.rows]
+        return found
 
     def place(self, paths: Iterable[Path], folder: Path) -> None:
         """Put the finished shards and the list of their SHA-256 into the output."""
         sums = []
         for task, path in zip(self.tasks, paths, strict=True):
-            _link(path, folder / task.published.name)
-            sums.append(f"{_read_record(task)['sha256']}  {task.published.name}\n")
+            _link(path, folder / task.target.name)
+            sums.append(f"{_read_record(path)['sha256']}  {task.target.name}\n")
         (folder / SUMS).write_text("".join(sums))
 
     def tidy(self) -> None:
-        """Remove the shards that have been published, and what has been left here long ago.
+        """Keep the shards that have been published in place of those of the output before.
 
-        Another run that is under way is not disturbed: then everything stays for the next time.
+        What has been left unfinished, or finished long ago and not used, is removed. Another run
+        that is under way is not disturbed: then everything stays as it is until the next.
         """
-        forgotten = time.time() - FORGOTTEN_DAYS * 86400
-        published = {task.finished for task in self.tasks}
-        with (self.folder / "lock").open("a") as handle:
+        with (self.folder / "shards.lock").open("a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for path in self.folder.iterdir():
-                is_left = path.suffix == PARTIAL or path.stat().st_mtime < forgotten
-                if path.name != "lock" and (path in published or is_left):
+            for task in self.tasks:
+                for path in (task.finished, _record(task.finished)):
+                    if path.exists():
+                        os.replace(path, task.published.with_suffix(path.suffix))
+            current = {task.published.stem for task in self.tasks}
+            forgotten = time.time() - FORGOTTEN_DAYS * 86400
+            for path in (*self.published.iterdir(), *self.finished.iterdir()):
+                is_old = path.suffix == PARTIAL or path.stat().st_mtime < forgotten
+                if path.stem not in current and (path.parent == self.published or is_old):
                     path.unlink()
 
 
@@ -172,56 +181,51 @@ def _key(code: str, job: Job) -> str:
 
 def _finish(function: Callable[[J, Path], list[Row]], task: Task[J]) -> tuple[Path, bool]:
     """Return where a shard is, and whether it had to be made."""
-    if sha256 := _read_record(task).get("sha256"):
-        task.record.touch()  # it is not forgotten
-        for path in (task.finished, task.published):
-            if _sha256(path) == sha256:
-                return path, False
+    for path in (task.finished, task.published):
+        if path.exists() and _sha256(path) == _read_record(path).get("sha256"):
+            return path, False
     aside = task.finished.with_name(f"{task.finished.stem}.{uuid4().hex}{PARTIAL}")  # no other's
     try:
         rows = function(task.job, aside)
         record = {"sha256": _sha256(aside), "changes": _changes(task.job.rows, rows)}
         os.replace(aside, task.finished)
         aside.write_text(json.dumps(record))
-        os.replace(aside, task.record)
+        os.replace(aside, _record(task.finished))
     finally:
         aside.unlink(missing_ok=True)
     return task.finished, True
 
 
 def _changes(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return for each row the columns that differ."""
+    """Return the columns that differ, for each row of a clip that was usable before."""
     return [
         {name: getattr(b, name) for name in COLUMNS if getattr(b, name) != getattr(a, name)}
         for a, b in zip(before, after, strict=True)
+        if a.ok
     ]
 
 
-def _changed(task: Task[Any]) -> Iterator[Row]:
-    for row, changes in zip(task.job.rows, _read_record(task)["changes"], strict=True):
-        yield replace(row, **changes) if changes else row
+def _record(shard: Path) -> Path:
+    return shard.with_suffix(".json")
 
 
-def _read_record(task: Task[Any]) -> dict[str, Any]:
+def _read_record(shard: Path) -> dict[str, Any]:
     """Return a shard's record, an empty one if it is not finished."""
     try:
-        return dict(json.loads(task.record.read_text()))
+        return dict(json.loads(_record(shard).read_text()))
     except (FileNotFoundError, ValueError):  # none, or cut off with the machine's power
         return {}
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link(path: Path, target: Path) -> None:
     """Link a file, or copy it where the file system has no hard links."""
     try:
-        os.link(path.resolve(), target)
+        os.link(path, target)
     except OSError:
         shutil.copyfile(path, target)
 

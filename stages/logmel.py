@@ -42,7 +42,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         return
     with work.kept(), stage.output(FEATURES) as folder, stage.output(LEDGER, file=True) as finished:
         paths = work.finish(compute)
-        rows = work.rows()
+        rows = work.rows(paths)
         ledger.write(finished, rows)
         ledger.check_any(rows, finished)
         work.place(paths, folder)

@@ -43,7 +43,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         return
     with shards.kept(), stage.output(AUDIO) as folder:
         paths = shards.finish(compute)
-        rows = shards.rows()
+        rows = shards.rows(paths)
         logger.info(describe_levels(rows))
         ledger.write(folder / "ledger.csv", rows)
         ledger.check_failed(rows, STAGE, resample.max_failed, folder / "ledger.csv")
