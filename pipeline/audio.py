@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int16
 BLOCK = 1 << 20  # samples that are decoded at a time, so that a header cannot ask for all memory
 FULL_SCALE = 1 << 15  # of 16-bit samples
 PLANAR = "fltp"  # FFmpeg's name of float32 with one array per channel, as most decoders give
+NEARLY_FULL = 0.999  # 0.009 dB under full scale: where a clipped sample is, also after compression
 UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's number of frames of a streamed FLAC
 
 
@@ -119,6 +120,11 @@ def peak_db(wave: Float[np.ndarray, "..."]) -> float:
     """Return the peak level in dB of full scale; minus infinity for digital silence."""
     with np.errstate(divide="ignore"):
         return float(20 * np.log10(np.abs(wave).max(initial=0)))
+
+
+def clipped(wave: Float[np.ndarray, "..."]) -> float:
+    """Return the share of samples, of all channels, that are at full scale."""
+    return float((np.abs(wave) >= NEARLY_FULL).mean()) if wave.size else 0.0
 
 
 def quantize(wave: Float32[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:

@@ -6,11 +6,13 @@ CSV with one line per row, in the list's order:
     clip_id     "<ytid>_<start in ms>"
     ytid, start_s, end_s, labels    as in the segment list; labels comma-joined
     status      "ok", or the class of the failure: gone, geo, login, blocked, transient, no_audio,
-                corrupt, short, silent; "waiting": not tried yet
+                corrupt, short, silent, clipped; "waiting": not tried yet
     stage       stage in which it failed; empty if ok
     reason      why it failed
     bytes, sha256    of the clip as fetched
     duration_s  of what was fetched; less than end_s - start_s where the recording ends early
+    peak_db     highest level of the resampled mono clip, dB of full scale; -1000: digital silence
+    clipped     share of the samples, of all channels as fetched, that are at full scale
     frames      of its log-mel
 """
 
@@ -28,6 +30,7 @@ from pipeline.manifest import Manifest
 from pipeline.segments import Segment, read_text
 
 OK = "ok"
+DIGITAL_SILENCE_DB = -1000.0  # stands for minus infinity
 
 
 @dataclass(slots=True, kw_only=True)  # a frozen one takes twice as long, two million times
@@ -46,6 +49,8 @@ class Row:
     bytes: int | None = None
     sha256: str = ""
     duration_s: float | None = None
+    peak_db: float | None = None
+    clipped: float | None = None
     frames: int | None = None
 
     @property
@@ -62,8 +67,9 @@ COLUMNS = [field.name for field in fields(Row)]
 REQUIRED = {"row", "clip_id", "ytid", "start_s", "end_s", "status"}
 _PARSERS: dict[str, Any] = {
     **dict.fromkeys(("row", "bytes", "frames"), int),
-    **dict.fromkeys(("start_s", "end_s", "duration_s"), float),
+    **dict.fromkeys(("start_s", "end_s", "duration_s", "peak_db", "clipped"), float),
 }
+_LEAST = {"peak_db": DIGITAL_SILENCE_DB}  # of a number; 0 unless said here
 
 
 def from_segment(segment: Segment, **became: Any) -> Row:
@@ -138,9 +144,10 @@ def _value(name: str, text: str) -> Any:
         value = parse(text)
     except ValueError:
         value = math.nan
-    if parse is not str and not (math.isfinite(value) and value >= 0):
+    least = _LEAST.get(name, 0)
+    if parse is not str and not (math.isfinite(value) and value >= least):
         kind = "whole number" if parse is int else "number"
-        raise ValueError(f"{name} is {text!r}, expected a {kind} of 0 or more")
+        raise ValueError(f"{name} is {text!r}, expected a {kind} of {least} or more")
     return value
 
 

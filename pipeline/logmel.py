@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline import audio, ledger, shards, stats, tarshards
+from pipeline import audio, ledger, shards, shardwork, stats, tarshards
 from pipeline.audio import BadAudioError
 from pipeline.features import LogMel
 from pipeline.params.data import LogMelParams
 from pipeline.stats import Totals
 
 STAGE = "logmel"
+# Modules that determine a shard's bytes, and libraries.
+CODE = ("audio", "features", "logmel", "shards", "stats", "tarshards")
+LIBRARIES = ("h5py", "numpy", "soundfile", "torch", "torchaudio")
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,19 @@ class Job:
     """One shard to do, and the ledger's rows of it."""
 
     source: Path
-    target: Path
+    sha256: str  # of the source
     rows: list[ledger.Row]
     params: LogMelParams
 
+    def identity(self) -> Any:
+        """Return all that determines the shard's bytes, as JSON."""
+        clips = [(row.clip_id, row.labels) for row in self.rows if row.ok]
+        return self.params.model_dump(), self.sha256, clips
 
-def logmel_shard(job: Job) -> tuple[list[ledger.Row], Totals]:
-    """Write the shard and return its rows, failures recorded, and the totals of its values."""
+
+def logmel_shard(job: Job, target: Path) -> list[ledger.Row]:
+    """Write the shard and return its rows: numbers of frames and failures recorded."""
+    shardwork.check_sum(job.source, job.sha256, stage="resample")
     torch.set_num_threads(1)  # the processes share the cores among them; one clip gains nothing
     front_end = LogMel(job.params)
     rows = {row.clip_id: row for row in job.rows}
@@ -41,8 +51,8 @@ def logmel_shard(job: Job) -> tuple[list[ledger.Row], Totals]:
         else:
             clips.append(clip)
             rows[clip_id] = replace(rows[clip_id], frames=len(clip.frames))
-    totals = shards.write(job.target, clips, job.params)
-    return list(rows.values()), totals
+    shards.write(target, clips, job.params)
+    return list(rows.values())
 
 
 def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> shards.Clip:

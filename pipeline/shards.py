@@ -13,7 +13,8 @@ A crop of consecutive frames is one read of consecutive bytes. The same clips ma
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,18 +75,37 @@ def read(path: Path) -> Shard:
     Raises:
         ValueError: the file is no shard, or is damaged.
     """
+    with _opened(path) as file:
+        return Shard(
+            frames=file["log_mel"][:],
+            start=file["start"][:],
+            clip_id=file["clip_id"].asstr()[:].tolist(),
+            labels=file["labels"].asstr()[:].tolist(),
+            log_mel=check(json.loads(file.attrs["logmel"]), LogMelParams, "logmel", path),
+            totals=_totals(file),
+        )
+
+
+def read_totals(path: Path) -> Totals:
+    """Return the totals of a shard's values, without reading these.
+
+    Raises:
+        ValueError: the file is no shard, or is damaged.
+    """
+    with _opened(path) as file:
+        return _totals(file)
+
+
+def _totals(file: h5py.File) -> Totals:
+    count, total, sumsq = (file.attrs[name] for name in ("count", "sum", "sumsq"))
+    return Totals(int(count), float(total), float(sumsq))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return Shard(
-                frames=file["log_mel"][:],
-                start=file["start"][:],
-                clip_id=file["clip_id"].asstr()[:].tolist(),
-                labels=file["labels"].asstr()[:].tolist(),
-                log_mel=check(json.loads(file.attrs["logmel"]), LogMelParams, "logmel", path),
-                totals=Totals(
-                    int(file.attrs["count"]), float(file.attrs["sum"]), float(file.attrs["sumsq"])
-                ),
-            )
+            yield file
     except (KeyError, OSError) as error:
         raise ValueError(
             f"{path} is no shard of log-mels, or is damaged ({error}). Remove it and run `dvc pull "

@@ -38,7 +38,7 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     }
     extraction = check(options, ExtractionParams, prefix="hear")
     compute = params.load("compute", ComputeParams)
-    workers = compute.workers or cores()
+    workers = compute.local_workers or cores()
     folder, statistics = Path("data", model_name), None
     if model_name in TRAINED:
         log_mel = checkpoint.read_settings(folder).logmel

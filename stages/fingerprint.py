@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
         sources = manifest.shard_paths(FEATURES, given, shards.SUFFIX)
         targets = manifest.shard_paths(folder, given, SUFFIX)
         jobs = list(zip(sources, targets, strict=True))
-        map_shards(fingerprint_shard, jobs, compute.workers, STAGE)
+        map_shards(fingerprint_shard, jobs, compute.local_workers, STAGE)
         manifest.write(folder, given)
 
 

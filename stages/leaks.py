@@ -28,7 +28,7 @@ def main(stage: Stage, name: str) -> None:
     source = stage.value("source")
     max_bit_error = stage.value("leaks.max_bit_error")
     min_overlap_s = stage.value("leaks.min_overlap_s")
-    workers = params.load("compute", ComputeParams).workers
+    workers = params.load("compute", ComputeParams).local_workers
     given = manifest.verify(CORPUS, fingerprint.SUFFIX, fingerprint.STAGE)
     paths = manifest.shard_paths(CORPUS, given, fingerprint.SUFFIX)
     log_mel = fingerprint.read(paths[0]).log_mel

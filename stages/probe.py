@@ -48,7 +48,7 @@ def main(stage: Stage, name: str) -> None:
     classifiers = {"neighbors": stage.value("probe.neighbors"), "c": stage.value("probe.c")}
     multilabel = task.metadata.prediction_type == "multilabel"
     compute = params.load("compute", ComputeParams)
-    device, workers = choose_device(compute.device), compute.workers or cores()
+    device, workers = choose_device(compute.device), compute.local_workers or cores()
     log_mel, statistics = checkpoint.read_settings(PRETRAIN).logmel, None
     if extraction.normalization == "task":
         statistics = task_statistics(task, log_mel, workers)

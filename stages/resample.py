@@ -1,44 +1,57 @@
 """Stage `resample`: clips as fetched to mono FLAC at the front end's sample rate.
 
 Reads   data/clips
-Writes  data/audio16k: tar shards, ledger.csv, manifest.json
+Writes  data/audio16k: tar shards, SHA256SUMS, ledger.csv, manifest.json
 Params  resample, logmel.sample_rate
+
+`--shard i/n` makes every n-th shard only, from the i-th on (0 <= i < n), and publishes nothing.
 """
 
-from itertools import chain
+import logging
 from pathlib import Path
 
-from pipeline import ledger, manifest, params, tarshards
+from pipeline import ledger, manifest, params, shardwork, tarshards
 from pipeline.params.data import ComputeParams, ResampleParams
-from pipeline.pool import map_shards
-from pipeline.resample import STAGE, Job, resample_shard
-from pipeline.stage import Stage, arguments, run
+from pipeline.resample import CODE, LIBRARIES, STAGE, Job, describe_levels, resample_shard
+from pipeline.shardwork import Shards, fingerprint
+from pipeline.stage import Stage
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"
 
+logger = logging.getLogger(STAGE)
 
-def main(stage: Stage) -> None:
-    """Run the stage."""
+
+def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
+    """Run the stage, or do a part of its shards."""
     resample = stage.load("resample", ResampleParams)
     sample_rate = stage.value("logmel.sample_rate")
     compute = params.load("compute", ComputeParams)
 
     given = manifest.verify(CLIPS, tarshards.SUFFIX, stage="download")
-    shards = given.rows_of(ledger.read_complete(CLIPS, given, stage="download"))
-    sources = manifest.shard_paths(CLIPS, given, tarshards.SUFFIX)
-    with stage.output(AUDIO) as folder:
-        targets = manifest.shard_paths(folder, given, tarshards.SUFFIX)
-        jobs = [
-            Job(source, target, rows, resample, sample_rate)
-            for source, target, rows in zip(sources, targets, shards, strict=True)
-        ]
-        rows = list(chain.from_iterable(map_shards(resample_shard, jobs, compute.workers, STAGE)))
+    row_shards = given.rows_of(ledger.read_complete(CLIPS, given, stage="download"))
+    sources = manifest.shard_paths(CLIPS.absolute(), given, tarshards.SUFFIX)
+    jobs = [
+        Job(source, rows, resample, sample_rate)
+        for source, rows in zip(sources, row_shards, strict=True)
+    ]
+    code = fingerprint(CODE, LIBRARIES)
+    shards = Shards(STAGE, AUDIO, tarshards.SUFFIX, resample_shard, code, jobs)
+    if part:
+        with shards.kept():
+            shards.finish(compute, part)
+        return
+    with shards.kept(), stage.output(AUDIO) as folder:
+        paths = shards.finish(compute)
+        rows = shards.rows(paths)
+        logger.info(describe_levels(rows))
         ledger.write(folder / "ledger.csv", rows)
         ledger.check_failed(rows, STAGE, resample.max_failed, folder / "ledger.csv")
         ledger.check_any(rows, folder / "ledger.csv")
+        shards.place(paths, folder)
         manifest.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
+    shards.tidy()
 
 
 if __name__ == "__main__":
-    run("resample", main, *arguments())
+    shardwork.run_or_part(STAGE, main)

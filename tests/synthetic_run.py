@@ -196,6 +196,8 @@ def ledger_row(row: int, **changes: Any) -> dict[str, Any]:
         "bytes": 1000,
         "sha256": "0" * 64,
         "duration_s": 9.0,
+        "peak_db": -6.02,
+        "clipped": 0.0,
         "frames": 901,
     }
     return content | changes
@@ -204,6 +206,7 @@ def ledger_row(row: int, **changes: Any) -> dict[str, Any]:
 def failed_row(row: int, stage: str, status: str, reason: str) -> dict[str, Any]:
     """Return the row of a segment that failed."""
     nothing: dict[str, Any] = {"bytes": "", "sha256": "", "duration_s": "", "frames": ""}
+    nothing |= {"peak_db": "", "clipped": ""}
     return ledger_row(row, stage=stage, status=status, reason=reason, **nothing)
 
 

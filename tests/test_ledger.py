@@ -9,7 +9,7 @@ from pipeline.ledger import Row
 from pipeline.segments import Segment
 
 HEADER = ",".join(ledger.COLUMNS) + "\n"
-GOOD = "0,a_0,a,0,1,,ok,,,,,,\n"
+GOOD = "0,a_0,a,0,1,,ok,,,,,,,,\n"
 
 
 def rows(*statuses, stage="download"):
@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "ledger.csv"
     full = Row(
         row=7, clip_id="a_1", ytid="a", start_s=0.001, end_s=1 / 3, labels="x,y",
-        bytes=12, sha256="00ff", duration_s=0.332, frames=34,
+        bytes=12, sha256="00ff", duration_s=0.332, peak_db=-3.25, clipped=0.125, frames=34,
     )  # fmt: skip
     written = [*rows("ok", "gone", "silent"), full]
     ledger.write(path, written)
@@ -35,8 +35,9 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_file_is_a_plain_csv_with_the_documented_columns(tmp_path):
     ledger.write(tmp_path / "ledger.csv", rows("gone"))
     assert (tmp_path / "ledger.csv").read_bytes() == (
-        b"row,clip_id,ytid,start_s,end_s,labels,status,stage,reason,bytes,sha256,duration_s,frames"
-        b'\n0,id-0_1500,id-0,1.5,11.5,"/m/1,/m/2",gone,download,"why ""0"", exactly",,,,\n'
+        b"row,clip_id,ytid,start_s,end_s,labels,status,stage,reason,bytes,sha256,duration_s,peak_db,"
+        b"clipped,frames\n"
+        b'0,id-0_1500,id-0,1.5,11.5,"/m/1,/m/2",gone,download,"why ""0"", exactly",,,,,,\n'
     )
 
 
@@ -78,16 +79,30 @@ def test_no_clip_left_is_an_error_whatever_the_limit():
     [
         ("a,b\n1,2\n", "is no ledger: expected the columns row,clip_id,.*got a,b"),
         ("", "is no ledger"),
-        (HEADER + "x,a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken: row is 'x', expected a whole numb"),
-        (HEADER + "0,a_0,a\n", "line 2 is broken: it has 3 cells, expected 13"),
-        (HEADER + "0,a_0,a,0,1,,ok,,,,,,,\n", "line 2 is broken: it has 14 cells"),
-        (HEADER + GOOD + "1,a_0,a,0,one,,ok,,,,,,\n", "line 3 is broken: end_s is 'one', expected"),
-        (HEADER + "0,a_0,a,nan,1,,ok,,,,,,\n", "start_s is 'nan', expected a number of 0 or more"),
-        (HEADER + "0,a_0,a,0,1,,ok,,,-5,,,\n", "bytes is '-5', expected a whole number"),
-        (HEADER + "0,a_0,a,0,1,,ok,,,5.5,,,\n", "bytes is '5.5', expected a whole number"),
-        (HEADER + ",a_0,a,0,1,,ok,,,,,,\n", "line 2 is broken: row is empty"),
-        (HEADER + "0,a_0,a,0,1,,,,,,,,\n", "status is empty"),
-        (HEADER + "0,a_0,a,0,1,,ok,," + "x" * 200_000 + ",,,,\n", "line 2 is broken: field larger"),
+        (
+            HEADER + "x,a_0,a,0,1,,ok,,,,,,,,\n",
+            "line 2 is broken: row is 'x', expected a whole numb",
+        ),
+        (HEADER + "0,a_0,a\n", "line 2 is broken: it has 3 cells, expected 15"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,,,,,,,\n", "line 2 is broken: it has 16 cells"),
+        (
+            HEADER + GOOD + "1,a_0,a,0,one,,ok,,,,,,,,\n",
+            "line 3 is broken: end_s is 'one', expected",
+        ),
+        (
+            HEADER + "0,a_0,a,nan,1,,ok,,,,,,,,\n",
+            "start_s is 'nan', expected a number of 0 or more",
+        ),
+        (HEADER + "0,a_0,a,0,1,,ok,,,-5,,,,,\n", "bytes is '-5', expected a whole number"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,5.5,,,,,\n", "bytes is '5.5', expected a whole number"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,,,,-1e9,,\n", "peak_db is '-1e9', expected a number of -1000"),
+        (HEADER + "0,a_0,a,0,1,,ok,,,,,,,-1,\n", "clipped is '-1', expected a number of 0 or more"),
+        (HEADER + ",a_0,a,0,1,,ok,,,,,,,,\n", "line 2 is broken: row is empty"),
+        (HEADER + "0,a_0,a,0,1,,,,,,,,,,\n", "status is empty"),
+        (
+            HEADER + "0,a_0,a,0,1,,ok,," + "x" * 200_000 + ",,,,,,\n",
+            "line 2 is broken: field larger",
+        ),
         (HEADER + GOOD + "1,\xff\n", r"ledger\.csv, line 3 is not UTF-8 text"),
     ],
 )

@@ -122,6 +122,10 @@ def test_the_committed_file_is_valid():
         ("logmel.win_length", 1, r"logmel\.win_length"),
         ("logmel.hop_length", 1025, r"hop_length = 1025 must not exceed win_length = 1024"),
         ("logmel.n_mels", 512, r"n_mels = 512: mel bin 1 \(64 to 71 Hz\) would be empty"),
+        ("compute.workers", 10**6, r"compute\.workers: 1000000 must be a number of .*or dask"),
+        ("compute.workers", True, r"compute\.workers: True must be"),
+        ("compute.workers", "spark", r"compute\.workers: 'spark' must be"),
+        ("resample.max_clipped", 1.5, r"resample\.max_clipped"),
         ("score.grid_points", 65, r"grid_points = 65: the grid 'fast' has only 64 settings"),
     ],
 )
@@ -145,7 +149,6 @@ TOO_LARGE = {
     "encoders.audiontt.embed_dim": 10**9,
     "encoders.audiontt.optimizer.lr": 1e9,
     "loss.lambda": 1e30,
-    "compute.workers": 10**6,
     "compute.connections": 1000,
     "network.tries": 10**6,
     "report.clips": 10**6,
@@ -235,7 +238,8 @@ def test_every_fault_is_named_at_once():
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "1.0e-05", "0.00001"])
 def test_every_way_of_writing_a_small_number_is_a_number(tmp_path, text):
     path = tmp_path / "params.yaml"
-    path.write_text(f"resample: {{max_failed: {text}, min_duration_s: 0.1, silence_db: -80.0}}\n")
+    values = "min_duration_s: 0.1, silence_db: -80.0, max_clipped: 1.0"
+    path.write_text(f"resample: {{max_failed: {text}, {values}}}\n")
     assert load("resample", ResampleParams, path).max_failed == 1e-5
 
 

@@ -29,8 +29,17 @@ def report_and_hang(job):
     time.sleep(60)
 
 
-def die(job):
-    os._exit(9)
+def die_on_two(job):
+    if job == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_the_first_process_of_two(job):
+    folder, number = job
+    Path(folder, f"{number}-{os.getpid()}").touch()
+    if number == 2 and len(list(Path(folder).glob("2-*"))) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -55,9 +64,16 @@ def test_an_error_in_a_job_comes_out(workers):
         map_shards(fail_on_two, range(50), workers, "demo")
 
 
-def test_a_killed_process_is_explained():
-    with pytest.raises(RuntimeError, match=r"process of demo was killed.*compute\.workers"):
-        map_shards(die, range(4), 2, "demo")
+def test_a_job_whose_process_is_killed_is_done_again_and_the_others_once(tmp_path):
+    jobs = [(str(tmp_path), number) for number in range(4)]
+    assert map_shards(kill_the_first_process_of_two, jobs, 2, "demo") == [0, 1, 4, 9]
+    starts = [len(list(tmp_path.glob(f"{number}-*"))) for number in range(4)]
+    assert starts == [1, 1, 2, 1]
+
+
+def test_a_job_that_kills_its_process_three_times_stops_the_work_and_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"on 2 was killed 3 times, .*memory.*fewer than 2 proc"):
+        map_shards(die_on_two, range(3), 2, "demo")
 
 
 def test_workers_end_with_a_killed_parent():

@@ -54,9 +54,8 @@ def measure(config: Config) -> dict[str, float]:
     front_end = LogMel(config.logmel)
 
     def resampled() -> bytes:
-        return audio.encode_flac(
-            resample.prepare(fetched.getvalue(), ROW, config.resample, rate), rate
-        )
+        mono, _ = resample.prepare(fetched.getvalue(), ROW, config.resample, rate)
+        return audio.encode_flac(mono, rate)
 
     content = resampled()
     return {

@@ -102,7 +102,7 @@ def data_stages(config: Config, found: Corpus) -> Iterator[Finding]:
     except (*EXPECTED_ERRORS, ImportError) as error:
         yield Finding("problem", "time", f"a synthetic clip could not be worked on: {error}")
         return
-    workers = config.compute.workers or pool.cores()
+    workers = config.compute.local_workers or pool.cores()
     share = found.duration_s / calibration.DURATION_S
     for stage, cpu_s in measured.items():
         took = cpu_s * share * found.clips / min(workers, pool.cores())

@@ -1,11 +1,13 @@
 """Sections of params.yaml that the data stages read: sources, download, resample, logmel."""
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from pipeline.params import Section
+
+MAX_WORKERS = 1024
 
 
 class SegmentListParams(Section):
@@ -160,7 +162,8 @@ class ResampleParams(Section):
     min_duration_s: float = Field(gt=0, le=3600)  # shorter clips are skipped
     silence_db: float = Field(
         ge=-1000, le=0
-    )  # peak level, dB of full scale, under which a clip is silent
+    )  # peak level, dB of full scale, under which a clip is silent; -1000: none is
+    max_clipped: float = Field(ge=0, le=1)  # share of samples at full scale; 1: no limit
 
 
 class LogMelParams(Section):
@@ -212,11 +215,21 @@ class LogMelParams(Section):
         return self
 
 
+def _workers(value: Any) -> Any:
+    if value != "dask" and not (type(value) is int and 0 <= value <= MAX_WORKERS):
+        raise ValueError(
+            f"{value!r} must be a number of processes from 0, one per core, to {MAX_WORKERS}, or "
+            "dask."
+        )
+    return value
+
+
 class ComputeParams(Section):
     """Section `compute`: where and how the work runs; no stage re-runs for a change of it."""
 
     device: Literal["auto", "cpu", "cuda"]
-    workers: int = Field(ge=0, le=1024)  # processes of the data stages; 0 = one per core
+    workers: Annotated[int | Literal["dask"], PlainValidator(_workers)]  # of the data stages
+    scheduler: str  # address of Dask's; empty: a cluster on this machine
     connections: int = Field(ge=1, le=256)  # recordings that are fetched at the same time
     devices: int = Field(ge=1, le=1024)  # processes of pre-training, one GPU each
     fast: Literal["auto", True, False]  # bfloat16, compiled, captured; auto: on a GPU
@@ -230,3 +243,8 @@ class ComputeParams(Section):
         if self.device == "cpu" and self.fast is True:
             raise ValueError("fast = true needs a GPU, but device = cpu. Set fast to auto.")
         return self
+
+    @property
+    def local_workers(self) -> int:
+        """Processes or threads of what is done on this machine alone; 0 = one per core."""
+        return 0 if isinstance(self.workers, str) else self.workers
