@@ -51,8 +51,7 @@ def compare(clip: Callable[[int], bytes]) -> Iterator[dict[str, Any]]:
 def prepared(content: bytes) -> bytes:
     """Return a clip as the stage `resample` leaves it."""
     config = load_config()
-    wave = resample.prepare(content, ROW, config.resample, config.logmel.sample_rate)
-    wave = wave[0] if isinstance(wave, tuple) else wave
+    wave, _ = resample.prepare(content, ROW, config.resample, config.logmel.sample_rate)
     return audio.encode_flac(wave, config.logmel.sample_rate)
 
 
