@@ -5,9 +5,10 @@
     python -m benchmarks.embed --encoder vitc         # ViT_C tiny; base with --size paper
 
 `scenes`: clips per second from WAV files of `--clip-s` seconds to embeddings, and `decode`: the
-same files decoded only. `timestamps`: windows per second of one long clip, every 50 ms, and
-`one_by_one`: the same windows cut first, each with its own STFT and forward pass (as many as
-`--windows`). Ratios are of one run; the weights are random, which changes no speed.
+same files decoded only, `log_mel`: their log-mels alone. `timestamps`: windows per second of one
+long clip, every 50 ms, and `one_by_one`: the same windows cut first, each with its own STFT and
+forward pass (as many as `--windows`). Ratios are of one run; the weights are random, which changes
+no speed.
 """
 
 import argparse
@@ -74,10 +75,13 @@ def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dic
     for path in paths:
         noise = 0.1 * generator.standard_normal(round(options.clip_s * module.sample_rate))
         soundfile.write(path, noise, module.sample_rate)
+    front_end = module.model.front_end
+    waves = torch.from_numpy(np.stack([wave for wave, _ in decoded(paths, 1)])).split(64)
     best = fastest(
         {
             "scenes": lambda: list(embed_files(paths, module, "scene", options.workers)),
             "decode": lambda: list(decoded(paths, options.workers)),
+            "log_mel": lambda: [front_end.clips(batch) for batch in waves],
         }
     )
     rates = {f"{name}_per_s": round(len(paths) / seconds) for name, seconds in best.items()}

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.features import LogMel
+from pipeline.hear_input import device_of
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import front_end_hops
 
 MIN_FRAMES = 4  # that an encoder takes
 BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # in one pass, unless one clip is longer
+STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: what fits a core's cache is faster
 
 
 class FrontEnd(nn.Module):
@@ -48,13 +50,12 @@ class FrontEnd(nn.Module):
 
     def batch_size(self, frames: int) -> int:
         """Return how many items of so many frames go in one pass."""
-        return max(1, BATCH_FRAMES[self.log_mel.mel.mel_scale.fb.device.type] // frames)
+        return max(1, BATCH_FRAMES[device_of(self).type] // frames)
 
     def clips(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B F T"]:
         """Return the log-mels of whole clips; zeros follow those too short for an encoder."""
         audio = functional.pad(audio, (0, max(0, self.min_samples - audio.shape[-1])))
-        batches = audio.split(self.batch_size(1 + audio.shape[-1] // self.stft_hop))
-        return torch.cat([self.log_mel(batch) for batch in batches])
+        return self._log_mels(audio)
 
     def timestamps(self, samples: int) -> Float[Tensor, " N"]:
         """Return the centres of a clip's windows in ms."""
@@ -71,14 +72,18 @@ class FrontEnd(nn.Module):
     def cut(self, clip: Float[Tensor, " S"], steps: int) -> Float[Tensor, "N F T"]:
         """Return the log-mels of windows of `steps` hops, edges `cut`."""
         size, hop = steps * self.stft_hop, self.hop_steps * self.stft_hop
-        pieces = self._padded(clip, steps).unfold(-1, size, hop).split(self.batch_size(steps + 1))
-        return torch.cat([self.log_mel(piece) for piece in pieces])
+        return self._log_mels(self._padded(clip, steps).unfold(-1, size, hop))
 
     def windows(self, clip: Float[Tensor, " S"], steps: int, edges: str) -> Float[Tensor, "N F T"]:
         """Return the log-mels of windows of `steps` hops."""
         if edges == "cut":
             return self.cut(clip, steps)
         return self.slices(self.dense(clip, steps), steps)
+
+    def _log_mels(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B F T"]:
+        frames = 1 + audio.shape[-1] // self.stft_hop
+        batches = audio.split(max(1, STFT_FRAMES[device_of(self).type] // frames))
+        return torch.cat([self.log_mel(batch) for batch in batches])
 
     def _padded(self, clip: Float[Tensor, " S"], steps: int) -> Float[Tensor, " P"]:
         half = steps * self.stft_hop / 2
