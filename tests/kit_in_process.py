@@ -83,6 +83,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         patch.setattr(kit.pl, "Trainer", trainer)
         patch.setattr(nn, "Dropout", lambda p: RecordedDropout(p, fits[-1].masks))
         patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        patch.setenv("PL_GLOBAL_SEED", "")  # it sets another
         dimensions = next(folder.glob("*.embedding-dimensions.json"))
         try:
             kit.task_predictions(
@@ -97,6 +98,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
             )
         finally:
             torch.use_deterministic_algorithms(False)
+            torch.set_default_dtype(torch.float32)  # which a failure leaves at float64
     raw = json.loads((folder / "test.predicted-scores.json").read_text())
     logits = {
         path.name.split(".")[0]: pickle.loads(path.read_bytes())["prediction_logit"]
@@ -119,7 +121,9 @@ class Replay(Draws):
         found = torch.ones(shape, dtype=torch.bool)
         for place, (number, count) in enumerate(zip(numbers, counts, strict=True)):
             if count:
-                mask = self.fits[number].masks[self.used[number]]
+                masks = self.fits[number].masks
+                assert self.used[number] < len(masks), "more steps than hear-eval-kit took"
+                mask = masks[self.used[number]]
                 assert mask.shape == (count, shape[1])
                 found[place, :, :count] = mask.T
                 self.used[number] += 1
@@ -127,27 +131,29 @@ class Replay(Draws):
 
 
 def write_embedded_task(
-    folder: Path, rows: dict[str, int], kind: str = "multiclass", seed: int = 0, **metadata
+    folder: Path, rows: dict[str, int], kind: str = "multiclass", noise: float = 0.8, **metadata
 ) -> Path:
     """Embeddings of a task as `pipeline.embeddings` writes them; of events, 20 frames per file.
 
     Args:
         rows: of each split.
-        kind: multiclass | multilabel | event.
+        kind: multiclass | multilabel | event | one class: multiclass, the fold00 has one alone.
+        noise: of the embeddings, beside differences of about 2 between the labels.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     classes, dim, hop, per_file = 3, 6, 50.0, 20
     labels = [f"l{i}" for i in range(classes)]
     folder.mkdir(parents=True)
     evaluation = {
         "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
+        "one class": ["top1_acc", "mAP", "d_prime", "aucroc"],
         "multilabel": ["mAP", "top1_acc", "d_prime", "aucroc"],
         "event": ["event_onset_200ms_fms", "segment_1s_er"],
     }
     content = {
         "task_name": "toy",
         "embedding_type": "event" if kind == "event" else "scene",
-        "prediction_type": "multiclass" if kind == "multiclass" else "multilabel",
+        "prediction_type": "multilabel" if kind in ("event", "multilabel") else "multiclass",
         "split_mode": "trainvaltest" if "train" in rows else "new_split_kfold",
         "splits": list(rows),
         "sample_duration": 1.0,
@@ -167,8 +173,9 @@ def write_embedded_task(
         elif kind == "multilabel":
             y = rng.random((count, classes)) < 0.4
         else:
-            y = np.eye(classes, dtype=bool)[rng.integers(0, classes, count)]
-        x = y @ centres + 0.8 * rng.standard_normal((count, dim))
+            several = kind == "multiclass" or split != "fold00"
+            y = np.eye(classes, dtype=bool)[rng.integers(0, classes if several else 1, count)]
+        x = y @ centres + noise * rng.standard_normal((count, dim))
         (folder / f"{split}.embeddings.npy").write_bytes(x.astype(np.float32).tobytes())
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([count, dim]))
         found = [[labels[i] for i in np.flatnonzero(row)] for row in y]

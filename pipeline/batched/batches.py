@@ -33,7 +33,7 @@ class Rows:
         return Batch(x[self.index].to(dtype), target[self.index], self.counts, weight)
 
 
-def batches(rows: Sequence[Int[np.ndarray, " R"]], size: int, device: torch.device) -> list[Rows]:
+def batches(rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.device) -> list[Rows]:
     """Return an epoch's batches.
 
     Args:
@@ -55,7 +55,7 @@ def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device)
     return Rows(torch.from_numpy(rows).to(device), counts, None)
 
 
-def _of_each(rows: Sequence[Int[np.ndarray, " B"]], device: torch.device) -> Rows:
+def _of_each(rows: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> Rows:
     counts = tuple(map(len, rows))
     index = np.zeros((len(rows), max(counts)), np.int64)
     weight = np.zeros((len(rows), 1, max(counts)))

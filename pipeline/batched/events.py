@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 Event = dict[str, str | float]  # label; start and end in ms
-Postprocessing = tuple[tuple[str, float], ...]  # name and value of its settings
+Postprocessing = tuple[tuple[str, int | float], ...]  # name and value of its settings
 THRESHOLD = 0.5
 
 
@@ -74,8 +74,8 @@ def find_events(
     active: Bool[np.ndarray, "N C"],
     files: Sequence[FileFrames],
     vocabulary: Sequence[str],
-    median_filter_ms: float = 150,
-    min_duration: float = 60,
+    median_filter_ms: int | float = 150,
+    min_duration: int | float = 60,
 ) -> dict[str, list[Event]]:
     """Return the events of each file, by their starts.
 
@@ -101,7 +101,7 @@ def _runs(
     active: Bool[np.ndarray, "T C"],
     times: Float64[np.ndarray, " T"],
     vocabulary: Sequence[str],
-    min_duration: float,
+    min_duration: int | float,
 ) -> list[Event]:
     edges = np.diff(active.T.astype(np.int8), axis=1, prepend=0, append=0)
     label, first = np.nonzero(edges == 1)

@@ -98,7 +98,7 @@ class Stack:
                     h = self._batch_norm_padded(h, layer, batch.weight)
                 if batch is not None and draws is not None and self.drops:
                     kept = draws.kept(self.numbers, (*h.shape,), self.dropout, batch.counts)
-                    h = h.mul_(kept / (1 - self.dropout))
+                    h = h * (kept.to(h.dtype) / (1 - self.dropout))  # no mul_: h is a view
                 h = h.relu_()
         return h
 
