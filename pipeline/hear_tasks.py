@@ -57,7 +57,9 @@ class EvaluationParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
-    event_postprocessing_grid: dict[Literal["median_filter_ms", "min_duration"], list[float]] = {}
+    event_postprocessing_grid: (
+        dict[Literal["median_filter_ms", "min_duration"], list[int | float]] | None
+    ) = None  # ms
     task_specific_param_grid: dict[str, list[Any]] = {}
 
 
@@ -151,6 +153,7 @@ class Task:
     folder: Path
     metadata: Metadata
     labels: Mapping[str, Mapping[str, Labels]]  # split -> file -> labels, files in stored order
+    vocabulary: Sequence[str]  # labels by their indices
 
     @property
     def name(self) -> str:
@@ -188,14 +191,14 @@ def read_task(folder: Path) -> Task:
         ValueError: a field is missing or faulty, the vocabulary has gaps, or a label is not in it.
     """
     metadata = _check(Metadata, folder / METADATA)
-    vocabulary = _read_vocabulary(folder / VOCABULARY)
+    vocabulary = read_vocabulary(folder / VOCABULARY)
     kind: type[SceneFile | EventFile] = (
         SceneFile if metadata.embedding_type == "scene" else EventFile
     )
     labels = {split: _check(kind, folder / f"{split}.json").root for split in metadata.splits}
     for split, files in labels.items():
         _check_labels(files, metadata, vocabulary, folder / f"{split}.json")
-    return Task(folder, metadata, labels)
+    return Task(folder, metadata, labels, vocabulary)
 
 
 def _check(kind: type[M], path: Path) -> M:
@@ -212,8 +215,13 @@ def _check(kind: type[M], path: Path) -> M:
         raise ValueError(f"{where}: {fault['msg']}{value}.") from None
 
 
-def _read_vocabulary(path: Path) -> list[str]:
-    """Return the labels in the order of their indices."""
+def read_vocabulary(path: Path) -> list[str]:
+    """Return the labels in the order of their indices.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no vocabulary.
+    """
     with existing(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a BOM
         try:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]

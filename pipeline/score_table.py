@@ -29,7 +29,7 @@ MODEL_NAMES: dict[Model, str] = {
     "wav2vec2": "wav2vec 2.0",
     "module": "the HEAR module",
 }
-HEAR_PROTOCOL = ScoreParams(grid="default", grid_points=8)
+HEAR_PROTOCOL = ("default", 8)  # grid, grid_points
 FULL_MODES = ("full", "small")  # of a task's name; other modes ("5h", "50h") tell tasks apart
 METRICS = {  # heareval's name: (kind of task, name to read)
     "top1_acc": ("scene, multiclass", "top-1 accuracy"),
@@ -58,6 +58,13 @@ class Score(BaseModel):
     std: float | None  # over the folds
     metrics: dict[str, float | None] = {}  # all of the task
     seeds: int = 1  # of the scoring, whose mean `score` is
+    seeds_std: float | None = None  # over them
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds if there are several, else over the folds."""
+        return self.seeds_std if self.seeds > 1 else self.std
+
     grid: str
     grid_points: int
 
@@ -123,7 +130,7 @@ class ScoreTable:
     @property
     def is_hear_protocol(self) -> bool:
         """Whether the scores are comparable with published ones."""
-        return self.protocol == HEAR_PROTOCOL
+        return (self.protocol.grid, self.protocol.grid_points) == HEAR_PROTOCOL
 
     def missing(self, model: Model) -> list[str]:
         """Tasks without a score of a model."""

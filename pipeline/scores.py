@@ -1,10 +1,11 @@
-"""Scores of a task's embeddings by hear-eval-kit itself, unmodified, as clean JSON.
+"""Scores of a task's embeddings by HEAR's protocol, as clean JSON.
 
-heareval trains small classifiers on the training split, chooses one by the validation split and
-scores it on the test split. It is run as its own program in a scratch folder, since it leaves its
-checkpoints and logs where it runs. Its result contains times and memory addresses, and numbers
-that JSON does not know (NaN, Infinity); what is kept of it is finite, and the same on
-every run of one machine.
+Small classifiers are trained on the training split, one is chosen by the validation split and
+scored on the test split: by hear-eval-kit itself, unmodified, or by `pipeline.batched`, which gives
+results of the same shape. hear-eval-kit is run as its own program in a scratch folder, since it
+leaves its checkpoints and logs where it runs. Its result contains times and memory addresses, and
+numbers that JSON does not know (NaN, Infinity); what is kept of it is finite, and the same on every
+run of one machine.
 """
 
 import json
@@ -12,18 +13,24 @@ import logging
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import heareval_seed
+from pipeline.batched.data import check_batches, read_data
+from pipeline.batched.protocol import settings, splits
 from pipeline.params.hear import ScoreParams
 
 logger = logging.getLogger(__name__)
 
 RESULT = "test.predicted-scores.json"
 LOG = "heareval.log"
+ROOT = Path(__file__).parents[1]
+SEED = 42  # hear-eval-kit's, of the first repetition
 LOG_LINES = 15  # of a failed run that the message shows
 ALL_FOLDS = "aggregated_scores"
 NO_SPLITS = {ALL_FOLDS, "hparams", "postprocessing", "score_mode", "embedding_path"}
@@ -42,30 +49,66 @@ DIGITS = 6  # significant ones; heareval's scores are float32
 OBJECT = re.compile(r"<(?:class '(?:\w+\.)*|function )(\w+).*>")  # as text, with its address
 
 
-def run_heareval(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> Any:
+def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> list[Any]:
+    """Score a folder of embeddings, and return one result in hear-eval-kit's shape for each seed.
+
+    Args:
+        embeddings: folder of one task, left as it is.
+        scratch: existing folder.
+        device: `compute.device`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the task or its embeddings are faulty.
+        RuntimeError: hear-eval-kit failed.
+    """
+    data = read_data(embeddings)
+    metadata = data.task.metadata
+    check_batches(data, settings(params.grid, params.grid_points, metadata), splits(metadata))
+    seeds = range(SEED, SEED + params.seeds)
+    if params.engine == "heareval":
+        del data  # it reads them itself
+        return [run_heareval(embeddings, scratch, params, device, seed) for seed in seeds]
+    from pipeline.batched.draws import Draws  # these take seconds to import
+    from pipeline.batched.engine import evaluate
+    from pipeline.device import choose_device
+
+    place = choose_device(device)
+    return [evaluate(data, params, place, Draws(seed, place)).raw for seed in seeds]
+
+
+def run_heareval(
+    embeddings: Path, scratch: Path, params: ScoreParams, device: str, seed: int = SEED
+) -> Any:
     """Score a folder of embeddings and return hear-eval-kit's result as it is.
 
     Args:
         embeddings: folder of one task, left as it is.
         scratch: existing folder for what heareval writes, its log among it.
         device: `compute.device`.
+        seed: of initial weights and dropout.
 
     Raises:
         RuntimeError: heareval failed; the message has the end of its log.
     """
+    scratch = scratch / str(seed)
     task = scratch / embeddings.name
-    task.mkdir()
+    task.mkdir(parents=True)
     for path in embeddings.iterdir():
         (task / path.name).symlink_to(path.resolve())
-    command = [sys.executable, "-m", "heareval.predictions.runner", task.name]
+    module = ["heareval.predictions.runner"]
+    if seed != SEED:
+        module = [heareval_seed.__name__, str(seed)]
+    command = [sys.executable, "-m", *module, task.name]
     command += ["--grid", params.grid, "--grid-points", str(params.grid_points), *GPUS[device]]
     log = scratch / LOG
     logger.info("%s: hear-eval-kit is running; its log is %s", task.name, log)
+    modules = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
     with log.open("w") as output:
         done = subprocess.run(
             command,
             cwd=scratch,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": modules},
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
@@ -83,6 +126,42 @@ def _end(log: Path) -> str:
     """Return the last lines of a log, each state of a progress bar as a line of its own."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     return "\n".join(text.strip().splitlines()[-LOG_LINES:])
+
+
+def summarize_seeds(
+    raws: Sequence[Mapping[str, Any]], task: str, model: str, metric: str, params: ScoreParams
+) -> dict[str, Any]:
+    """Return what is kept of the results of all seeds.
+
+    `score`, `std` and `metrics` are means over the seeds, None where one of them has none, and
+    `per_seed` has those of each seed; what else there is belongs to the first seed.
+    """
+    each = [summarize(raw, task, model, metric, params) for raw in raws]
+    scores = [summary["score"] for summary in each]
+    names = ("score", "std", "metrics", "hparams", "postprocessing", "notes")
+    several = len(scores) > 1 and None not in scores
+    return each[0] | {
+        "score": _mean(scores),
+        "std": _mean([summary["std"] for summary in each]),
+        "metrics": {
+            name: _mean([summary["metrics"][name] for summary in each])
+            for name in each[0]["metrics"]
+        },
+        "engine": params.engine,
+        "seeds": params.seeds,
+        "seeds_std": float(f"{statistics.stdev(scores):.{DIGITS}g}") if several else None,
+        "per_seed": [
+            {"seed": SEED + i} | {name: summary[name] for name in names}
+            for i, summary in enumerate(each)
+        ],
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return float(f"{statistics.fmean(known):.{DIGITS}g}")
 
 
 def summarize(

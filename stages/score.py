@@ -1,4 +1,4 @@
-"""Stage `score <task> <model>`: scores of one task's embeddings by hear-eval-kit.
+"""Stage `score <task> <model>`: scores of one task's embeddings by HEAR's protocol.
 
 Reads   data/embeddings/<model>/<task> (a model of `hear.models`)
 Writes  reports/scores/<model>/<task>.json
@@ -30,8 +30,8 @@ def main(stage: Stage, name: str, model_name: str) -> None:
         stage.output(f"reports/scores/{model_name}/{name}.json", file=True) as result,
         TemporaryDirectory(dir=stage.work_folder()) as scratch,
     ):
-        raw = scores.run_heareval(embeddings, Path(scratch), score_params, device)
-        summary = scores.summarize(raw, name, model_name, metric, score_params)
+        found = scores.score(embeddings, Path(scratch), score_params, device)
+        summary = scores.summarize_seeds(found, name, model_name, metric, score_params)
         result.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     logger.info("%s, %s: %s = %s", name, model_name, metric, summary["score"])
 

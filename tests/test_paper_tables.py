@@ -157,7 +157,7 @@ def table_with(tasks, points=8):
                          "random": scored(task, "random", 0.5, seeds=3)})
         for task in tasks
     )  # fmt: skip
-    protocol = ScoreParams(grid="default", grid_points=points)
+    protocol = ScoreParams(engine="batched", grid="default", grid_points=points, seeds=3)
     return ScoreTable(rows, protocol, ("pretrain", "random"))
 
 
@@ -179,8 +179,8 @@ def test_measured_lines_stand_beside_the_published_ones():
 def test_other_metrics_of_a_task_are_taken_from_its_score_file():
     metrics = {"event_onset_200ms_fms": 0.8, "segment_1s_er": 0.2}
     score = scored(paper_tables.DCASE, "pretrain", 0.8, "event_onset_200ms_fms", metrics=metrics)
-    table = ScoreTable((Row(paper_tables.DCASE, "dcase", {"pretrain": score}),),
-                       ScoreParams(grid="default", grid_points=8), ("pretrain",))  # fmt: skip
+    row = Row(paper_tables.DCASE, "dcase", {"pretrain": score})
+    table = ScoreTable((row,), table_with([]).protocol, ("pretrain",))
     (line,) = paper_tables.measured(table)
     assert line.scores == {(paper_tables.DCASE, name): value for name, value in metrics.items()}
 

@@ -17,8 +17,8 @@ from pipeline.hear_tasks import read_task
 from pipeline.params.hear import GRID_SIZES, ScoreParams
 from pipeline.scores import run_heareval, summarize
 
-FAST = ScoreParams(grid="fast", grid_points=2)
-QUICK = ScoreParams(grid="faster", grid_points=1)
+FAST = ScoreParams(engine="heareval", grid="fast", grid_points=2, seeds=1)
+QUICK = ScoreParams(engine="heareval", grid="faster", grid_points=1, seeds=1)
 RUNNER = """
 import json, os, pathlib, sys
 print("first line")
@@ -75,9 +75,9 @@ def test_heareval_works_in_the_scratch_folder_and_leaves_the_embeddings_alone(
 ):
     fake_heareval(RESULT)
     seen = run_heareval(embeddings, scratch, FAST, "auto")
-    assert seen["cwd"] == str(scratch)
+    assert seen["cwd"] == str(scratch / "42")
     assert [path.name for path in embeddings.iterdir()] == ["task_metadata.json"]
-    assert (scratch / "toy-v1-full" / "prediction.log").exists()
+    assert (scratch / "42" / "toy-v1-full" / "prediction.log").exists()
 
 
 def test_the_unsafe_way_to_load_checkpoints_is_open_to_heareval_alone(

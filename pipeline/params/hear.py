@@ -180,10 +180,12 @@ def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:
 
 
 class ScoreParams(Section):
-    """Section `score`: hear-eval-kit's options."""
+    """Section `score`: hear-eval-kit's protocol."""
 
+    engine: Literal["heareval", "batched"]
     grid: Literal["default", "fast", "faster"]
     grid_points: int = Field(ge=1)  # settings that are tried
+    seeds: int = Field(ge=1, le=100)  # repetitions with other random numbers
 
     @model_validator(mode="after")
     def _inside_the_grid(self) -> "ScoreParams":

@@ -1,0 +1,16 @@
+"""hear-eval-kit's protocol with all its classifiers trained at once (`score.engine: batched`).
+
+    protocol   which settings are tried, which splits train, validate and test
+    data       a task's embeddings and labels, checked
+    batches    the rows of each training step
+    draws      what is drawn at random: initial weights, dropout
+    stack      classifiers of one shape as one module with weights [G, out, in], and their Adam
+    fitting    training until no validation improves
+    metrics    hear-eval-kit's metrics; the frequent ones for all classifiers at once
+    scoring    validation and test of logits
+    events     sound events from the probabilities of frames
+    engine     all of it for one task
+
+Letters of shapes: G classifiers, N rows (clips or frames), B rows of a batch, D dimensions of an
+embedding, H hidden units, C classes.
+"""

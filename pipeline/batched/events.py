@@ -1,0 +1,123 @@
+"""Sound events from the probabilities of frames, as hear-eval-kit makes them.
+
+Per file and label: a median filter over time, then a threshold of 0.5; frames in a row are one
+event, from the time of the first to that of the last; events shorter than `min_duration` are left
+out. A median is above the threshold if more than half of the values are (of an even number: at
+least half), so that the filter is a moving sum of the frames above the threshold.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+Event = dict[str, str | float]  # label; start and end in ms
+Postprocessing = tuple[tuple[str, int | float], ...]  # name and value of its settings
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class FileFrames:
+    """Where the frames of a file are in its split, in the order of their times."""
+
+    name: str
+    rows: Int[np.ndarray, " T"]
+    times: Float64[np.ndarray, " T"]  # ms
+
+    @property
+    def hop(self) -> float:
+        """Mean time between two frames in ms."""
+        return float(np.mean(np.diff(self.times)))
+
+
+def files_of_frames(stamps: Iterable[Sequence[str | float]], path: Path) -> list[FileFrames]:
+    """Return the files of a split, in the order of their first frames.
+
+    Args:
+        stamps: file and time in ms of each row; of two rows with one time, the latter counts.
+        path: where they are from.
+
+    Raises:
+        ValueError: a file has a single time, so that the distance of two is unknown.
+    """
+    files: dict[str, dict[float, int]] = {}
+    for row, (name, time) in enumerate(stamps):
+        files.setdefault(PurePath(str(name)).name, {})[float(time)] = row
+    found = []
+    for name, by_time in files.items():
+        if len(by_time) < 2:
+            raise ValueError(
+                f"{path}, file {name!r}: one timestamp, at least two are needed to find events. "
+                "Set hear.hop_ms to less than half of the file's duration."
+            )
+        times = np.array(sorted(by_time))
+        found.append(FileFrames(name, np.array([by_time[time] for time in times]), times))
+    return found
+
+
+def median_above(active: Bool[np.ndarray, "T C"], width: int) -> Bool[np.ndarray, "T C"]:
+    """Return where a median filter over time leaves more than the threshold.
+
+    Args:
+        active: where the values are above it.
+        width: frames that a median is taken of; the first ones and the last ones are mirrored.
+    """
+    padded = np.pad(active, [(width // 2, (width - 1) // 2), (0, 0)], mode="symmetric")
+    total = np.zeros((len(padded) + 1, active.shape[1]), np.int32)
+    np.cumsum(padded, axis=0, out=total[1:])
+    return total[width:] - total[:-width] >= width - width // 2
+
+
+def find_events(
+    active: Bool[np.ndarray, "N C"],
+    files: Sequence[FileFrames],
+    vocabulary: Sequence[str],
+    median_filter_ms: int | float = 150,
+    min_duration: int | float = 60,
+) -> dict[str, list[Event]]:
+    """Return the events of each file, by their starts.
+
+    Args:
+        active: where the probabilities of a split's rows are above the threshold.
+        files: the files of this split.
+        vocabulary: labels by their indices.
+        median_filter_ms: duration of the filter; 0: none. Its default and that of `min_duration`
+            are hear-eval-kit's, for a task whose grid lacks them.
+        min_duration: ms.
+    """
+    found = {}
+    for file in files:
+        frames = active[file.rows]
+        width = round(median_filter_ms / file.hop) if median_filter_ms else 0
+        if width > 1:
+            frames = median_above(frames, width)
+        found[file.name] = _runs(frames, file.times, vocabulary, min_duration)
+    return found
+
+
+def _runs(
+    active: Bool[np.ndarray, "T C"],
+    times: Float64[np.ndarray, " T"],
+    vocabulary: Sequence[str],
+    min_duration: int | float,
+) -> list[Event]:
+    edges = np.diff(active.T.astype(np.int8), axis=1, prepend=0, append=0)
+    label, first = np.nonzero(edges == 1)
+    last = np.nonzero(edges == -1)[1] - 1
+    start, end = times[first], times[last]
+    kept = np.flatnonzero(end - start >= min_duration)
+    order = kept[np.argsort(start[kept], kind="stable")]
+    return [
+        {"label": vocabulary[label[i]], "start": float(start[i]), "end": float(end[i])}
+        for i in order
+    ]
+
+
+def best_postprocessing(scores: Mapping[Postprocessing, float]) -> Postprocessing:
+    """Return the postprocessing with the highest score, of equals the one with larger numbers.
+
+    hear-eval-kit takes the highest also of a score that is better when it is low, and nan as 0.
+    """
+    return max(scores, key=lambda key: (0.0 if np.isnan(scores[key]) else scores[key], key))

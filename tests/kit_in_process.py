@@ -1,0 +1,196 @@
+"""hear-eval-kit in this process, so that what it draws can be given to the engine of ours.
+
+    kit = run_kit(monkeypatch, folder, "default", points=2, precision=64)
+    kit.raw         test.predicted-scores.json
+    kit.fits        one per training: initial weights, dropout masks, scores of all validations
+    kit.logits      of each test split
+    Replay(kit)     these draws for `pipeline.batched`
+
+Its code is left as it is: the random parts it is built of (its classifier's constructor, torch's
+dropout) and two of Lightning's classes are replaced by subclasses that write down what happens.
+"""
+
+import json
+import logging
+import pickle
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.batched.draws import Draws
+
+
+@dataclass
+class KitFit:
+    """One training of hear-eval-kit."""
+
+    weights: dict[str, torch.Tensor]
+    masks: list[torch.Tensor] = field(default_factory=list)  # [rows, units] of each call
+    history: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Kit:
+    raw: dict
+    fits: list[KitFit]
+    logits: dict[str, torch.Tensor]
+
+
+class RecordedDropout(nn.Dropout):
+    """Dropout that writes its masks down."""
+
+    def __init__(self, p, masks):
+        super().__init__(p)
+        self.masks = masks
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape) >= self.p
+        self.masks.append(kept)
+        return x * kept / (1 - self.p)
+
+
+def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -> Kit:
+    """Score a folder with hear-eval-kit; its working directory should be a scratch folder."""
+    from heareval.predictions import task_predictions as kit
+
+    fits: list[KitFit] = []
+
+    class Classifier(kit.FullyConnectedPrediction):
+        def __init__(self, *args, **kwargs):
+            fits.append(KitFit({}))
+            super().__init__(*args, **kwargs)
+            linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+            for i, layer in enumerate(linear):
+                fits[-1].weights[f"weight{i}"] = layer.weight.detach().clone()
+                fits[-1].weights[f"bias{i}"] = layer.bias.detach().clone()
+
+    class Stopping(kit.EarlyStopping):
+        def _evaluate_stopping_criteria(self, current):
+            fits[-1].history.append(current.item())
+            return super()._evaluate_stopping_criteria(current)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = partial(kit.pl.Trainer, precision=precision, **quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(kit, "FullyConnectedPrediction", Classifier)
+        patch.setattr(kit, "EarlyStopping", Stopping)
+        patch.setattr(kit.pl, "Trainer", trainer)
+        patch.setattr(nn, "Dropout", lambda p: RecordedDropout(p, fits[-1].masks))
+        patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        patch.setenv("PL_GLOBAL_SEED", "")  # it sets another
+        dimensions = next(folder.glob("*.embedding-dimensions.json"))
+        try:
+            kit.task_predictions(
+                embedding_path=folder,
+                embedding_size=json.loads(dimensions.read_text())[1],
+                grid_points=points,
+                gpus=None,
+                in_memory=True,
+                deterministic=True,
+                grid=grid,
+                logger=logging.getLogger("kit"),
+            )
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.set_default_dtype(torch.float32)  # which a failure leaves at float64
+    raw = json.loads((folder / "test.predicted-scores.json").read_text())
+    logits = {
+        path.name.split(".")[0]: pickle.loads(path.read_bytes())["prediction_logit"]
+        for path in folder.glob("*.predictions.pkl")
+    }
+    return Kit(raw, fits, logits)
+
+
+class Replay(Draws):
+    """What hear-eval-kit drew, for the classifiers that are numbered as its trainings."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.fits = kit.fits
+        self.used = [0] * len(kit.fits)
+
+    def weights(self, number, conf, dim, classes):
+        return {name: tensor.clone() for name, tensor in self.fits[number].weights.items()}
+
+    def kept(self, numbers, shape, dropout, counts):
+        found = torch.ones(shape, dtype=torch.bool)
+        for place, (number, count) in enumerate(zip(numbers, counts, strict=True)):
+            if count:
+                masks = self.fits[number].masks
+                assert self.used[number] < len(masks), "more steps than hear-eval-kit took"
+                mask = masks[self.used[number]]
+                assert mask.shape == (count, shape[1])
+                found[place, :, :count] = mask.T
+                self.used[number] += 1
+        return found
+
+
+def write_embedded_task(
+    folder: Path, rows: dict[str, int], kind: str = "multiclass", noise: float = 0.8, **metadata
+) -> Path:
+    """Embeddings of a task as `pipeline.embeddings` writes them; of events, 20 frames per file.
+
+    Args:
+        rows: of each split.
+        kind: multiclass | multilabel | event | one class: multiclass, the fold00 has one alone.
+        noise: of the embeddings, beside differences of about 2 between the labels.
+    """
+    rng = np.random.default_rng(0)
+    classes, dim, hop, per_file = 3, 6, 50.0, 20
+    labels = [f"l{i}" for i in range(classes)]
+    folder.mkdir(parents=True)
+    evaluation = {
+        "multiclass": ["top1_acc", "mAP", "d_prime", "aucroc"],
+        "one class": ["top1_acc", "mAP", "d_prime", "aucroc"],
+        "multilabel": ["mAP", "top1_acc", "d_prime", "aucroc"],
+        "event": ["event_onset_200ms_fms", "segment_1s_er"],
+    }
+    content = {
+        "task_name": "toy",
+        "embedding_type": "event" if kind == "event" else "scene",
+        "prediction_type": "multilabel" if kind in ("event", "multilabel") else "multiclass",
+        "split_mode": "trainvaltest" if "train" in rows else "new_split_kfold",
+        "splits": list(rows),
+        "sample_duration": 1.0,
+        "evaluation": evaluation[kind],
+        **metadata,
+    }
+    (folder / "task_metadata.json").write_text(json.dumps(content))
+    table = [f"{i},{label}" for i, label in enumerate(labels)]
+    (folder / "labelvocabulary.csv").write_text("\n".join(["idx,label", *table]) + "\n")
+    centres = rng.standard_normal((classes, dim))
+    for split, count in rows.items():
+        if kind == "event":
+            starts = rng.integers(0, per_file - 5, (count // per_file, classes))
+            place = np.arange(count) % per_file
+            begin = np.repeat(starts, per_file, axis=0)
+            y = (place[:, None] >= begin) & (place[:, None] < begin + 6)
+        elif kind == "multilabel":
+            y = rng.random((count, classes)) < 0.4
+        else:
+            several = kind == "multiclass" or split != "fold00"
+            y = np.eye(classes, dtype=bool)[rng.integers(0, classes if several else 1, count)]
+        x = y @ centres + noise * rng.standard_normal((count, dim))
+        (folder / f"{split}.embeddings.npy").write_bytes(x.astype(np.float32).tobytes())
+        (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([count, dim]))
+        found = [[labels[i] for i in np.flatnonzero(row)] for row in y]
+        (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(found))
+        if kind != "event":
+            files = {f"{i}.wav": row for i, row in enumerate(found)}
+        else:
+            stamps = [[f"{i // per_file}.wav", hop * (i % per_file)] for i in range(count)]
+            (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+            files = {
+                f"{i}.wav": [
+                    {"label": labels[c], "start": hop * int(s), "end": hop * int(s + 5)}
+                    for c, s in enumerate(row)
+                ]
+                for i, row in enumerate(starts)
+            }
+        (folder / f"{split}.json").write_text(json.dumps(files))
+    return folder

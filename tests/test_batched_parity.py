@@ -1,0 +1,310 @@
+"""The batched engine gives hear-eval-kit's scores if both draw the same random numbers.
+
+hear-eval-kit runs unmodified in this process on small tasks; its initial weights and dropout masks
+are given to the engine. In float64 all validations, epochs, scores and logits are equal; what one
+planted difference changes is seen.
+"""
+
+import contextlib
+import io
+import math
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from kit_in_process import Replay, run_kit, write_embedded_task
+
+from pipeline.batched import data, engine, fitting, protocol, stack
+from pipeline.batched.data import read_data
+from pipeline.batched.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
+from pipeline.batched.fitting import Fit
+from pipeline.batched.protocol import Split, best, postprocessings, settings, splits
+from pipeline.hear_tasks import Metadata, read_task
+from pipeline.params.hear import ScoreParams
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and of metrics of absent classes
+
+CPU = torch.device("cpu")
+OWN = {"hidden_dim": [16], "batch_size": [32], "max_epochs": [18], "patience": [3]}
+USUAL = {"train": 90, "valid": 40, "test": 40}
+FOLDS = {"fold01": 60, "fold00": 66, "fold02": 33, "fold03": 36}  # epochs of 3 or 4 batches
+FILES = {"train": 160, "valid": 80, "test": 80}
+BY_LOSS = {
+    "use_scoring_for_early_stopping": False,
+    "evaluation_params": {
+        "task_specific_param_grid": {**OWN, "check_val_every_n_epoch": [1], "max_epochs": [4]},
+        "event_postprocessing_grid": {"median_filter_ms": [150], "min_duration": [50]},
+    },
+}
+LARGE = {"hidden_dim": [32], "batch_size": [256], "max_epochs": [9], "check_val_every_n_epoch": [3]}
+LARGE_TASK = {
+    "evaluation": ["mAP", "top1_acc", "aucroc"],
+    "evaluation_params": {"task_specific_param_grid": LARGE},
+}
+LARGE_USUAL = {"train": 700, "valid": 600, "test": 600}
+LARGE_FOLDS = {f"fold{i:02d}": 600 for i in range(3)}
+LARGE_EVENTS = {
+    "noise": 0.3,
+    "evaluation_params": {"task_specific_param_grid": {**LARGE, "max_epochs": [15]}},
+}
+
+TASKS = {  # rows, kind, grid, metadata
+    "multiclass": (USUAL, "multiclass", "default", {}),
+    "multilabel": (USUAL, "multilabel", "default", {}),
+    "k-fold": (FOLDS, "multiclass", "default", {}),
+    "event": (FILES, "event", "default", {}),
+    "event by loss, k-fold": (dict.fromkeys(FOLDS, 80), "event", "default", BY_LOSS),
+    "faster": (USUAL, "multiclass", "faster", {"evaluation_params": {}}),
+    "float32 multiclass": (LARGE_USUAL, "multiclass", "default", LARGE_TASK),
+    "float32 multilabel": (LARGE_USUAL, "multilabel", "default", LARGE_TASK),
+    "float32 k-fold": (LARGE_FOLDS, "multiclass", "default", LARGE_TASK),
+    "float32 event": ({"train": 800, "valid": 400, "test": 400}, "event", "default", LARGE_EVENTS),
+}
+EXACT = [name for name in TASKS if not name.startswith("float32")]
+
+
+@pytest.fixture(scope="module")
+def kit_of(tmp_path_factory):
+    """A function that returns a task's folder, grid and hear-eval-kit's run of it, made once."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            rows, kind, grid, metadata = TASKS[name]
+            scratch = tmp_path_factory.mktemp("kit")
+            metadata = {"evaluation_params": {"task_specific_param_grid": OWN}} | metadata
+            write_embedded_task(scratch / "toy", rows, kind, **metadata)
+            precision = 64 if name in EXACT else 32
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+                patch.chdir(scratch)  # it leaves its logs there
+                kit = run_kit(patch, scratch / "toy", grid, 2, precision)
+            made[name] = scratch / "toy", grid, kit
+        return made[name]
+
+    return run
+
+
+def compare(kit_of, name, at_once=0):
+    """Assert that the engine gives what hear-eval-kit gives."""
+    folder, grid, kit = kit_of(name)
+    exact = name in EXACT
+    params = ScoreParams(engine="batched", grid=grid, grid_points=2, seeds=1)
+    dtype = torch.float64 if exact else torch.float32
+    found = engine.evaluate(read_data(folder), params, CPU, Replay(kit), dtype, at_once)
+    raw, expected = found.raw, kit.raw
+    tolerance = 1e-6 if exact else 2e-3  # hear-eval-kit logs float32
+    for key, value in raw["hparams"].items():
+        assert str(value) in str(expected["hparams"][key])
+    assert [list(pair) for pair in raw["postprocessing"]] == expected["postprocessing"]
+    assert raw["score_mode"] == expected["score_mode"]
+    assert len(found.fits) == len(kit.fits)
+    for ours, theirs in zip(found.fits, kit.fits, strict=True):
+        assert len(ours.history) == len(theirs.history)
+        np.testing.assert_allclose(ours.history, theirs.history, rtol=0, atol=tolerance)
+    for split, logits in kit.logits.items():
+        theirs = {key: expected[split][key] for key in expected[split] if key != "time_in_min"}
+        assert list(raw[split]) == list(theirs)
+        if exact:
+            assert raw[split]["epoch"] == theirs["epoch"]
+            torch.testing.assert_close(found.logits[split], logits, rtol=0, atol=1e-7)
+        for key in raw[split].keys() - {"epoch"}:
+            assert raw[split][key] == pytest.approx(theirs[key], abs=tolerance, nan_ok=True), key
+    assert ("aggregated_scores" in raw) == ("aggregated_scores" in expected)
+    for key, value in raw.get("aggregated_scores", {}).items():
+        if exact or not key.startswith("epoch"):
+            theirs = expected["aggregated_scores"][key]
+            assert value == pytest.approx(theirs, abs=10 * tolerance, nan_ok=True), key
+    return found
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_equal_hear_eval_kits(kit_of, name, at_once):
+    compare(kit_of, name, at_once)
+
+
+def test_the_tasks_reach_what_can_go_wrong(kit_of):
+    fits = {name: kit_of(name)[2].fits for name in EXACT}
+    validations = 18 // 3
+    assert any(len(fit.history) < validations for fit in fits["multiclass"])  # patience
+    assert any(len(fit.history) == validations for fit in fits["multiclass"])  # max_epochs
+    assert len({fit.masks[0].shape for fit in fits["k-fold"]}) == 1
+    assert len({len(fit.masks) / len(fit.history) for fit in fits["k-fold"]}) > 1
+
+
+def shuffle_rows(patch):
+    select = data.TaskData.select
+
+    def shuffled(self, names):
+        return np.random.default_rng(0).permutation(select(self, names))
+
+    patch.setattr(data.TaskData, "select", shuffled)
+
+
+def set_default(key, value, patch):
+    patch.setattr(protocol, "DEFAULT", {**protocol.DEFAULT, key: [value]})
+
+
+def set_own(key, value, patch):
+    """Change a setting that the tasks of this file set themselves."""
+
+    def changed(grid, points, metadata):
+        return [{**conf, key: value} for conf in settings(grid, points, metadata)]
+
+    patch.setattr(engine, "settings", changed)
+
+
+def turn_folds(patch):
+    def turned(metadata):
+        folds = sorted(metadata.splits)
+        pairs = zip(folds, [folds[-1], *folds[:-1]], strict=True)
+        return [Split(tuple(f for f in folds if f not in p), valid=p[1], test=p[0]) for p in pairs]
+
+    patch.setattr(engine, "splits", turned)
+
+
+def later_of_equals(patch):
+    patch.setattr(fitting, "better", lambda v, b, up: v >= b if up else v <= b)
+
+
+def last_batch_left_out(patch):
+    batches = fitting.batches
+    patch.setattr(fitting, "batches", lambda *arguments: batches(*arguments)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("multiclass", shuffle_rows),
+        ("multiclass", partial(set_default, "dropout", 0.2)),
+        ("multiclass", partial(set_own, "patience", 2)),
+        ("multiclass", partial(set_own, "check_val_every_n_epoch", 2)),
+        ("multiclass", partial(set_own, "lr", 0.00101)),
+        ("multiclass", later_of_equals),
+        ("multiclass", last_batch_left_out),
+        ("multiclass", lambda patch: patch.setattr(stack, "MOMENTUM", 0.11)),
+        ("multilabel", shuffle_rows),
+        ("k-fold", turn_folds),
+        ("k-fold", shuffle_rows),
+        ("event", shuffle_rows),
+        ("event", partial(set_default, "dropout", 0.2)),
+        ("float32 multiclass", shuffle_rows),
+        ("float32 multiclass", partial(set_default, "dropout", 0.2)),
+        ("float32 k-fold", turn_folds),
+    ],
+)
+def test_a_planted_difference_is_found(kit_of, monkeypatch, name, plant):
+    kit_of(name)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        compare(kit_of, name)
+
+
+def kit_module():
+    from heareval.predictions import task_predictions
+
+    return task_predictions
+
+
+def as_text(value):
+    return getattr(value, "__name__", value)
+
+
+@pytest.mark.parametrize("task", ["toy", "dcase2016_task2"])
+@pytest.mark.parametrize("grid", ["default", "fast", "faster"])
+def test_the_settings_and_their_order_are_hear_eval_kits(grid, task):
+    kit = kit_module()
+    names = {"default": "PARAM_GRID", "fast": "FAST_PARAM_GRID", "faster": "FASTER_PARAM_GRID"}
+    choices = getattr(kit, names[grid]) | kit.TASK_SPECIFIC_PARAM_GRID.get(task, {})
+    expected = list(kit.ParameterGrid(choices))
+    random.Random(42).shuffle(expected)
+    metadata = Metadata.model_construct(task_name=task, evaluation_params=no_params())
+    found = settings(grid, 100, metadata)
+    assert found == [{k: as_text(v) for k, v in conf.items()} for conf in expected]
+
+
+def no_params():
+    return Metadata.model_fields["evaluation_params"].default_factory()
+
+
+def test_the_postprocessings_are_hear_eval_kits():
+    kit = kit_module()
+    metadata = Metadata.model_construct(evaluation_params=no_params())
+    assert postprocessings(metadata) == list(kit.ParameterGrid(kit.EVENT_POSTPROCESSING_GRID))
+
+
+@pytest.mark.parametrize("folds", [3, 5, 10])
+def test_the_folds_rotate_as_in_hear_eval_kit(folds):
+    names = [f"fold{i:02d}" for i in range(folds)]
+    random.Random(0).shuffle(names)
+    metadata = Metadata.model_construct(split_mode="new_split_kfold", splits=names)
+    found = [
+        {"train": list(split.train), "valid": [split.valid], "test": [split.test]}
+        for split in splits(metadata)
+    ]
+    assert found == kit_module().data_splits_from_folds(names)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.75, 0.75], [0.5, -math.inf], [0.25, 0.25]])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_setting_is_hear_eval_kits(values, mode):
+    kit = kit_module()
+    rest = dict.fromkeys(
+        ("predictor", "model_path", "epoch", "time_in_min", "hparams", "postprocessing", "trainer")
+    )
+    points = [
+        kit.GridPointResult(**rest, validation_score=v, score_mode=mode, conf={"place": i})
+        for i, v in enumerate(values)
+    ]
+    expected = kit.sort_grid_points(points)[0].conf["place"]
+    assert best(range(len(values)), values, mode == "max") == expected
+
+
+@pytest.mark.parametrize("hop", [10.0, 50.0, 61.0])
+@pytest.mark.parametrize("median_filter_ms", [0, 50, 100, 250, 2000])
+def test_events_are_hear_eval_kits(tmp_path, median_filter_ms, hop):
+    rng = np.random.default_rng(0)
+    frames, labels = 30, ["a", "b", "c"]
+    smooth = rng.random((2 * frames, 3)).cumsum(axis=0) % 1
+    probabilities = torch.tensor(smooth, dtype=torch.float32)
+    names = [f"folder/{i // frames}.wav" for i in range(2 * frames)]
+    times = [hop * (i % frames) + float(rng.random()) for i in range(2 * frames)]
+    order = rng.permutation(2 * frames)  # the rows of a file may be in any order
+    stamps = [[names[i], times[i]] for i in order]
+    settings = {"median_filter_ms": median_filter_ms, "min_duration": 2 * hop}
+    expected = kit_module().get_events_for_all_files(
+        probabilities,
+        [name for name, _ in stamps],
+        torch.tensor([time for _, time in stamps], dtype=torch.float64),
+        dict(enumerate(labels)),
+        {key: [value] for key, value in settings.items()},
+    )
+    active = probabilities.numpy() > THRESHOLD
+    found = find_events(active, files_of_frames(stamps, tmp_path), labels, **settings)
+    assert found == next(iter(expected.values()))
+    assert median_filter_ms > 10 * hop or any(found.values())
+
+
+def test_of_equally_good_postprocessings_the_one_with_larger_numbers_is_taken():
+    short, long = (("a", 1), ("b", 125)), (("a", 1), ("b", 250))
+    assert best_postprocessing({long: 0.5, short: 0.5}) == long
+    assert best_postprocessing({short: 0.6, long: 0.5}) == short
+    assert best_postprocessing({short: math.nan, long: -1.0}) == short  # nan counts as 0
+
+
+def test_a_score_that_is_no_number_ends_the_training():
+    fit = Fit(0, {"patience": 20}, Split(("train",), "valid", "test"))
+    assert fit.improves(math.nan, maximize=True)  # the first one is kept whatever it is
+    assert fit.ended
+    assert fit.value == -math.inf
+
+
+def test_one_class_in_a_fold_is_scored_as_by_hear_eval_kit(kit_of, monkeypatch):
+    rows, _, grid, metadata = TASKS["k-fold"]
+    monkeypatch.setitem(TASKS, "one class", (rows, "one class", grid, metadata))
+    monkeypatch.setattr("test_batched_parity.EXACT", [*EXACT, "one class"])
+    found = compare(kit_of, "one class")
+    assert math.isnan(found.raw["fold00"]["test_aucroc"])
+    assert read_task(kit_of("one class")[0]).labels["fold00"]["0.wav"] == ["l0"]
