@@ -33,7 +33,7 @@ test: $(INSTALLED) ## check format, style and types, then run the tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy pipeline stages
-	$(WITH_VENV) pytest -n 2
+	$(WITH_VENV) pytest -n 2 --dist loadgroup
 
 format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import os
 import signal
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from pipeline.encoders import vit
 
+# As in the Makefile: processes that tests start would compile torch and heareval each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)  # the suite runs one process per core; more threads only compete
 # A shell that runs the suite in the background lets it ignore Ctrl-C, and what it starts, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

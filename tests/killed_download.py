@@ -29,7 +29,7 @@ RATE = 8000
 CONNECTIONS = 4
 PER_SHARD = 8
 TRIES = 3
-LATE = 5  # every so many kills, one while the shards are published
+LATE = 3  # every so many kills, one while the shards are published
 # How a recording behaves (see media_server), and its clip's status in the end, whenever the process
 # that fetched it was killed.
 KINDS = [
@@ -139,7 +139,7 @@ def kill_while_fetching(
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
-        if ended_by_kill(process):
+        if ended_by_kill(process, folder):
             found.append(content_of(folder))
     return found
 
@@ -150,7 +150,7 @@ def kill_while_publishing(
     """Kill the stage at one of the calls of functions with which an unbroken one publishes."""
     found = []
     while len(found) < kills:
-        if ended_by_kill(start(folder, rng.randint(1, calls))):
+        if ended_by_kill(start(folder, rng.randint(1, calls)), folder):
             found.append(content_of(folder))
     return found
 
@@ -162,17 +162,18 @@ def start(folder: Path, call: int = 0) -> multiprocessing.Process:
     return process
 
 
-def ended_by_kill(process: multiprocessing.Process) -> bool:
-    """Wait for a process; return whether it was killed rather than done."""
+def ended_by_kill(process: multiprocessing.Process, folder: Path) -> bool:
+    """Wait for the stage; return whether it was killed rather than done."""
     process.join()
     with contextlib.closing(process):
-        assert process.exitcode in (0, -signal.SIGKILL)
+        if process.exitcode not in (0, -signal.SIGKILL):
+            raise RuntimeError((folder / "log").read_text())
         return process.exitcode != 0
 
 
 def finish(folder: Path) -> int:
     """Run the stage to its end; return its number of calls while it published."""
-    assert not ended_by_kill(start(folder))
+    assert not ended_by_kill(start(folder), folder)
     return int((folder / "calls").read_text())
 
 

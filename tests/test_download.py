@@ -29,9 +29,12 @@ from pipeline.politeness import Gate
 from pipeline.segments import Segment
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
+    ),
+    pytest.mark.xdist_group("download"),
+]
 
 RATE = 44100
 LENGTH_S = 30

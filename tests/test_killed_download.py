@@ -10,14 +10,16 @@ from killed_download import CONNECTIONS, TRIES, Comparison, compare
 
 from pipeline import ledger
 
+pytestmark = pytest.mark.xdist_group("killed download")
+
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> Comparison:
-    return compare(tmp_path_factory.mktemp("kills"), clips=32, kills=5)
+    return compare(tmp_path_factory.mktemp("kills"), clips=32, kills=6)
 
 
 def test_the_shards_are_those_of_an_unbroken_run_and_nothing_is_published_before(ended):
-    assert ended.kills == 5
+    assert ended.kills == 6
     assert ended.partial == 0
     assert ended.killed.keys() == ended.unbroken.keys()
     assert {n for n in ended.killed if ended.killed[n] != ended.unbroken[n]} == set()

@@ -1,6 +1,6 @@
 """The whole pipeline as a user runs it: DVC, a tiny corpus cut, the smallest networks.
 
-One run is made for all tests; each test works in a clone of it that shares its cache.
+One run is made for all tests, which work in a clone of it that shares its cache.
 """
 
 import json
@@ -31,7 +31,7 @@ TINY = {
 }
 SEGMENTS = 40
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
 
 
 def dvc(folder, *arguments, fails=False, **environment):
@@ -106,14 +106,22 @@ def finished(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def clone(finished, tmp_path):
+@pytest.fixture(scope="module")
+def shared_clone(finished):
     """A clone of the finished run, its outputs checked out from the shared cache."""
-    folder = tmp_path / "clone"
+    folder = finished.parent / "clone"
     git(finished.parent, "clone", "-q", finished, folder)
-    dvc(folder, "config", "--local", "cache.dir", finished / ".dvc/cache")
+    (folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {finished / '.dvc/cache'}\n")
     dvc(folder, "checkout")
     return folder
+
+
+@pytest.fixture
+def clone(shared_clone):
+    """The clone with everything as the run has left it, whatever the test before has done."""
+    yield shared_clone
+    git(shared_clone, "checkout", "-q", ".")
+    dvc(shared_clone, "checkout", "--force")
 
 
 def test_the_run_ends_in_scores_a_page_and_a_ledger_of_every_segment(finished):
@@ -150,20 +158,21 @@ def test_settings_of_the_other_encoder_are_no_dependency(clone):
     assert stages_run(dvc(clone, "repro")) == ["validate"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("encoder=vit_c", "encoder = 'vit_c': must be one of audiontt, vit, vitc"),
-        ("+typo=1", "typo: unknown key"),
-        ("pretrain.epochs=abc", "pretrain.epochs = 'abc'"),
-        ("loss.lambda='1e-5'", "loss.lambda = '1e-5'"),
-        ("hear.tasks=[esc60]", "esc60"),
-    ],
-)
-def test_a_wrong_value_stops_in_validate_and_keeps_what_is_there(clone, change, message):
-    output = dvc(clone, "exp", "run", "-S", change, fails=True)
+WRONG = {
+    "encoder=vit_c": "encoder = 'vit_c': must be one of audiontt, vit, vitc",
+    "+typo=1": "typo: unknown key",
+    "pretrain.epochs=abc": "pretrain.epochs = 'abc'",
+    "loss.lambda='1e-5'": "loss.lambda = '1e-5'",
+    "hear.tasks=[esc60]": "esc60",
+}
+
+
+def test_wrong_values_stop_in_validate_and_keep_what_is_there(clone):
+    changes = [word for change in WRONG for word in ("-S", change)]
+    output = dvc(clone, "exp", "run", *changes, fails=True)
     assert stages_run(output) == ["validate"]
-    assert message in output
+    for message in WRONG.values():
+        assert message in output
     assert "Traceback" not in output
     assert (clone / "data/pretrain/encoder.safetensors").exists()
 

@@ -16,7 +16,7 @@ from synthetic_training import CPU, features, settings, trainer
 from pipeline.pretrain import Trainer
 from pipeline.resume import Checkpoints, remove_forgotten, stop_after_step
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.xdist_group("resume")]
 
 VARIANTS = {
     "audiontt": {},
