@@ -1,8 +1,6 @@
 """Shards on a Dask cluster: real schedulers and workers, killed workers, the same bytes."""
 
-import os
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -10,14 +8,13 @@ import dask
 import distributed
 import pytest
 import test_data_stages
+from cluster_jobs import logmel_and_die_once, resample_and_die_once, square
 from test_data_stages import content_of_all, forget, run_stages, set_params
 
 import stages.logmel
 import stages.resample
 from pipeline import cluster, pool
-from pipeline.logmel import logmel_shard
 from pipeline.pool import map_shards
-from pipeline.resample import resample_shard
 
 pytestmark = test_data_stages.pytestmark
 repository = pytest.fixture(autouse=True)(test_data_stages.repository.__wrapped__)
@@ -38,31 +35,6 @@ def scheduler():
         ) as running,
     ):
         yield running.scheduler_address
-
-
-def die_once(target):
-    """Leave half a shard and end as if for lack of memory, the first time."""
-    marker = target.parents[1] / "killed"
-    if not marker.exists():
-        marker.touch()
-        target.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def resample_and_die_once(job, target):
-    die_once(target)
-    return resample_shard(job, target)
-
-
-def logmel_and_die_once(job, target):
-    die_once(target)
-    return logmel_shard(job, target)
-
-
-def square(number):
-    if number == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number
 
 
 def test_both_stages_give_the_same_bytes_also_when_a_worker_is_killed(scheduler, monkeypatch):
