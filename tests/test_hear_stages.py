@@ -42,6 +42,13 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def _heareval(repository):
+    """hear-eval-kit as the engine."""
+    params = repository / "params.yaml"
+    params.write_text(re.sub(r"engine: \S+", "engine: heareval", params.read_text()))
+
+
 def publish_task(name=TASK):
     run("hear_tasks", partial(stages.hear_tasks.main, name=name), name)
 
@@ -56,6 +63,7 @@ def score(model="random"):
     run("score", main, TASK, model)
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_each_model_ends_in_one_score_file(repository, monkeypatch):
     publish_task()
     monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
@@ -66,6 +74,19 @@ def test_each_model_ends_in_one_score_file(repository, monkeypatch):
         assert (summary["task"], summary["model"], summary["metric"]) == (TASK, model, "top1_acc")
         assert summary["score"] == 0.5
     assert len(list((repository / "data/embeddings/pretrain" / TASK).iterdir())) == 14
+
+
+def test_the_batched_engine_scores_what_was_embedded(repository):
+    params = repository / "params.yaml"
+    text = re.sub(r"engine: \S+", "engine: batched", params.read_text())
+    params.write_text(re.sub(r"seeds: \S+", "seeds: 2", text))
+    publish_task()
+    embed()
+    score()
+    summary = json.loads((repository / f"reports/scores/random/{TASK}.json").read_text())
+    assert (summary["engine"], summary["seeds"]) == ("batched", 2)
+    assert list(summary["splits"]) == ["test"]
+    assert 0 <= summary["score"] <= 1
 
 
 def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch):
@@ -86,6 +107,7 @@ def test_embed_reads_window_and_hop_from_the_parameters(repository, monkeypatch)
     assert options == {"window_ms": 500.0, "hop_ms": 20.0, "normalization": "dataset"}
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_scratch_files_do_not_pile_up(repository, monkeypatch):
     def leave_a_file(embeddings, scratch, *_):
         (scratch / "large.ckpt").write_text("")
@@ -133,6 +155,7 @@ def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog, rate
     assert f"data/hear/{TASK} has 16000 Hz" in text
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_a_failing_heareval_is_one_message(repository, caplog, monkeypatch):
     publish_task()
     embed()
