@@ -10,13 +10,14 @@ from typing import Any
 
 def main() -> None:
     """Run `heareval.predictions.runner` with the other arguments."""
-    import torch
+    seed = int(sys.argv.pop(1))
     from heareval.predictions import runner, task_predictions
 
-    seed = int(sys.argv.pop(1))
     seed_everything = task_predictions.seed_everything
 
     def reseed(first: int, **options: Any) -> None:
+        import torch
+
         seed_everything(first, **options)
         torch.manual_seed(seed)
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import random
+import sys
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from kit_in_process import Replay, run_kit, write_embedded_task
 
+from pipeline import heareval_seed
 from pipeline.batched import data, engine, fitting, protocol, stack
 from pipeline.batched.data import read_data
 from pipeline.batched.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
@@ -299,6 +301,30 @@ def test_a_score_that_is_no_number_ends_the_training():
     assert fit.improves(math.nan, maximize=True)  # the first one is kept whatever it is
     assert fit.ended
     assert fit.value == -math.inf
+
+
+def test_another_seed_changes_the_draws_but_not_the_settings(monkeypatch):
+    kit = kit_module()
+    from heareval.predictions import runner
+
+    seen = []
+
+    def run():
+        kit.seed_everything(42, workers=False)
+        seen.append((sys.argv[1:], random.random(), torch.rand(3).tolist()))
+
+    monkeypatch.setattr(runner, "runner", run)
+    monkeypatch.setattr(kit, "seed_everything", kit.seed_everything)  # restored at the end
+    monkeypatch.setenv("PL_GLOBAL_SEED", "")
+    run()
+    for seed in ("43", "43", "44"):
+        monkeypatch.setattr(sys, "argv", ["heareval_seed", seed, "toy"])
+        heareval_seed.main()
+    usual, first, again, other = seen
+    assert first == again
+    assert first[0] == ["toy"]
+    assert usual[1] == first[1] == other[1]
+    assert usual[2] != first[2] != other[2]
 
 
 def test_one_class_in_a_fold_is_scored_as_by_hear_eval_kit(kit_of, monkeypatch):

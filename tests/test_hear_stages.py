@@ -1,6 +1,7 @@
 """Stages hear_tasks, embed and score as they are run: what they publish and what they say."""
 
 import json
+import re
 import shutil
 import signal
 from functools import partial
@@ -44,6 +45,13 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def _heareval(repository):
+    """hear-eval-kit as the engine."""
+    params = repository / "params.yaml"
+    params.write_text(re.sub(r"engine: \S+", "engine: heareval", params.read_text()))
+
+
 def publish_task(name=TASK):
     run("hear_tasks", partial(stages.hear_tasks.main, name=name), name)
 
@@ -58,6 +66,7 @@ def score(model="random"):
     run("score", main, TASK, model)
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_each_model_ends_in_one_score_file(repository, monkeypatch):
     publish_task()
     monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
@@ -68,6 +77,19 @@ def test_each_model_ends_in_one_score_file(repository, monkeypatch):
         assert (summary["task"], summary["model"], summary["metric"]) == (TASK, model, "top1_acc")
         assert summary["score"] == 0.5
     assert len(list((repository / "data/embeddings/pretrain" / TASK).iterdir())) == 14
+
+
+def test_the_batched_engine_scores_what_was_embedded(repository):
+    params = repository / "params.yaml"
+    text = re.sub(r"engine: \S+", "engine: batched", params.read_text())
+    params.write_text(re.sub(r"seeds: \S+", "seeds: 2", text))
+    publish_task()
+    embed()
+    score()
+    summary = json.loads((repository / f"reports/scores/random/{TASK}.json").read_text())
+    assert (summary["engine"], summary["seeds"]) == ("batched", 2)
+    assert list(summary["splits"]) == ["test"]
+    assert 0 <= summary["score"] <= 1
 
 
 def set_params(repository, **values):
@@ -130,6 +152,7 @@ def test_a_baseline_that_was_not_asked_for_is_not_embedded(repository, caplog):
     assert "mel was not among hear.models when it was made. Add it there" in text
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_scratch_files_do_not_pile_up(repository, monkeypatch):
     def leave_a_file(embeddings, scratch, *_):
         (scratch / "large.ckpt").write_text("")
@@ -177,6 +200,7 @@ def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog, rate
     assert f"data/hear/{TASK} has 16000 Hz" in text
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_a_failing_heareval_is_one_message(repository, caplog, monkeypatch):
     publish_task()
     embed()

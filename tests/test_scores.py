@@ -8,14 +8,16 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from kit_in_process import write_embedded_task
 from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold_task
 
-from pipeline import hear_api
+from pipeline import hear_api, scores
 from pipeline.embeddings import HearModule, write_embeddings
 from pipeline.hear_tasks import read_task
 from pipeline.params.hear import GRID_SIZES, ScoreParams
-from pipeline.scores import run_heareval, summarize
+from pipeline.scores import run_heareval, summarize, summarize_seeds
 
 FAST = ScoreParams(engine="heareval", grid="fast", grid_points=2, seeds=1)
 QUICK = ScoreParams(engine="heareval", grid="faster", grid_points=1, seeds=1)
@@ -40,6 +42,7 @@ def fake_heareval(tmp_path, monkeypatch):
         for folder in (package, package.parent):
             (folder / "__init__.py").write_text("")
         (package / "runner.py").write_text(RUNNER + code)
+        (package / "task_predictions.py").write_text("seed_everything = None\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
 
     return install
@@ -100,6 +103,13 @@ def test_a_run_without_a_result_is_a_failure(fake_heareval, embeddings, scratch)
     fake_heareval("")
     with pytest.raises(RuntimeError, match=r"exit status 0; the end of its log:\nfirst line$"):
         run_heareval(embeddings, scratch, FAST, "auto")
+
+
+def test_a_further_seed_is_given_to_the_same_program(fake_heareval, embeddings, scratch):
+    fake_heareval(RESULT + "runner = list\n")
+    seen = run_heareval(embeddings, scratch, FAST, "auto", seed=43)
+    assert seen["arguments"] == ["toy-v1-full", "--grid", "fast", "--grid-points", "2"]
+    assert seen["cwd"] == str(scratch / "43")
 
 
 HPARAMS = {
@@ -236,6 +246,79 @@ def test_a_mean_over_less_than_all_folds_is_null_and_says_so():
     assert summary["metrics"] == {"top1_acc": None, "d_prime": 1.5}
     assert summary["notes"]["score"] == "heareval gives 0.75, a mean without fold01"
     assert summary["notes"]["std"] == "heareval gives 0.353553, without fold01"
+
+
+def seeds_of(*raws, engine="batched"):
+    params = FAST.model_copy(update={"seeds": len(raws), "engine": engine})
+    summary = summarize_seeds(raws, "toy", "pretrain", "top1_acc", params)
+    json.dumps(summary, allow_nan=False)
+    return summary
+
+
+def test_one_seed_leaves_the_summary_as_it_is():
+    summary = seeds_of(result(), engine="heareval")
+    plain = summary_of(result())
+    assert plain.items() <= summary.items()
+    assert (summary["engine"], summary["seeds"], summary["seeds_std"]) == ("heareval", 1, None)
+    (only,) = summary["per_seed"]
+    assert (only["seed"], only["score"]) == (42, plain["score"])
+
+
+def test_several_seeds_give_mean_and_standard_deviation():
+    other = {**HPARAMS, "lr": 0.001}
+    raws = (result(test=split(0.5)), result(test=split(0.75, d_prime=3.5), hparams=other))
+    summary = seeds_of(*raws, result(test=split(1.0)))
+    assert (summary["score"], summary["seeds_std"]) == (0.75, 0.25)
+    assert summary["metrics"] == {"top1_acc": 0.75, "d_prime": 2.16667}
+    assert summary["std"] is None
+    assert [each["seed"] for each in summary["per_seed"]] == [42, 43, 44]
+    assert [each["score"] for each in summary["per_seed"]] == [0.5, 0.75, 1.0]
+    assert [each["hparams"]["lr"] for each in summary["per_seed"]] == [0.0032, 0.001, 0.0032]
+
+
+def test_the_standard_deviation_over_folds_is_averaged_over_the_seeds():
+    narrow = fold_result(fold00=split(0.5), fold01=split(0.5), fold02=split(0.5))
+    wide = fold_result(fold00=split(0.25), fold01=split(0.5), fold02=split(0.75))
+    summary = seeds_of(narrow, wide)
+    assert (summary["score"], summary["std"], summary["seeds_std"]) == (0.5, 0.125, 0.0)
+
+
+def test_a_seed_without_a_score_leaves_no_mean():
+    summary = seeds_of(result(test=split(0.5)), result(test=split(math.nan)))
+    assert summary["score"] is None
+    assert summary["seeds_std"] is None
+    assert summary["per_seed"][1]["notes"]["score"].startswith("nan")
+
+
+def test_both_engines_give_results_of_one_shape(tmp_path, monkeypatch):
+    own = {"hidden_dim": [8], "max_epochs": [3]}
+    folder = write_embedded_task(
+        tmp_path / "toy",
+        {f"fold{i:02d}": 30 for i in range(3)},
+        evaluation_params={"task_specific_param_grid": own},
+    )
+    params = ScoreParams(engine="batched", grid="default", grid_points=2, seeds=2)
+    batched = scores.score(folder, tmp_path, params, "cpu")
+    assert batched[0]["aggregated_scores"] != batched[1]["aggregated_scores"]
+    summary = summarize_seeds(batched, "toy", "random", "top1_acc", params)
+    assert list(summary["splits"]) == ["fold00", "fold01", "fold02"]
+    assert summary["hparams"]["hidden_dim"] == 8
+    assert 0 <= summary["score"] <= 1
+    calls = []
+    monkeypatch.setattr(scores, "run_heareval", lambda *arguments: calls.append(arguments))
+    heareval = params.model_copy(update={"engine": "heareval"})
+    scores.score(folder, tmp_path, heareval, "cpu")
+    assert [call[-1] for call in calls] == [42, 43]
+
+
+@pytest.mark.parametrize("engine", ["heareval", "batched"])
+def test_embeddings_that_are_not_finite_reach_no_engine(tmp_path, engine):
+    folder = write_embedded_task(tmp_path / "toy", {"train": 30, "valid": 9, "test": 9})
+    path = folder / "valid.embeddings.npy"
+    path.write_bytes(np.full(9 * 6, np.nan, np.float32).tobytes())
+    params = ScoreParams(engine=engine, grid="default", grid_points=2, seeds=1)
+    with pytest.raises(ValueError, match=r"valid.embeddings.npy, row 0 .*nan"):
+        scores.score(folder, tmp_path, params, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,258 @@
+"""The batched engine: its metrics, its draws, what it refuses, and what its parts must not do."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from heareval.score import available_scores
+from kit_in_process import write_embedded_task
+from sklearn.metrics import average_precision_score
+
+from pipeline.batched.batches import Batch, batches
+from pipeline.batched.data import check_batches, read_data
+from pipeline.batched.draws import Draws
+from pipeline.batched.engine import evaluate
+from pipeline.batched.metrics import Metrics, accuracy, mean_average_precision
+from pipeline.batched.protocol import settings, splits
+from pipeline.batched.stack import Stack, StackAdam, initial_state
+from pipeline.params.hear import ScoreParams
+
+CPU = torch.device("cpu")
+PARAMS = ScoreParams(engine="batched", grid="default", grid_points=3, seeds=1)
+OWN = {"hidden_dim": [16], "batch_size": [32], "max_epochs": [6], "patience": [3]}
+METADATA = {"evaluation_params": {"task_specific_param_grid": OWN}}
+USUAL = {"train": 90, "valid": 40, "test": 41}
+FOLDS = {f"fold{i:02d}": 34 + i for i in range(4)}
+
+
+def predictions(ties: bool):
+    """Probabilities of three classifiers, and labels of which class 3 has none."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((3, 60, 5)).astype(np.float32)
+    y = (rng.random((60, 5)) < 0.3).astype(np.uint8)
+    y[:, 3] = 0
+    return np.round(probabilities, 1) if ties else probabilities, y
+
+
+@pytest.mark.filterwarnings("ignore:No positive class")
+@pytest.mark.parametrize("ties", [False, True])
+def test_mean_average_precision_is_sklearns(ties):
+    probabilities, y = predictions(ties)
+    found = mean_average_precision(torch.tensor(probabilities), torch.tensor(y))
+    expected = [average_precision_score(y, each, average="macro") for each in probabilities]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert 0 < min(expected) < max(expected) < 1
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("name", "modulus"), [("top1_acc", None), ("chroma_acc", 12)])
+def test_accuracies_are_hear_eval_kits(name, modulus, ties):
+    probabilities, y = predictions(ties)
+    wide, labels = np.tile(probabilities, (1, 1, 5)), np.tile(y, (1, 5))
+    wide += np.random.default_rng(1).integers(0, 3, wide.shape)
+    found = accuracy(torch.tensor(wide), torch.tensor(labels), modulus)
+    function = available_scores[name](label_to_idx={})
+    assert found.tolist() == [function(each, labels) for each in wide]
+
+
+@pytest.mark.parametrize("name", ["top1_acc", "mAP", "aucroc"])
+def test_the_metric_that_counts_is_the_first_of_the_test(name):
+    probabilities, y = predictions(ties=False)
+    y[:, 3] = y[:, 2]
+    metrics = Metrics([name, "d_prime"], list("abcde"))
+    found = metrics.primary_of_all(torch.tensor(probabilities), torch.tensor(y))
+    tests = [metrics.test(each, y) for each in probabilities]
+    assert found == pytest.approx([test["test_score"] for test in tests], rel=1e-12)
+    assert list(tests[0]) == ["test_score", f"test_{name}", "test_d_prime"]
+
+
+def conf(**changes):
+    usual = {"hidden_layers": 1, "hidden_dim": 64, "dropout": 0.1, "lr": 0.001}
+    return usual | {"initialization": "xavier_uniform_"} | changes
+
+
+def test_initial_weights_are_torchs_distributions():
+    weights = Draws(0, CPU).weights(0, conf(hidden_dim=400), dim=100, classes=50)
+    bound = math.sqrt(6 / (100 + 400))  # Xavier, gain 1
+    assert weights["weight0"].abs().max() == pytest.approx(bound, rel=0.01)
+    bound = math.sqrt(2) * math.sqrt(6 / (400 + 50))  # gain of ReLU
+    assert weights["weight1"].abs().max() == pytest.approx(bound, rel=0.01)
+    assert weights["bias0"].abs().max() == pytest.approx(1 / math.sqrt(100), rel=0.05)
+    normal = Draws(0, CPU).weights(
+        0, conf(hidden_dim=400, initialization="xavier_normal_"), 100, 50
+    )
+    assert normal["weight0"].std() == pytest.approx(math.sqrt(2 / (100 + 400)), rel=0.02)
+
+
+def test_initial_weights_depend_on_seed_and_number_alone():
+    first, again = (Draws(1, CPU).weights(3, conf(), 8, 2)["weight0"] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, Draws(1, CPU).weights(4, conf(), 8, 2)["weight0"])
+    assert not torch.equal(first, Draws(2, CPU).weights(3, conf(), 8, 2)["weight0"])
+
+
+def test_dropout_drops_each_classifiers_share():
+    share = torch.tensor([0.0, 0.1, 0.5, 1.0])[:, None, None]
+    kept = Draws(0, CPU).kept(range(4), (4, 301, 999), share, (999,) * 4).double()
+    found = 1 - kept.mean(dim=(1, 2))
+    assert found[0] == 0
+    assert found[1:3].tolist() == pytest.approx([0.1, 0.5], abs=0.003)
+    assert found[3] > 0.9999
+    columns = 1 - kept[1].mean(dim=0)  # no pattern along either dimension
+    assert columns.std() == pytest.approx(math.sqrt(0.09 / 301), rel=0.1)
+
+
+def stack_of(numbers, draws, dtype=torch.float64, **changes):
+    confs = [conf(lr=0.01 * (1 + number), hidden_layers=2, **changes) for number in numbers]
+    states = [initial_state(draws, n, c, 8, 3, dtype) for n, c in zip(numbers, confs, strict=True)]
+    return Stack.of(numbers, confs, states, CPU)
+
+
+def batch_of(rows, classifiers):
+    rng = np.random.default_rng(0)
+    x, target = torch.tensor(rng.standard_normal((rows, 8))), torch.arange(rows) % 3
+    return Batch(x, target, (rows,) * classifiers)
+
+
+def test_classifiers_of_a_stack_do_not_touch_each_other():
+    draws = Draws(0, CPU)
+    together = StackAdam(stack_of([0, 1, 2], draws, dropout=0.0))
+    alone = StackAdam(stack_of([1], draws, dropout=0.0))
+    for _ in range(5):
+        together.step(batch_of(20, 3), True, draws)
+        alone.step(batch_of(20, 1), True, draws)
+    for name, tensor in alone.stack.tensors.items():
+        torch.testing.assert_close(together.stack.tensors[name][1], tensor[0], atol=1e-8, rtol=0)
+
+
+def test_those_that_go_on_keep_their_optimizer():
+    draws = Draws(0, CPU)
+    left, alone = (StackAdam(stack_of([0, 1, 2], draws, dropout=0.0)) for _ in range(2))
+    for step in range(6):
+        alone.step(batch_of(20, 3), True, draws)
+        left.step(batch_of(20, 3 if step < 3 else 2), True, draws)
+        if step == 2:
+            left = left.of_some([0, 2])
+    assert left.stack.numbers == [0, 2]
+    for name, tensor in left.stack.tensors.items():
+        torch.testing.assert_close(tensor, alone.stack.tensors[name][[0, 2]], atol=1e-8, rtol=0)
+
+
+def test_padding_and_absence_change_nothing():
+    rows = [np.arange(20), np.arange(13), np.arange(8)]
+    shared = batch_of(20, 1)
+    draws = Draws(0, CPU)
+    ragged = StackAdam(stack_of([0, 1, 2], draws, dropout=0.0))
+    for each in batches(rows, 8, CPU):
+        ragged.step(each.of(shared.x, shared.target, torch.float64), True, draws)
+    for number, own in enumerate(rows):
+        alone = StackAdam(stack_of([number], draws, dropout=0.0))
+        for each in batches([own], 8, CPU):
+            alone.step(each.of(shared.x, shared.target, torch.float64), True, draws)
+        for name, tensor in alone.stack.tensors.items():
+            torch.testing.assert_close(
+                ragged.stack.tensors[name][number], tensor[0], atol=1e-8, rtol=0
+            )
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+@pytest.mark.parametrize("rows", [USUAL, FOLDS])
+def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, rows, at_once):
+    data = read_data(write_embedded_task(tmp_path / "toy", rows, **METADATA))
+    results = [evaluate(data, PARAMS, CPU, Draws(s, CPU), at_once=at_once) for s in (42, 42, 43)]
+    first, again, other = ([fit.history for fit in result.fits] for result in results)
+    assert first == again
+    assert results[0].raw == results[1].raw
+    assert first != other
+
+
+def test_an_encoder_that_knows_the_labels_is_seen(tmp_path):
+    own = {"evaluation_params": {"task_specific_param_grid": {**OWN, "max_epochs": [60]}}}
+    data = read_data(write_embedded_task(tmp_path / "toy", USUAL, noise=0.05, **own))
+    assert evaluate(data, PARAMS, CPU, Draws(0, CPU)).raw["test"]["test_score"] > 0.9
+
+
+def change(path, value):
+    if path.suffix == ".npy":
+        x = np.fromfile(path, np.float32)
+        x[3 * 6 + 2] = value
+        path.write_bytes(x.tobytes())
+    elif path.suffix == ".pkl":
+        content = pickle.loads(path.read_bytes())
+        content[3] = value
+        path.write_bytes(pickle.dumps(content))
+    else:
+        path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "message"),
+    [
+        ("valid.embeddings.npy", np.nan, r"valid.embeddings.npy, row 3 .*the value nan, all must"),
+        ("train.embeddings.npy", -np.inf, r"train.embeddings.npy, row 3 .*the value -inf"),
+        ("test.target-labels.pkl", ["cat"], r"test.target-labels.pkl, row 3 .*'cat' is not in"),
+        ("test.target-labels.pkl", [], r"test.target-labels.pkl, row 3 .*0 labels, one is expec"),
+        ("test.target-labels.pkl", ["l0", "l1"], r"row 3 .*2 labels, one is expected"),
+        ("test.embedding-dimensions.json", [41, 7], r"of \[6, 7\] dimensions, which must be the"),
+        ("test.embedding-dimensions.json", [42, 6], r"test.embeddings.npy has 984 bytes, but 1008"),
+        ("test.embedding-dimensions.json", [0, 6], r"must be \[rows, dimensions\], got \[0, 6\]"),
+    ],
+)
+def test_faulty_files_are_refused_by_name(tmp_path, file, value, message):
+    folder = write_embedded_task(tmp_path / "toy", USUAL)
+    change(folder / file, value)
+    with pytest.raises(ValueError, match=message):
+        read_data(folder)
+
+
+def test_a_missing_row_of_labels_is_refused(tmp_path):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes())[1:]))
+    with pytest.raises(ValueError, match="labels of 89 rows for 90 embeddings"):
+        read_data(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "message"),
+    [
+        ([["0.wav", 0.0]] * 40, "valid.*'0.wav': one timestamp, at least two"),
+        ([["0.wav", 0.0]], "1 timestamps for 40 embeddings"),
+    ],
+)
+def test_faulty_timestamps_are_refused(tmp_path, stamps, message):
+    rows = {"train": 40, "valid": 40, "test": 40}
+    folder = write_embedded_task(tmp_path / "toy", rows, kind="event")
+    change(folder / "valid.filename-timestamps.json", stamps)
+    with pytest.raises(ValueError, match=message):
+        read_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "files"),
+    [({**USUAL, "train": 97}, "train"), ({**FOLDS, "fold02": 28}, r"fold02.*fold03")],
+)
+def test_a_last_batch_of_one_row_is_refused(tmp_path, rows, files):
+    data = read_data(write_embedded_task(tmp_path / "toy", rows, **METADATA))
+    confs = settings("default", 3, data.task.metadata)
+    with pytest.raises(ValueError, match=rf"toy: {files}.* one more than a multiple of batch_size"):
+        check_batches(data, confs, splits(data.task.metadata))
+    for each in confs:
+        each["hidden_layers"] = 0  # no batch norm
+    check_batches(data, confs, splits(data.task.metadata))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"layers": [1]}, "unknown setting 'layers', expected one of hidden_layers, "),
+        ({"max_epochs": [2]}, "max_epochs = 2 is less than check_val_every_n_epoch = 3"),
+    ],
+)
+def test_an_impossible_grid_of_a_task_is_refused(tmp_path, own, message):
+    metadata = {"evaluation_params": {"task_specific_param_grid": {**OWN, **own}}}
+    data = read_data(write_embedded_task(tmp_path / "toy", USUAL, **metadata))
+    with pytest.raises(ValueError, match=message):
+        evaluate(data, PARAMS, CPU, Draws(0, CPU))
