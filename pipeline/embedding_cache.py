@@ -12,10 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diskcache  # type: ignore[import-untyped]
+import diskcache
 import numpy as np
 from jaxtyping import Float, Float32
 
+from pipeline.params.data import ComputeParams
+from pipeline.stage import root
+
+SHARED = ("nsynth_pitch", "speech_commands", "mridangam_stroke", "mridangam_tonic")
+CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # files, where there are any
 Embedded = tuple[Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
@@ -29,6 +34,22 @@ def identity(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     text = json.dumps([digests, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def serves(task: str) -> bool:
+    """Return whether another task of HEAR has audio of this one."""
+    return task.startswith(SHARED)
+
+
+def of_checkpoint(
+    folder: Path, settings: Mapping[str, Any], compute: ComputeParams
+) -> "EmbeddingCache":
+    """Return the cache for a model's folder, `compute.embedding_cache_gb` large at most."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    files = [folder / name for name in CHECKPOINT if (folder / name).exists()]
+    key = identity([*files, *code], {**settings, "device": compute.device})
+    size = round(compute.embedding_cache_gb * 1e9)
+    return EmbeddingCache(root() / ".work" / "embeddings-cache", key, size)
 
 
 class EmbeddingCache:

@@ -28,6 +28,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pipeline.embedding_cache import EmbeddingCache
 from pipeline.embedding_checks import checked_output
 from pipeline.hear_audio import decoded
 from pipeline.hear_input import device_of
@@ -36,6 +37,7 @@ from pipeline.hear_tasks import METADATA, VOCABULARY, Event, Labels, Metadata, T
 BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless one clip is longer
 END_MS = 0.0001  # added to an event's end, so that a timestamp on it is inside
 
+Decoded = tuple[int, tuple[Float32[np.ndarray, " S"], int]]  # place of a file, samples, rate
 Embedded = tuple[int, Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
@@ -70,11 +72,18 @@ class HearModule:
             return found
 
 
-def write_embeddings(task: Task, module: HearModule, folder: Path, workers: int = 1) -> None:
+def write_embeddings(
+    task: Task,
+    module: HearModule,
+    folder: Path,
+    workers: int = 1,
+    cache: EmbeddingCache | None = None,
+) -> None:
     """Write the embeddings of every split into an existing folder.
 
     Args:
         workers: threads that decode audio.
+        cache: of scene embeddings that an earlier task may have made.
 
     Raises:
         FileNotFoundError: an audio file is missing.
@@ -89,7 +98,7 @@ def write_embeddings(task: Task, module: HearModule, folder: Path, workers: int 
         names = list(labels)
         order.shuffle(names)
         paths = [task.audio(module.sample_rate, split) / name for name in names]
-        found = embed_files(paths, module, task.metadata.embedding_type, workers, batch)
+        found = embed_files(paths, module, task.metadata.embedding_type, workers, batch, cache)
         progress = tqdm(found, split, len(names), unit="clip", disable=None)
         _write_split(task, split, names, iter(progress), folder)
 
@@ -100,6 +109,7 @@ def embed_files(
     embedding_type: str,
     workers: int = 1,
     batch_size: int | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Iterator[Embedded]:
     """Yield each file's place in `paths`, its embeddings and, for events, timestamps in ms.
 
@@ -114,13 +124,32 @@ def embed_files(
     if embedding_type == "scene" and batch_size is None:  # the size of a WAV tells its length
         order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
     clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
-    for batch in _batches(clips, paths, module.sample_rate, batch_size):
+    known: list[Embedded] = []
+    new = _without_known(clips, cache, known) if cache else clips
+    for batch in _batches(new, paths, module.sample_rate, batch_size):
         waves = torch.from_numpy(np.stack(list(batch.values())))
         output = module(waves, embedding_type)
         files = [paths[i] for i in batch]
         embeddings, timestamps = checked_output(*output, embedding_type, files)
-        for row, i in enumerate(batch):
+        for row, (i, wave) in enumerate(batch.items()):
+            if cache:
+                cache.put(wave, embeddings[row])
             yield i, embeddings[row], None if timestamps is None else timestamps[row]
+        yield from known
+        known.clear()
+    yield from known
+
+
+def _without_known(
+    clips: Iterator[Decoded], cache: EmbeddingCache, known: list[Embedded]
+) -> Iterator[Decoded]:
+    """Yield the clips whose embedding is not in the cache; put the others' into `known`."""
+    for i, (wave, rate) in clips:
+        found = cache.get(wave)
+        if found is None:
+            yield i, (wave, rate)
+        else:
+            known.append((i, found[0], None))
 
 
 def check_sample_rate(task: Task, sample_rate: int, model: str) -> None:
@@ -180,7 +209,7 @@ def _row_labels(
 
 
 def _batches(
-    clips: Iterable[tuple[int, tuple[Float32[np.ndarray, " S"], int]]],
+    clips: Iterable[Decoded],
     paths: Sequence[Path],
     sample_rate: int,
     size: int | None,
@@ -198,7 +227,8 @@ def _batches(
             yield batch
             batch = {}
         batch[i] = wave
-    yield batch
+    if batch:
+        yield batch
 
 
 def _hearevals_batch(metadata: Metadata, sample_rate: int) -> int:

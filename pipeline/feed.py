@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor

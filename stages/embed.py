@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint, models, params
+from pipeline import checkpoint, embedding_cache, models, params
 from pipeline.device import choose_device
 from pipeline.embeddings import check_sample_rate, write_embeddings
 from pipeline.hear_statistics import task_statistics
@@ -50,7 +50,11 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     module.model.to(choose_device(compute.device))
     torch.manual_seed(SEED)
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:
-        write_embeddings(task, module, embeddings, workers)
+        cache = None
+        if embedding_cache.serves(name) and not module.joint:
+            settings = {"model": model_name, "statistics": statistics, **options}
+            cache = embedding_cache.of_checkpoint(folder, settings, compute)
+        write_embeddings(task, module, embeddings, workers, cache)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from synthetic_hear import (
 )
 from torch import nn
 
-from pipeline import hear_api
+from pipeline import embedding_cache, hear_api
+from pipeline.embedding_cache import EmbeddingCache
 from pipeline.embeddings import HearModule, frame_labels, write_embeddings
 from pipeline.hear_tasks import Event, read_task
 
@@ -268,3 +269,35 @@ def test_a_missing_file_is_named(tmp_path):
     shutil.rmtree(folder / "16000/valid")
     with pytest.raises(FileNotFoundError, match=r"16000/valid/.* is missing"):
         written(folder, length_module(), tmp_path / "out")
+
+
+def test_audio_that_another_task_has_had_is_not_embedded_again(tmp_path, task_folders):
+    calls = []
+
+    class Api(ModuleType):
+        def get_scene_embeddings(self, waves, model):
+            calls.append(len(waves))
+            return waves.abs().mean(1, keepdim=True).repeat(1, 8)
+
+    model = nn.Linear(1, 1)
+    model.sample_rate, model.scene_embedding_size, model.timestamp_embedding_size = RATE, 8, 8
+    module = HearModule(Api("toy"), model)
+    task = read_task(task_folders["scene"])
+    cache = EmbeddingCache(tmp_path / "cache", "toy", 1 << 30)
+    contents = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_embeddings(task, module, tmp_path / name, cache=cache)
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    clips = {p.read_bytes() for split in task.labels for p in task.audio(RATE, split).iterdir()}
+    assert sum(calls) == len(clips)
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "served"),
+    [("nsynth_pitch-v2.2.3-5h", True), ("speech_commands-v0.0.2-full", True),
+     ("mridangam_tonic-v1.5-full", True), ("esc50-v2.0.0-full", False)],
+)  # fmt: skip
+def test_only_tasks_that_share_audio_are_kept(task, served):
+    assert embedding_cache.serves(task) == served

@@ -230,6 +230,7 @@ class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda"]
     workers: Annotated[int | Literal["dask"], PlainValidator(_workers)]  # of the data stages
     scheduler: str  # address of Dask's; empty: a cluster on this machine
+    embedding_cache_gb: float = Field(ge=0, le=10_000)  # of what tasks with the same audio share
     connections: int = Field(ge=1, le=256)  # recordings that are fetched at the same time
     devices: int = Field(ge=1, le=1024)  # processes of pre-training, one GPU each
     fast: Literal["auto", True, False]  # bfloat16, compiled, captured; auto: on a GPU
