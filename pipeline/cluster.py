@@ -1,10 +1,12 @@
 """Work on the processes of a Dask cluster, on this machine or others.
 
-All must see the repository under the same path, on a shared file system, and be able to import
-`pipeline`. Jobs are handed out as workers become free, so that neither they nor the scheduler hold
-more than a few at a time. A worker that dies costs what it was working on a second attempt.
+All must see the repository under the same path, on a shared file system, and scheduler and workers
+must be able to import `pipeline`: `python -m dask`, unlike `dask`, can in the repository. Jobs are
+handed out as workers become free, so that neither they nor the scheduler hold more than a few at a
+time. A worker that dies costs what it was working on a second attempt.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -45,6 +47,7 @@ def map_jobs(
             "compute.workers = dask needs the package distributed, which is not installed. Run "
             "`pip install -e '.[dask]'`, or set compute.workers to a number."
         ) from None
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     try:
         with _client(distributed, scheduler, workers, attempts) as client:
             return _map(distributed, client, function, jobs, bar)
@@ -55,6 +58,13 @@ def map_jobs(
             "more of it, or lower download.clips_per_shard. What is finished is kept: the next run "
             "goes on from there."
         ) from None
+    except (ModuleNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+            raise
+        raise RuntimeError(
+            "The Dask scheduler or a worker cannot import `pipeline`. Start all of them in this "
+            "folder, with `python -m dask`, not `dask`."
+        ) from error
     except CancelledError as error:
         raise RuntimeError(
             f"The Dask cluster {scheduler or 'on this machine'} was lost ({error}). What is "
@@ -71,7 +81,7 @@ def _client(distributed: Any, scheduler: str, workers: int, attempts: int) -> It
             except TimeoutError:
                 raise RuntimeError(
                     f"The Dask scheduler {scheduler} (compute.scheduler) has had no worker for "
-                    f"{WAIT_S} s. Start one in this folder: dask worker {scheduler}"
+                    f"{WAIT_S} s. Start one in this folder: python -m dask worker {scheduler}"
                 ) from None
             yield client
         return
