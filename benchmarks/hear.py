@@ -46,7 +46,7 @@ class Size:
     metrics: list[str]
     folds: int = 0
     multilabel: bool = False
-    events: bool = False
+    events: int = 0  # of one clip; 0: a scene task
 
 
 SIZES = {  # rows and classes of HEAR's tasks
@@ -67,14 +67,14 @@ SIZES = {  # rows and classes of HEAR's tasks
     "nsynth_5h": Size((4000, 500, 500), 88, PITCH),
     "nsynth_50h": Size((40000, 5000, 4060), 88, PITCH),
     "dcase2016_task2": Size(
-        (44, 14, 14), 11, ["event_onset_200ms_fms", "segment_1s_er"], events=True
+        (44, 14, 14), 11, ["event_onset_200ms_fms", "segment_1s_er"], events=40
     ),
     "maestro": Size(
         (37,),
         88,
         ["event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"],
         folds=5,
-        events=True,
+        events=1200,
     ),
 }
 OWN: dict[str, dict[str, Any]] = {  # fields of the tasks' metadata
@@ -210,7 +210,7 @@ def write_split(
 ) -> int:
     """Write one split and return the number of its rows."""
     if size.events:
-        start = rng.random((clips * FRAMES, size.classes)) < 0.1 / EVENT_FRAMES
+        start = rng.random((clips * FRAMES, size.classes)) < size.events / FRAMES / size.classes
         y = np.zeros_like(start)
         for shift in range(EVENT_FRAMES):
             y |= np.roll(start, shift, axis=0)

@@ -69,6 +69,41 @@ def test_the_metric_that_counts_is_the_first_of_the_test(name):
     assert list(tests[0]) == ["test_score", f"test_{name}", "test_d_prime"]
 
 
+def some_events(rng, files, per_file):
+    """Events so dense that several may match one, on a grid so that some times are just equal."""
+    names = [f"{i}.wav" for i in range(files)]
+    starts = {name: rng.integers(0, 60, rng.integers(0, per_file + 1)) * 50.0 for name in names}
+    return {
+        name: [
+            {"label": f"l{rng.integers(2)}", "start": s, "end": s + 50.0 * rng.integers(1, 20)}
+            for s in sorted(starts[name].tolist())
+        ]
+        for name in names
+    }
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["both", "none found", "none there", "another file"])
+@pytest.mark.parametrize(
+    "name",
+    ["event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"],
+)
+def test_event_scores_are_sed_evals(name, kind, seed):
+    rng = np.random.default_rng(seed)
+    found, wanted = some_events(rng, 3, 25), some_events(rng, 3, 25)
+    if kind == "none found":
+        found = {file: [] for file in found}
+    if kind == "none there":
+        wanted = {file: [] for file in wanted}
+    if kind == "another file":
+        wanted["9.wav"] = wanted.pop("1.wav")
+    expected = available_scores[name](label_to_idx={"l0": 0, "l1": 1})(found, wanted)
+    scores = Metrics([name], ["l0", "l1"]).functions[name](found, wanted)
+    np.testing.assert_equal(scores, expected)
+    assert [type(value) for _, value in scores] == [type(value) for _, value in expected]
+
+
 def conf(**changes):
     usual = {"hidden_layers": 1, "hidden_dim": 64, "dropout": 0.1, "lr": 0.001}
     return usual | {"initialization": "xavier_uniform_"} | changes

@@ -9,6 +9,7 @@
     metrics    hear-eval-kit's metrics; the frequent ones for all classifiers at once
     scoring    validation and test of logits
     events     sound events from the probabilities of frames
+    event_scores  sed_eval's event-based scores, faster
     engine     all of it for one task
 
 Letters of shapes: G classifiers, N rows (clips or frames), B rows of a batch, D dimensions of an

@@ -1,7 +1,8 @@
 """hear-eval-kit's metrics: its own functions for the test, faster ones at each validation.
 
 Accuracies and the mean average precision, which most tasks are validated by, are computed for all
-classifiers at once where the logits are; they equal hear-eval-kit's.
+classifiers at once where the logits are; they equal hear-eval-kit's. Event-based scores are those
+of `event_scores` always.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from heareval.score import available_scores
+from heareval.score import EventBasedScore, available_scores
 from jaxtyping import Float, Integer
 from torch import Tensor
+
+from pipeline.batched.event_scores import EventScore
 
 ACCURACIES = {"top1_acc": None, "pitch_acc": None, "chroma_acc": 12}  # modulus of the classes
 
@@ -21,9 +24,13 @@ class Metrics:
 
     def __init__(self, names: Sequence[str], vocabulary: Sequence[str]) -> None:
         index = {label: i for i, label in enumerate(vocabulary)}
-        self.functions = {name: available_scores[name](label_to_idx=index) for name in names}
+        functions = {name: available_scores[name](label_to_idx=index) for name in names}
         self.name = names[0]
-        self.maximize = bool(self.functions[self.name].maximize)
+        self.maximize = bool(functions[self.name].maximize)
+        self.functions: dict[str, Any] = {
+            name: EventScore(**each.params) if isinstance(each, EventBasedScore) else each
+            for name, each in functions.items()
+        }
 
     def primary(self, predictions: Any, targets: Any) -> float:
         """Return the metric that counts, by hear-eval-kit's function."""
