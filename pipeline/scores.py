@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import heareval_seed
 from pipeline.batched.data import check_batches, read_data
 from pipeline.batched.protocol import settings, splits
@@ -74,7 +76,8 @@ def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> 
     from pipeline.device import choose_device
 
     place = choose_device(device)
-    return [evaluate(data, params, place, Draws(seed, place)).raw for seed in seeds]
+    with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly
+        return [evaluate(data, params, place, Draws(seed, place)).raw for seed in seeds]
 
 
 def run_heareval(
