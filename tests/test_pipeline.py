@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+TASK = "sonicpi_kind-v1-small"
 TINY = {
     "download.clips_per_shard": 16,
     "encoders.audiontt.channels": 4,
@@ -25,7 +26,7 @@ TINY = {
     "projector.out_dim": 16,
     "pretrain.epochs": 2,
     "pretrain.batch_size": 8,
-    "hear.tasks": ["sonicpi_kind-v1-small"],
+    "hear.tasks": [TASK],
     "score.grid": "faster",
     "score.grid_points": 1,
 }
@@ -101,7 +102,7 @@ def finished(tmp_path_factory):
     git(folder, "init", "-q")
     commit(folder, "tiny")
     output = dvc(folder, "repro")
-    assert "score@sonicpi_kind-v1-small-pretrain" in stages_run(output)
+    assert f"score@{TASK}-pretrain" in stages_run(output)
     commit(folder, "run")
     return folder
 
@@ -129,9 +130,7 @@ def test_the_run_ends_in_scores_a_page_and_a_ledger_of_every_segment(finished):
     assert 0 <= metrics["score"]["mean"] <= 1
     assert set(metrics["score"]) == {"mean", "sonicpi_kind"}
     for model in ("pretrain", "random"):
-        score = json.loads(
-            (finished / f"reports/scores/{model}/sonicpi_kind-v1-small.json").read_text()
-        )
+        score = json.loads((finished / f"reports/scores/{model}/{TASK}.json").read_text())
         assert (score["model"], score["grid"], score["grid_points"]) == (model, "faster", 1)
     page = (finished / "reports/index.html").read_text()
     assert "sonicpi_kind" in page
@@ -165,7 +164,7 @@ WRONG = [
         "pretrain.epochs=abc": "pretrain.epochs = 'abc'",
         "loss.lambda='1e-5'": "loss.lambda = '1e-5'",
     },
-    {"hear.tasks=[esc60]": "hear.tasks: 'esc60' is no task in"},
+    {"hear.tasks=[esc60]": "hear.tasks: 'esc60' is no task in", "probe.tasks=[]": ""},
 ]
 
 
@@ -203,14 +202,19 @@ def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(c
 
 
 def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
-    output = dvc(clone, "exp", "run", "--temp", "-S", "encoder=vitc", "-n", "with-vitc")
+    targets = [f"embed@{TASK}-pretrain", f"probe@{TASK}"]
+    changed = ["-S", "encoder=vitc", "-n", "with-vitc"]
+    output = dvc(clone, "exp", "run", "--temp", *changed, *targets)
     stages = {name.split("@")[0] for name in stages_run(output)}
-    assert stages == {"validate", "pretrain", "embed", "score", "probe", "report"}
+    assert stages == {"validate", "pretrain", "embed", "probe"}
     table = json.loads(dvc(clone, "exp", "show", "--json"))
     (experiments,) = [entry["experiments"] for entry in table if entry["experiments"]]
     experiment = experiments[0]["revs"][0]["data"]
     assert experiment["params"]["params.yaml"]["data"]["encoder"] == "vitc"
     assert "mean" in experiment["metrics"]["reports/metrics.json"]["data"]["score"]
+    dvc(clone, "exp", "apply", "with-vitc")
+    left = json.loads(dvc(clone, "status", "--json"))
+    assert set(left) == {f"embed@{TASK}-random", f"score@{TASK}-pretrain", "report"}
 
 
 def test_a_clone_without_audio_pulls_features_only(finished, tmp_path):

@@ -8,6 +8,8 @@ from synthetic_training import CPU, features, settings, with_optimizer
 
 from pipeline.pretrain import Trainer, build_model
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def trained(**changes):
     trainer = Trainer(settings(**changes), features(), CPU)
