@@ -85,6 +85,11 @@ METADATA_FAULTS = [
     ({"evaluation": ["f1"]}, r"evaluation = \['f1'\]: no metric of a scene task.*top1_acc"),
     ({"evaluation": ["top1_acc", "segment_1s_er"]}, r"\['segment_1s_er'\]: no metric of a scene"),
     ({"embedding_type": "event"}, "prediction_type = 'multiclass': an event task must be"),
+    ({"use_scoring_for_early_stopping": "no"}, "field 'use_scoring_for_early_stopping'"),
+    (
+        {"evaluation_params": {"task_specific_param_grid": {"lr": "0.1"}}},
+        "field 'evaluation_params.task_specific_param_grid.lr'",
+    ),
     ({"split_mode": "presplit_kfold", "splits": ["a", "b"]}, "at least 3 different folds"),
     ({"split_mode": "new_split_kfold", "splits": ["a", "b", "b"]}, "at least 3 different folds"),
 ]
