@@ -291,3 +291,11 @@ def test_an_impossible_grid_of_a_task_is_refused(tmp_path, own, message):
     data = read_data(write_embedded_task(tmp_path / "toy", USUAL, **metadata))
     with pytest.raises(ValueError, match=message):
         evaluate(data, PARAMS, CPU, Draws(0, CPU))
+
+
+def test_several_postprocessings_that_are_not_compared_are_refused(tmp_path):
+    rows = {"train": 40, "valid": 40, "test": 40}
+    metadata = {"use_scoring_for_early_stopping": False, **METADATA}
+    data = read_data(write_embedded_task(tmp_path / "toy", rows, kind="event", **metadata))
+    with pytest.raises(ValueError, match=r"event_postprocessing_grid makes 2\. Leave one"):
+        evaluate(data, PARAMS, CPU, Draws(0, CPU))

@@ -96,6 +96,10 @@ METADATA_FAULTS = [
         "field 'evaluation_params.event_postprocessing_grid.median_ms'.*'median_filter_ms'",
     ),
     ({"use_scoring_for_early_stopping": "no"}, "field 'use_scoring_for_early_stopping'.*'no'"),
+    (
+        {"evaluation_params": {"task_specific_param_grid": {"lr": "0.1"}}},
+        "field 'evaluation_params.task_specific_param_grid.lr'",
+    ),
     ({"split_mode": "presplit_kfold", "splits": ["a", "b"]}, "at least 3 different folds"),
     ({"split_mode": "new_split_kfold", "splits": ["a", "b", "b"]}, "at least 3 different folds"),
 ]

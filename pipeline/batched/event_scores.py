@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import (
+    maximum_bipartite_matching,
+)
 from sed_eval import metric
 
 Event = Mapping[str, Any]  # label; start and end in ms

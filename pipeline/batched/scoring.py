@@ -16,12 +16,18 @@ from pipeline.batched.events import (
 from pipeline.batched.metrics import Metrics
 from pipeline.batched.protocol import postprocessings
 from pipeline.batched.stack import row_losses
+from pipeline.hear_tasks import METADATA
 
 
 class Scorer:
     """Scores of a task; `y` and `target` are on the device of the logits."""
 
     def __init__(self, data: TaskData, device: torch.device) -> None:
+        """Take a task.
+
+        Raises:
+            ValueError: postprocessings are not compared, and there are several.
+        """
         metadata = data.task.metadata
         self.data = data
         self.metrics = Metrics(metadata.evaluation, data.task.vocabulary)
@@ -29,6 +35,13 @@ class Scorer:
         self.by_score = metadata.use_scoring_for_early_stopping
         self.maximize = self.metrics.maximize and self.by_score
         self.postprocessings = [tuple(each.items()) for each in postprocessings(metadata)]
+        if data.frames and not self.by_score and len(self.postprocessings) != 1:
+            raise ValueError(
+                f"{METADATA} of {metadata.task_name}: use_scoring_for_early_stopping is false, so "
+                "that postprocessings are not compared, but evaluation_params."
+                f"event_postprocessing_grid makes {len(self.postprocessings)}. Leave one choice of "
+                "each setting."
+            )
         self.y = torch.from_numpy(data.y).to(device)
         self.target = self.y.argmax(dim=1) if self.multiclass else self.y
 
