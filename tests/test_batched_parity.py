@@ -23,7 +23,7 @@ from pipeline.batched.data import read_data
 from pipeline.batched.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
 from pipeline.batched.fitting import Fit
 from pipeline.batched.protocol import Split, best, postprocessings, settings, splits
-from pipeline.hear_tasks import Metadata, read_task
+from pipeline.hear_tasks import EvaluationParams, Metadata, read_task
 from pipeline.params.hear import ScoreParams
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and of metrics of absent classes
@@ -228,7 +228,7 @@ def test_the_settings_and_their_order_are_hear_eval_kits(grid, task):
 
 
 def no_params():
-    return Metadata.model_fields["evaluation_params"].default_factory()
+    return EvaluationParams()
 
 
 def test_the_postprocessings_are_hear_eval_kits():
