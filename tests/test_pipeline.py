@@ -164,7 +164,7 @@ WRONG = [
         "pretrain.epochs=abc": "pretrain.epochs = 'abc'",
         "loss.lambda='1e-5'": "loss.lambda = '1e-5'",
     },
-    {"hear.tasks=[esc60]": "hear.tasks: 'esc60' is no task in", "probe.tasks=[]": ""},
+    {"hear.tasks=[esc60]": "esc60"},
 ]
 
 
