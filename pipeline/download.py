@@ -8,6 +8,7 @@ with a gap inside the segment is damaged: what follows a gap would have an earli
 import hashlib
 import io
 import logging
+import os
 import queue
 import random
 import shutil
@@ -320,7 +321,7 @@ class Fetcher:
         tools.check_fetching(self.template, self.store.folder, self.params)
         logger.info("%d of %d clips to fetch", len(tried), len(segments))
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
         self._stop.clear()
         try:
             self._fetch_all(tried, connections)
@@ -408,7 +409,8 @@ class Fetcher:
     def _fetch_and_store(self, site: YoutubeDL, segment: Segment) -> bool:
         """Fetch a clip; return whether this run has done with it."""
         name, before = key(segment), origin(self._url(segment))
-        clip, content = self.partial / f"{name}.flac", None
+        clip = self.partial / f"{name}.{os.getpid()}.flac"  # a killed run's FFmpeg may live on
+        content = None
         try:
             outcome = self._fetch_with_retries(site, segment, clip)
             content = clip.read_bytes()
