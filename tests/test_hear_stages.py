@@ -133,6 +133,7 @@ def test_reference_mode_gives_the_same_bytes_twice(repository):
     assert files[0] == files[1]
 
 
+@pytest.mark.usefixtures("_heareval")
 def test_a_baseline_is_described_embedded_and_scored(repository, monkeypatch):
     publish_task()
     set_params(repository, models=["pretrain", "mel"])
