@@ -9,7 +9,8 @@ import distributed
 import pytest
 import test_data_stages
 from cluster_jobs import logmel_and_die_once, resample_and_die_once, square
-from test_data_stages import content_of_all, forget, run_stages, set_params
+from stage_runs import change_params, run_stages
+from test_data_stages import content_of_all, forget
 
 import stages.logmel
 import stages.resample
@@ -41,7 +42,7 @@ def test_both_stages_give_the_same_bytes_also_when_a_worker_is_killed(scheduler,
     run_stages("download", "resample", "logmel")
     alone = content_of_all()
     forget("logmel", "resample")
-    set_params({"compute": {"workers": "dask", "scheduler": scheduler}})
+    change_params({"compute": {"workers": "dask", "scheduler": scheduler}})
     monkeypatch.setattr(stages.resample, "resample_shard", resample_and_die_once)
     monkeypatch.setattr(stages.logmel, "logmel_shard", logmel_and_die_once)
     for name in ("resample", "logmel"):

@@ -172,7 +172,7 @@ WRONG = [
 def test_wrong_values_stop_in_validate_and_keep_what_is_there(clone, wrong):
     changes = [word for change in wrong for word in ("-S", change)]
     output = dvc(clone, "exp", "run", *changes, fails=True)
-    assert stages_run(output) == ["validate"]
+    assert stages_run(output) == ["validate"], output
     for message in wrong.values():
         assert message in output
     assert "Traceback" not in output
