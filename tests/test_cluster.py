@@ -18,7 +18,7 @@ from pipeline import cluster, pool
 from pipeline.pool import map_shards
 
 pytestmark = test_data_stages.pytestmark
-repository = pytest.fixture(autouse=True)(test_data_stages.repository.__wrapped__)
+_source = test_data_stages._source  # a fixture that every test uses
 
 
 @pytest.fixture(scope="module")
