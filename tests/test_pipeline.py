@@ -121,7 +121,7 @@ def shared_clone(finished):
 def clone(shared_clone):
     """The clone with everything as the run has left it, whatever the test before has done."""
     yield shared_clone
-    git(shared_clone, "checkout", "-q", ".")
+    git(shared_clone, "reset", "-q", "--hard")
     dvc(shared_clone, "checkout", "--force")
 
 
