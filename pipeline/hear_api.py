@@ -208,7 +208,7 @@ def load_model(
         model_file_path: folder of the checkpoint, or its encoder.safetensors.
         mode: this and the next as in section `hear` of params.yaml, with the paper's values.
         statistics: mean and standard deviation of the log-mels of a task's training clips, for the
-            normalization "task"; `pipeline.statistics` computes them.
+            normalization "task"; `pipeline.hear_statistics` computes them.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
