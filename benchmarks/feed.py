@@ -60,6 +60,7 @@ def readers(features: Features, device: torch.device) -> dict[str, Reader]:
     return {
         "h5py, a slice per crop": partial(read_plainly, features, whole=False),
         "h5py, whole clip, then slice": partial(read_plainly, features, whole=True),
+        "h5py, file opened for each crop": partial(read_opening, features),
         **{name: partial(consume, feed) for name, feed in made.items()},
     }
 
@@ -84,6 +85,23 @@ def read_plainly(features: Features, plan: Plan, whole: bool) -> None:
                     batch[i] = content[row - start : row - start + CROP_FRAMES]
                 else:
                     batch[i] = frames[file][row - base : row - base + CROP_FRAMES]
+
+
+def read_opening(features: Features, plan: Plan) -> None:
+    """Open the file of each crop anew, and read its whole clip, as a common data set class does."""
+    assert isinstance(features.frames, tuple)
+    first = torch.tensor([file.first for file in features.frames])
+    for clip, draw in zip(plan.clip, plan.draw, strict=True):
+        begin = locate_crops(features.start, clip, draw, CROP_FRAMES)[0]
+        shard = torch.searchsorted(first, begin, right=True) - 1
+        batch = np.empty((len(clip), CROP_FRAMES, features.n_mels), np.float16)
+        rows = zip(clip.tolist(), shard.tolist(), begin.tolist(), strict=True)
+        for i, (number, index, row) in enumerate(rows):
+            start, end = features.start[number : number + 2].tolist()
+            base = features.frames[index].first
+            with h5py.File(features.frames[index].path) as file:
+                content = file["log_mel"][start - base : end - base]
+            batch[i] = content[row - start : row - start + CROP_FRAMES]
 
 
 def consume(feed: Feed, plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """What fetching a clip costs: yt-dlp and FFmpeg against a web site on the loopback interface.
 
     python -m benchmarks.fetch                           # 256 clips with 8 threads
-    python -m benchmarks.fetch --threads 64 --delay 2    # a site that takes 2 s for every answer
+    python -m benchmarks.fetch --threads 64 --look-up 2  # a site that takes 2 s to find a recording
+    python -m benchmarks.fetch --threads 64 --delay 2    # and one that takes 2 s for every answer
 
 Recordings of four minutes in the formats of the site, of which segments of ten seconds are cut. CPU
 is that of the fetching process and its FFmpegs, not of the site. Bytes are those that FFmpeg asks
@@ -11,12 +12,14 @@ for; yt-dlp's one request for an address that it does not know is left out (its 
 import argparse
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import psutil
 import soundfile
@@ -32,6 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import media_server
 
 SECONDS = 240
+REPEATS = 10
 
 
 def make_recordings(folder: Path, kind: str, count: int) -> None:
@@ -45,10 +49,10 @@ def make_recordings(folder: Path, kind: str, count: int) -> None:
         os.link(original, folder / f"ok-{number:05d}.wav")
 
 
-def serve(folder: Path, delay_s: float, pipe: Connection) -> None:
+def serve(folder: Path, delay_s: float, look_up_s: float, pipe: Connection) -> None:
     """Run the site; tell where it is, and at the end how much was asked of it."""
     with media_server.serve(folder) as site:
-        site.delay_s = delay_s
+        site.delay_s, site.look_up_s = delay_s, look_up_s
         pipe.send(site.template)
         pipe.recv()
         ranges = [headers["Range"] for headers in site.headers if "Range" in headers]
@@ -79,6 +83,7 @@ def measure(folder: Path, template: str, options: argparse.Namespace) -> None:
         {
             "threads": options.threads,
             "delay_s": options.delay,
+            "look_up_s": options.look_up,
             "ok": len(rows) - len(lost),
             "lost": lost[:1],
             "ten_seconds": sum(row.duration_s == 10.0 for row in rows),
@@ -89,12 +94,25 @@ def measure(folder: Path, template: str, options: argparse.Namespace) -> None:
     )
 
 
+def plain_cut_ms(recording: Path) -> float:
+    """Return the CPU of FFmpeg alone for a segment of a file as 16 kHz mono: the least possible."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-ss", "100"]
+    command += ["-i", recording, "-t", "10", "-ac", "1", "-ar", "16000"]
+    costs = []
+    for _ in range(REPEATS):
+        started = cpu_s()
+        subprocess.run([*command, recording.with_name("plain.flac")], check=True)
+        costs.append(cpu_s() - started)
+    return round(1000 * min(costs), 1)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--look-up", type=float, default=0.0, help="seconds, once per clip")
     parser.add_argument("--kinds", default="m4a,opus")
     options = parser.parse_args()
     for kind in options.kinds.split(","):
@@ -103,11 +121,12 @@ def main() -> None:
             make_recordings(folder, kind, options.clips)
             pipe, end = multiprocessing.Pipe()
             context = multiprocessing.get_context("spawn")
-            site = context.Process(target=serve, args=(folder, options.delay, end))
+            site = context.Process(target=serve, args=(folder, options.delay, options.look_up, end))
             site.start()
             worker = context.Process(target=measure, args=(folder, pipe.recv(), options))
             worker.start()  # afresh, so that its memory is its own
             worker.join()
+            show({"kind": kind, "plain_cut_ms": plain_cut_ms(folder / "ok-00000.wav")})
             pipe.send("end")
             requests, ranges = pipe.recv()
             site.join()

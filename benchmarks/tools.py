@@ -25,6 +25,7 @@ from pipeline.params.config import load_config
 
 CLIPS = 16
 REPEATS = 3
+CONFIG = load_config()
 ROW = ledger.Row(row=0, clip_id="x_0", ytid="x", start_s=0.0, end_s=10.0, labels="")
 
 
@@ -50,9 +51,8 @@ def compare(clip: Callable[[int], bytes]) -> Iterator[dict[str, Any]]:
 
 def prepared(content: bytes) -> bytes:
     """Return a clip as the stage `resample` leaves it."""
-    config = load_config()
-    wave, _ = resample.prepare(content, ROW, config.resample, config.logmel.sample_rate)
-    return audio.encode_flac(wave, config.logmel.sample_rate)
+    wave, _ = resample.prepare(content, ROW, CONFIG.resample, CONFIG.logmel.sample_rate)
+    return audio.encode_flac(wave, CONFIG.logmel.sample_rate)
 
 
 def resamplers(originals: list[bytes]) -> Iterator[dict[str, Any]]:
@@ -75,7 +75,7 @@ def ffmpeg_to_16_khz(content: bytes) -> None:
 
 def front_ends(clips: list[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the cost of a clip's log-mel, without and with reading the clip."""
-    params = load_config().logmel
+    params = CONFIG.logmel
     front_end = LogMel(params)
     waves = [soundfile.read(io.BytesIO(content), dtype="float32")[0] for content in clips]
     transform = torchaudio.transforms.MelSpectrogram(

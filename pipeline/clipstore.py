@@ -15,7 +15,6 @@ A folder belongs to one template of addresses, so that neither a changed list of
 other parameter makes a fetched clip unfindable.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ledger import OK
+from pipeline.locks import exclusive
 
 RETRIED = {"transient", "blocked"}  # statuses that say nothing about the clip itself
 PACK_BYTES = 1 << 30
@@ -94,15 +94,8 @@ class ClipStore:
             RuntimeError: another one is writing.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(
-                    f"Another process is fetching clips into {self.folder}. Wait for it, or end it "
-                    "(a stage outlives a killed `dvc`). Two downloads at once would ask the site "
-                    "twice as often as allowed."
-                ) from None
+        why = " Two downloads at once would ask the site twice as often as allowed."
+        with exclusive(self.folder / "lock", f"fetching clips into {self.folder}", why):
             if _size(self._journal) != self._read_bytes:  # another process has written meanwhile
                 self._outcomes = self._read_journal()
             yield

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import random
+import re
 import shutil
 import subprocess
 import threading
@@ -48,11 +49,11 @@ TOOL = f"yt-dlp {tools.yt_dlp_version()}"
 EMPTY_FLAC = (1 << 63) - 1  # libsndfile's number of frames of a FLAC file without samples
 PATIENCE = 10  # times timeout_s that one cut may take as long as data arrive
 STOP_S = 5.0  # within which a request under way must end when the stage is to end
-POLL_S = 0.1  # how soon a cut under way notices that the stage ends
+POLL_S = 0.5  # how soon a cut under way notices that the stage ends
 GAP_S = 0.1  # time stamps that are further off are a gap; Vorbis's are off by up to 0.05 s
-ROUNDING_S = 0.001
 REQUEST_BYTES = "262144"  # of one range; the site slows down a reader of one long range
-BLOCK = "4096"  # samples; by default FFmpeg takes the first frame's, of which few may be left
+BLOCK = 4096  # samples; by default FFmpeg takes the first frame's, of which few may be left
+STAMPED = 1024  # samples of each time stamp that is looked at
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) 
     The first sample is chosen by its time stamp, after a coarse jump (the jump alone lands on the
     last second of an Ogg file when the segment lies behind its end); then samples are counted,
     since time stamps of compressed audio may be some milliseconds off from one packet to the next.
-    The time stamps of what was counted are listed on standard output (see `gapless_s`).
+    The time stamps of what was counted are listed on standard output (see `gap_s`).
     """
     path = local_path(media.url)
     if path is not None:
@@ -169,16 +170,19 @@ def cut_command(media: Media, segment: Segment, target: Path, timeout_s: float) 
         source += ["-i", media.url]
     jump_s = segment.start_s - SEEK_MARGIN_S
     seek = ["-ss", f"{jump_s:.6f}"] if jump_s > 0 else []  # "-ss 0" would drop 21 ms of an m4a
-    begin, length = f"atrim=start={segment.start_s:.6f}", f"atrim=end={segment.duration_s:.6f}"
-    stamped = f"{begin}:end={segment.end_s + 2 * GAP_S:.6f}"
+    filters = [
+        f"atrim=start={segment.start_s:.6f}",
+        f"asetnsamples={STAMPED}:pad=0",
+        *("ametadata=add:key=-:value=-", "ametadata=print:file=-"),  # prints only what has some
+        *("asetpts=round(N/SR/TB)", f"atrim=end={segment.duration_s:.6f}"),
+    ]
     return [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-xerror"),
         *("-copyts", "-start_at_zero", *seek, *source),
         *("-map", "0:a:0", "-map_metadata", "-1", "-threads", "1"),
-        *("-af", f"{begin},asetpts=round(N/SR/TB),{length}"),
-        *("-c:a", "flac", "-sample_fmt", "s16", "-frame_size", BLOCK),
+        *("-af", ",".join(filters)),
+        *("-c:a", "flac", "-sample_fmt", "s16", "-frame_size", str(BLOCK)),
         *("-fflags", "+bitexact", "-flags:a", "+bitexact", "-f", "flac", str(target)),
-        *("-map", "0:a:0", "-af", stamped, "-f", "framecrc", "pipe:1"),
     ]
 
 
@@ -193,15 +197,16 @@ def cut(
         OSError: there is no space left on this machine, or no FFmpeg.
     """
     command = cut_command(media, segment, target, timeout_s)
-    code, frames, errors = run_ffmpeg(command, PATIENCE * timeout_s, stop)
+    code, stamps, errors = run_ffmpeg(command, PATIENCE * timeout_s, stop)
     if code:
         raise failures.of_cutting(errors)
-    duration_s, whole_s = measure_s(target), gapless_s(frames, segment.start_s)
-    if duration_s > whole_s + ROUNDING_S:
-        reason = f"the recording has a gap at {segment.start_s + whole_s:.3f} s"
+    frames, rate = measure(target)
+    gap = gap_s(stamps, rate, segment.start_s)
+    if gap is not None and gap < frames / rate:
+        reason = f"the recording has a gap at {segment.start_s + gap:.3f} s"
         raise UnavailableError("corrupt", reason)
     failures.check_damage(errors)
-    return duration_s
+    return frames / rate
 
 
 def run_ffmpeg(command: list[str], limit_s: float, stop: threading.Event) -> tuple[int, str, str]:
@@ -231,32 +236,25 @@ def run_ffmpeg(command: list[str], limit_s: float, stop: threading.Event) -> tup
             raise UnavailableError("transient", why)
 
 
-def gapless_s(frames: str, start_s: float) -> float:
-    """Return for how many seconds audio follows `start_s` without a gap.
+def gap_s(stamps: str, rate: int, start_s: float) -> float | None:
+    """Return how many seconds after `start_s` audio has its first gap, None if it has none.
 
-    `frames` is FFmpeg's list `framecrc`: after lines with the time base ("#tb 0: 1/44100") and
-    others, one line "stream, dts, pts, duration, bytes, checksum" per frame.
+    `stamps` has a line "frame:0 pts:480000 pts_time:10" for each `STAMPED` samples, and others.
     """
-    base_s, length = 1.0, 0  # seconds; units of it
-    for line in frames.splitlines():
-        if line.startswith("#tb"):
-            numerator, denominator = line.split(":")[1].split("/")
-            base_s = int(numerator) / int(denominator)
-        elif not line.startswith("#"):
-            _, _, stamp, duration, *_ = line.split(",")
-            if abs((int(stamp) - length) * base_s - start_s) > GAP_S:
-                break
-            length += int(duration)
-    return length * base_s
+    for number, stamp in re.findall(r"^frame:(\d+) .*pts_time:([-.\d]+)", stamps, re.MULTILINE):
+        after_s = int(number) * STAMPED / rate
+        if abs(float(stamp) - start_s - after_s) > GAP_S:
+            return after_s
+    return None
 
 
-def measure_s(clip: Path) -> float:
-    """Return the duration of a clip; 0 for the file without samples that FFmpeg may leave."""
+def measure(clip: Path) -> tuple[int, int]:
+    """Return the samples and the sample rate of a clip; FFmpeg may leave a file without samples."""
     try:
         info = soundfile.info(clip)
     except soundfile.LibsndfileError:
-        return 0.0
-    return 0.0 if info.frames == EMPTY_FLAC else info.duration
+        return 0, 1
+    return (0 if info.frames == EMPTY_FLAC else info.frames), info.samplerate
 
 
 def fetch(

@@ -6,9 +6,10 @@ frames with reflected edges; then the natural logarithm of (power + float32 epsi
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.functional import melscale_fbanks
 
 from pipeline.params.data import LogMelParams
 
@@ -19,19 +20,18 @@ SILENCE = float(np.log(EPSILON))  # log-mel of digital silence, -15.94
 class LogMel(nn.Module):
     """Waveform in [-1, 1] at `params.sample_rate` to log-mel spectrogram."""
 
+    window: Tensor  # [win_length]
+    filters: Tensor  # [bins, F]
+
     def __init__(self, params: LogMelParams) -> None:
         super().__init__()
         self.params = params
-        self.mel = MelSpectrogram(
-            sample_rate=params.sample_rate,
-            n_fft=params.n_fft,
-            win_length=params.win_length,
-            hop_length=params.hop_length,
-            n_mels=params.n_mels,
-            f_min=params.f_min,
-            f_max=params.f_max,
-            power=2.0,
+        self.register_buffer("window", torch.hann_window(params.win_length), persistent=False)
+        bins = params.n_fft // 2 + 1
+        filters = melscale_fbanks(
+            bins, params.f_min, params.f_max, params.n_mels, params.sample_rate
         )
+        self.register_buffer("filters", filters, persistent=False)
 
     @property
     def min_samples(self) -> int:
@@ -49,4 +49,10 @@ class LogMel(nn.Module):
                 f"A waveform needs at least {self.min_samples} samples for one frame "
                 f"(logmel.n_fft = {self.params.n_fft}), got {wave.shape[-1]}."
             )
-        return (self.mel(wave) + EPSILON).log()
+        sizes = (self.params.n_fft, self.params.hop_length, self.params.win_length)
+        waves = wave.reshape(-1, wave.shape[-1])
+        spectra = torch.stft(waves, *sizes, self.window, return_complex=True).mT
+        # The squares of the parts are the power; abs() would be half of the time for its root.
+        real, imaginary = torch.view_as_real(spectra).unbind(-1)
+        mel = (real.square() + imaginary.square()) @ self.filters
+        return (mel.mT + EPSILON).log().reshape(*wave.shape[:-1], *mel.mT.shape[-2:])

@@ -58,7 +58,7 @@ def _remainders(
         half = start % 2
         if half not in halves:
             halves[half] = _convolved(second, _pooled(first, whole[..., half:]), (1, 1))
-        yield _features(encoder, _pooled(second, halves[half][..., start // 2 :]))[0]
+        yield encoder.frame_features(_pooled(second, halves[half][..., start // 2 :]))[0]
 
 
 def _first_frame(encoder: AudioNTT, windows: Float[Tensor, "N 1 F T"]) -> Float[Tensor, "N D"]:
@@ -66,7 +66,7 @@ def _first_frame(encoder: AudioNTT, windows: Float[Tensor, "N 1 F T"]) -> Float[
     x = windows[..., :7]
     for block in _blocks(encoder):
         x = _pooled(block, _convolved(block, x, (1, 0)))
-    return _features(encoder, x)[:, 0]
+    return encoder.frame_features(x)[:, 0]
 
 
 def _last_frame(
@@ -76,7 +76,7 @@ def _last_frame(
     x = windows[..., STRIDE * outputs - 7 :]
     for block in _blocks(encoder):
         x = _pooled(block, _convolved(block, x, (0, 1)))
-    return _features(encoder, x)[:, 0]
+    return encoder.frame_features(x)[:, 0]
 
 
 def _blocks(encoder: AudioNTT) -> list[nn.Sequential]:
@@ -93,9 +93,3 @@ def _convolved(block: nn.Sequential, x: Tensor, padding: tuple[int, int]) -> Ten
 def _pooled(block: nn.Sequential, x: Tensor) -> Tensor:
     """Apply the rest of a block: pooling and ReLU."""
     return block[3](block[2](x))
-
-
-def _features(encoder: AudioNTT, h: Float[Tensor, "B C F4 K"]) -> Float[Tensor, "B K D"]:
-    """Return local and global features of each output frame."""
-    local = h.permute(0, 3, 2, 1).flatten(2)  # channels fastest
-    return torch.cat([local, encoder.mlp(local)], dim=-1)

@@ -15,7 +15,6 @@ the stage in a temporary copy of the repository) and appear under `data/` only w
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -32,6 +31,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from pipeline import params
+from pipeline.locks import exclusive
 from pipeline.params import Section
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class Stage:
         """
         work = self.work_folder()
         self.targets.append(Path(target))
-        with _locked(work / f"{Path(target).name}.lock"):
+        lock = work / f"{Path(target).name}.lock"
+        with exclusive(lock, f"running the same configuration in {work}"):
             path = work / Path(target).name
             _remove(path)
             if not file:
@@ -156,19 +157,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"Another process is running the same configuration in {path.parent}. Wait for "
-                "it, or end it (a stage outlives a killed `dvc`)."
-            ) from None
-        yield
 
 
 def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:

@@ -26,7 +26,8 @@ class Site(ThreadingHTTPServer):
         self.bytes_sent = 0
         self.drops = 0
         self.ended = threading.Event()
-        self.delay_s = 0.0
+        self.delay_s = 0.0  # before every answer
+        self.look_up_s = 0.0  # before an answer that is not of a range
         self.retry_after = ""  # header of refusals
         self.times: list[float] = []  # of the requests
         self.headers: list[dict[str, str]] = []  # of the requests
@@ -57,7 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests[name] += 1
         self.server.times.append(time.monotonic())
         self.server.headers.append(dict(self.headers))
-        time.sleep(self.server.delay_s)
+        time.sleep(
+            self.server.delay_s + (self.server.look_up_s if "Range" not in self.headers else 0)
+        )
         with contextlib.suppress(ConnectionError):
             self.answer(name, name.split("-")[0].removesuffix(".wav"))
 

@@ -679,22 +679,20 @@ def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recording
 
 
 @pytest.mark.parametrize(
-    ("lines", "expected_s"),
+    ("stamps", "expected_s"),
     [
-        (["0, 10, 10, 4, 8, 0x0", "0, 14, 14, 6, 8, 0x0"], 10),
-        (["0, 10, 10, 4, 8, 0x0", "0, 15, 15, 6, 8, 0x0"], 4),  # a gap of 1 s
-        (["0, 11, 11, 4, 8, 0x0"], 0),  # already before the first
-        ([], 0),
+        (["10", "10.128", "10.256"], None),
+        (["10", "11.128", "11.256"], 0.128),  # a gap of 1 s
+        (["10", "10.128", "9.5"], 0.256),  # time goes back
+        (["11", "11.128"], 0.0),  # already before the first
+        (["10.005", "10.2"], None),  # some milliseconds do not matter
+        (["10", "NOPTS"], None),
+        ([], None),
     ],
 )
-def test_time_stamps_without_a_gap_are_added_up(lines, expected_s):
-    head = ["#software: x", "#tb 0: 1/1", "#media_type 0: audio"]
-    assert download.gapless_s("\n".join([*head, *lines]), start_s=10.0) == expected_s
-
-
-def test_time_stamps_may_be_off_by_some_milliseconds():
-    frames = "#tb 0: 1/1000\n0, 5, 5, 100, 0, 0x0\n0, 140, 140, 100, 0, 0x0\n"
-    assert download.gapless_s(frames, start_s=0.0) == pytest.approx(0.2)
+def test_a_gap_is_where_time_goes_on_without_samples(stamps, expected_s):
+    lines = [f"frame:{i}    pts:1 pts_time:{stamp}\n-=-" for i, stamp in enumerate(stamps)]
+    assert download.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
 
 
 def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recordings, signal):

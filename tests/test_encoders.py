@@ -51,7 +51,7 @@ def test_audiontt_cannot_be_smaller_than_its_local_features():
 def test_audiontt_frames_hold_local_features_mel_bin_by_mel_bin_then_global_ones():
     encoder = AudioNTT(small_audiontt(), n_mels=64).eval()
     x = torch.randn(2, 1, 64, 96)
-    frames = encoder.forward_frames(x)
+    frames = encoder.frame_features(encoder.conv(x))
     assert frames.shape == (2, 24, 80)
     conv = encoder.conv(x)  # [B, C, 16, 24]
     for mel, channel, frame in ((0, 0, 0), (3, 2, 7), (15, 3, 23)):
@@ -64,7 +64,7 @@ def test_audiontt_frames_hold_local_features_mel_bin_by_mel_bin_then_global_ones
 def test_audiontt_pools_time_by_maximum_plus_mean():
     encoder = AudioNTT(small_audiontt(), n_mels=64).eval()
     x = torch.randn(3, 1, 64, 40)
-    frames = encoder.forward_frames(x)
+    frames = encoder.frame_features(encoder.conv(x))
     expected = torch.stack([f.max(dim=0).values + f.sum(dim=0) / 10 for f in frames])
     torch.testing.assert_close(encoder(x), expected)
 

@@ -4,6 +4,7 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from torchaudio.transforms import MelSpectrogram
 
 from pipeline.features import EPSILON, SILENCE, LogMel
 from pipeline.params.data import LogMelParams
@@ -43,6 +44,16 @@ def test_log_mels_equal_librosa_with_htk_mels_without_area_normalization(log_mel
         np.testing.assert_allclose(
             found[audible], np.log(expected + EPSILON)[audible], rtol=1e-5, atol=2e-5, err_msg=name
         )
+
+
+def test_log_mels_equal_torchaudio_for_any_number_of_dimensions(log_mel):
+    transform = MelSpectrogram(
+        16000, n_fft=1024, hop_length=160, f_min=60.0, f_max=7800.0, n_mels=64
+    )
+    waves = torch.from_numpy(np.stack([noise(4000, seed) for seed in range(6)])).reshape(2, 3, -1)
+    for wave in (waves, waves[0], waves[0, 0]):
+        found = log_mel(wave)
+        torch.testing.assert_close(found, (transform(wave) + EPSILON).log(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(160000, 1001), (15200, 96), (16000, 101)])

@@ -31,11 +31,6 @@ class AudioNTT(nn.Module):
             nn.ReLU(),
         )
 
-    def forward_frames(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B T_out D"]:
-        """Return one embedding for every 4 input frames."""
-        local = _local_features(self.conv(x))
-        return cat([local, self.mlp(local)], dim=-1)
-
     def forward(self, x: Float[Tensor, "B 1 F T"]) -> Float[Tensor, "B D"]:
         """Return one representation for the whole input."""
         return self.encode(self.conv(x))
@@ -45,6 +40,11 @@ class AudioNTT(nn.Module):
         local = _local_features(h)
         frames = (local, self.mlp(local))  # pooled one by one, not to copy them side by side
         return cat([part.amax(dim=1) + part.mean(dim=1) for part in frames], dim=-1)
+
+    def frame_features(self, h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B T4 D"]:
+        """Return local and global features of every 4 input frames, given what `encode` is."""
+        local = _local_features(h)
+        return cat([local, self.mlp(local)], dim=-1)
 
 
 def _local_features(h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B T4 F4*C"]:

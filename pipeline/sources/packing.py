@@ -7,12 +7,10 @@
 Only the clip under way is in memory.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from pipeline import ledger, manifest, tarshards
 from pipeline.download import MIN_CLIP_S, STAGE
 from pipeline.failures import UnavailableError
+from pipeline.locks import exclusive
 from pipeline.segments import Segment
 from pipeline.sources import Container, probing
 
@@ -36,8 +35,9 @@ def pack(
         RuntimeError: another process is writing them.
     """
     rows: list[ledger.Row] = []
+    folder.mkdir(parents=True, exist_ok=True)
     with (
-        _locked(folder),
+        exclusive(folder / "lock", f"copying the same clips into {folder}"),
         tqdm(total=len(segments), unit="clip", desc=STAGE, disable=None) as bar,
     ):
         for shard in range(manifest.shard_count(len(segments), clips_per_shard)):
@@ -48,20 +48,6 @@ def pack(
             rows += ledger.read(path.with_suffix(".csv"))
             bar.update(len(part))
     return rows
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"Another process is copying the same clips into {folder}. Wait for it, or end it "
-                "(a stage outlives a killed `dvc`)."
-            ) from None
-        yield
 
 
 def _pack_shard(source: Container, segments: Sequence[Segment], path: Path) -> None:

@@ -1,0 +1,24 @@
+"""Locks that end with their process, however it ends."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def exclusive(path: Path, work: str, why: str = "") -> Iterator[None]:
+    """Keep other processes from the same `work` until the block ends, by a lock on a file.
+
+    Raises:
+        RuntimeError: another process is at it; `why` says what would be wrong with two.
+    """
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"Another process is {work}. Wait for it, or end it (a stage outlives a killed "
+                f"`dvc`).{why}"
+            ) from None
+        yield
