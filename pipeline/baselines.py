@@ -3,16 +3,19 @@
     {"model", ...}: all that decides what the model computes, with the versions of packages and the
     checksums of weights, so that DVC embeds anew when one of them changes
 
-A model that is not asked for has the name alone. Nothing heavy is imported here: `validate` looks
-whether packages and weights are there before any work.
+A model that is not asked for has the name alone. Nothing heavy is imported here but the module of
+`hear.module`, if it is asked for: `validate` looks whether packages and weights are there before
+any work.
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.params.data import LogMelParams
@@ -20,6 +23,7 @@ from pipeline.params.hear import BaselineParams, Model
 
 SETTINGS = "model.json"
 BLOCK = 2**20  # bytes
+FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")  # the HEAR API
 WAV2VEC2_FILES = "https://download.pytorch.org/torchaudio/models/"
 
 
@@ -28,10 +32,10 @@ def require(params: BaselineParams) -> None:
 
     Raises:
         FileNotFoundError: weights are missing.
-        ValueError: a setting is missing.
-        RuntimeError: a package is missing.
+        ValueError: a setting is missing, or hear.module has not the HEAR API.
+        RuntimeError: a package is missing, or hear.module cannot be imported.
     """
-    if "crepe" in params.models and not _installed("torchcrepe"):
+    if "crepe" in params.models and find_spec("torchcrepe") is None:
         raise RuntimeError(
             "hear.models has crepe, but the package torchcrepe is not installed. Install it with "
             "`pip install -e '.[crepe]'`, or remove crepe from hear.models."
@@ -123,20 +127,47 @@ def _require_module(name: str, weights: str) -> None:
             "hear.models has module, but hear.module.import is empty. Set it to the import path of "
             "an installed module with the HEAR API, such as hearbaseline.torchcrepe."
         )
-    if not _installed(name):
-        raise RuntimeError(
-            f"hear.module.import = {name!r}: there is no such module. Install its package with "
-            "`pip install <package>`, or correct the name."
-        )
     if weights and not Path(weights).exists():
         raise FileNotFoundError(f"hear.module.weights = {weights!r} does not exist.")
+    hear_module(name)
 
 
-def _installed(name: str) -> bool:
+def hear_module(name: str) -> ModuleType:
+    """Import a module with the HEAR API.
+
+    Raises:
+        RuntimeError: it cannot be imported, for whatever reason.
+        ValueError: it has not the HEAR API.
+    """
     try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False
+        api = importlib.import_module(name)
+    except Exception as error:
+        raise RuntimeError(f"hear.module.import = {name!r} {_why_not(name, error)}") from error
+    missing = [function for function in FUNCTIONS if not callable(getattr(api, function, None))]
+    if missing:
+        raise ValueError(
+            f"hear.module.import = {name!r} has no {', '.join(missing)}, so it is no HEAR module. "
+            "Correct the name."
+        )
+    return api
+
+
+def _why_not(name: str, error: Exception) -> str:
+    """Say why a module cannot be imported and what to do."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return (
+            f"cannot be imported: {type(error).__name__}: {error}. Correct the module, or install "
+            "its package anew."
+        )
+    if f"{name}.".startswith(f"{error.name}."):
+        return (
+            "is not installed: there is no such module. Install its package with "
+            "`pip install <package>`, or correct the name."
+        )
+    return (
+        f"needs the module {error.name!r}, which is not installed. Install its package with "
+        "`pip install <package>`."
+    )
 
 
 def _versions(name: str) -> dict[str, str]:

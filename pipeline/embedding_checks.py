@@ -10,17 +10,22 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 API = "https://hearbenchmark.com/hear-api.html"
+SECONDS = 100  # last timestamps that are so many times shorter than the clip are none in ms
 Output = tuple[Float32[np.ndarray, "B N D"], Float[np.ndarray, "B N"] | None]
 
 
 def checked_output(
-    embeddings: Any, timestamps: Any, embedding_type: str, files: Sequence[Path]
+    embeddings: Any,
+    timestamps: Any,
+    embedding_type: str,
+    files: Sequence[Path],
+    duration_ms: float,
 ) -> Output:
-    """Return the embeddings of some files as arrays, scenes as one row each.
+    """Return the embeddings of some files of one length as arrays, scenes as one row each.
 
     Raises:
         ValueError: names the file, the field and its fault: type, shape, dtype, a value that is not
-            finite, or timestamps that do not rise.
+            finite, or timestamps that do not rise, are negative or in seconds.
     """
     _refuse_other_types(embeddings, "embeddings", torch.float32, files)
     if embedding_type == "scene":
@@ -42,7 +47,33 @@ def checked_output(
             f"{path}: field 'timestamps' does not rise: {row[place]:g} ms is followed by "
             f"{row[place + 1]:g} ms. {_remedy()}"
         )
+    _refuse_other_units(times, duration_ms, files)
     return found, times
+
+
+def check_size(embedding: Float32[np.ndarray, "N D"], size: int | None, where: str) -> None:
+    """Raise a ValueError if an embedding has not the size of those before it; None: it is first."""
+    if size not in (None, embedding.shape[-1]):
+        raise ValueError(
+            f"{where} has {embedding.shape[-1]} values, those before it {size}: all of a task must "
+            f"have one size. {_remedy()}"
+        )
+
+
+def _refuse_other_units(
+    times: Float[np.ndarray, "B N"], duration_ms: float, files: Sequence[Path]
+) -> None:
+    for path, row in zip(files, times, strict=True):
+        if row[0] < 0:
+            raise ValueError(
+                f"{path}: field 'timestamps' begins at {row[0]:g} ms, expected 0 or more. "
+                f"{_remedy()}"
+            )
+        if len(row) > 1 and row[-1] * SECONDS < duration_ms:
+            raise ValueError(
+                f"{path}: field 'timestamps' ends at {row[-1]:g} ms in a clip of {duration_ms:g} "
+                f"ms, expected ms: are these seconds? {_remedy()}"
+            )
 
 
 def _refuse_other_types(

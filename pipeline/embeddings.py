@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.embedding_cache import EmbeddingCache
-from pipeline.embedding_checks import checked_output
+from pipeline.embedding_checks import check_size, checked_output
 from pipeline.hear_audio import decoded
 from pipeline.hear_input import device_of
 from pipeline.hear_tasks import METADATA, VOCABULARY, Event, Labels, Metadata, Task
@@ -93,6 +93,7 @@ def write_embeddings(
     shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
     order = random.Random(0)
     batch = _hearevals_batch(task.metadata, module.sample_rate) if module.joint else None
+    size = None  # of an embedding
     for split, labels in task.labels.items():
         shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")
         names = list(labels)
@@ -100,7 +101,7 @@ def write_embeddings(
         paths = [task.audio(module.sample_rate, split) / name for name in names]
         found = embed_files(paths, module, task.metadata.embedding_type, workers, batch, cache)
         progress = tqdm(found, split, len(names), unit="clip", disable=None)
-        _write_split(task, split, names, iter(progress), folder)
+        size = _write_split(task, split, names, iter(progress), folder, size)
 
 
 def embed_files(
@@ -130,7 +131,8 @@ def embed_files(
         waves = torch.from_numpy(np.stack(list(batch.values())))
         output = module(waves, embedding_type)
         files = [paths[i] for i in batch]
-        embeddings, timestamps = checked_output(*output, embedding_type, files)
+        duration_ms = 1000 * waves.shape[-1] / module.sample_rate
+        embeddings, timestamps = checked_output(*output, embedding_type, files, duration_ms)
         for row, (i, wave) in enumerate(batch.items()):
             if cache:
                 cache.put(wave, embeddings[row])
@@ -152,15 +154,27 @@ def _without_known(
             known.append((i, found[0], None))
 
 
-def check_sample_rate(task: Task, sample_rate: int, model: str) -> None:
-    """Raise a ValueError if the task's audio has not the sample rate that the model takes."""
+def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool = False) -> None:
+    """Raise a ValueError if the task's audio has not the sample rate that the model takes.
+
+    Args:
+        is_fixed: the model takes no other one, whatever logmel.sample_rate is.
+    """
     rates = sorted(int(path.name) for path in task.folder.iterdir() if path.name.isdigit())
-    if sample_rate not in rates:
-        raise ValueError(
-            f"{model} takes audio of {sample_rate} Hz, but that in {task.folder} has "
-            f"{', '.join(map(str, rates)) or 'no'} Hz. Run `dvc repro`, so that both have "
-            "logmel.sample_rate."
+    if sample_rate in rates:
+        return
+    only, remedy = "", "Run `dvc repro`, so that both have logmel.sample_rate."
+    if is_fixed:
+        only = " only"
+        remedy = (
+            f"Set logmel.sample_rate to {sample_rate}, with which features and encoders are made "
+            "anew; or remove the model from hear.models; or, for a HEAR module, name one in "
+            "hear.module.import that resamples its audio itself."
         )
+    raise ValueError(
+        f"{model} takes audio of {sample_rate} Hz{only}, but that in {task.folder} has "
+        f"{', '.join(map(str, rates)) or 'no'} Hz. {remedy}"
+    )
 
 
 def frame_labels(
@@ -177,25 +191,32 @@ def frame_labels(
 
 
 def _write_split(
-    task: Task, split: str, names: Sequence[str], found: Iterator[Embedded], folder: Path
-) -> None:
+    task: Task,
+    split: str,
+    names: Sequence[str],
+    found: Iterator[Embedded],
+    folder: Path,
+    size: int | None,
+) -> int | None:
+    """Write one split; return the size of an embedding, which must be `size` if that is known."""
     labels: list[list[list[str | int]]] = [[] for _ in names]  # of each clip's rows
     stamps: list[tuple[str, float]] = []
-    dim = 0
     with (folder / f"{split}.embeddings.npy").open("wb") as file:
         for i, embeddings, timestamps in found:
+            check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
+            size = embeddings.shape[-1]
             if timestamps is None:
                 file.seek(i * embeddings.nbytes)
             else:
                 stamps += [(names[i], time) for time in timestamps.tolist()]
             file.write(embeddings.tobytes())
-            dim = embeddings.shape[-1]
             labels[i] = _row_labels(task.labels[split][names[i]], timestamps)
     rows = [row for clip in labels for row in clip]
-    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(rows), dim]))
+    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(rows), size]))
     (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(rows))
     if task.metadata.embedding_type == "event":
         (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+    return size
 
 
 def _row_labels(

@@ -10,6 +10,8 @@ One folder per task, as hear-preprocess writes it and hear-eval-kit reads it:
 """
 
 import csv
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -203,8 +205,9 @@ def read_task(folder: Path) -> Task:
 
 def _check(kind: type[M], path: Path) -> M:
     """Return a JSON file's content as its class, or raise one message for its first fault."""
+    content = existing(path).read_bytes()
     try:
-        return kind.model_validate_json(existing(path).read_bytes())
+        found = kind.model_validate_json(content)
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(str(part) for part in fault["loc"] if part != "[key]")
@@ -213,6 +216,22 @@ def _check(kind: type[M], path: Path) -> M:
             raise ValueError(f"{where}: {fault['ctx']['error']}") from None
         value = "" if fault["type"] == "missing" else f", got {str(fault['input'])[:80]!r}"
         raise ValueError(f"{where}: {fault['msg']}{value}.") from None
+    _refuse_repeated_keys(content, path)
+    return found
+
+
+def _refuse_repeated_keys(content: bytes, path: Path) -> None:
+    """Refuse what JSON's readers merge silently: the last value of a key counts."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        keys = Counter(key for key, _ in pairs)
+        if len(keys) < len(pairs):
+            raise ValueError(
+                f"{path}: key {keys.most_common(1)[0][0]!r} stands more than once. Remove or "
+                "rename one of them."
+            )
+
+    json.loads(content, object_pairs_hook=check)
 
 
 def read_vocabulary(path: Path) -> list[str]:

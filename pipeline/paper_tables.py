@@ -2,7 +2,7 @@
 
 `published_scores.csv` holds the paper's rows, and those of the random encoders from the results
 that its authors have published (the paper gives them as "% over random" only). A mean is over all
-columns of a group or it is not given.
+tasks of a group or it is not given.
 """
 
 import csv
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pipeline.score_table import MODEL_NAMES, ScoreTable, percent_over, value_of
+from pipeline.score_table import MODEL_NAMES, NOT_AVERAGED, ScoreTable, percent_over, value_of
 
 PUBLISHED = Path(__file__).with_name("published_scores.csv")
 NOISE = 0.03  # of a score when HEAR's own baselines were scored again
@@ -46,6 +46,7 @@ class Column:
 
 
 ACCURACY, MAP, PITCH = "top1_acc", "mAP", "pitch_acc"
+ERROR_RATE = "segment_1s_er"
 DCASE, MAESTRO = "dcase2016_task2-hear2021-full", "maestro-v3.0.0-5h"
 GROUPS: dict[str, tuple[Column, ...]] = {
     "speech": (
@@ -72,7 +73,7 @@ GROUPS: dict[str, tuple[Column, ...]] = {
     ),
     "timestamps": (
         Column(DCASE, "DCASE onset F", "event_onset_200ms_fms", 72),
-        Column(DCASE, "DCASE error rate", "segment_1s_er", 72, is_averaged=False, is_error=True),
+        Column(DCASE, "DCASE error rate", ERROR_RATE, 72, is_averaged=False, is_error=True),
         Column(MAESTRO, "MAESTRO onset F", "event_onset_50ms_fms", 185),
         Column(MAESTRO, "MAESTRO onset+offset F", "event_onset_offset_50ms_20perc_fms", 185,
                is_averaged=False),
@@ -100,10 +101,19 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
 
+    @property
+    def tasks(self) -> set[str]:
+        """Tasks of the columns, of which one may have two."""
+        return {column.task for column in self.columns}
+
     def mean(self, line: Line) -> float | None:
-        """Return the mean of a line over the averaged columns; None if it lacks one of them."""
-        values = [line.scores.get(column.key) for column in self.columns if column.is_averaged]
-        if not values or None in values:
+        """Return the mean of a line over all tasks, by their averaged columns.
+
+        None if it lacks a score, or if a task has no such column.
+        """
+        averaged = [column for column in self.columns if column.is_averaged]
+        values = [line.scores.get(column.key) for column in averaged]
+        if None in values or {column.task for column in averaged} != self.tasks:
             return None
         return math.fsum(value or 0.0 for value in values) / len(values)
 
@@ -246,7 +256,7 @@ def tables(
     Args:
         measured: lines of the models scored here.
         tasks: folder names asked for.
-        metrics: first metric of each task that is not one of the paper's.
+        metrics: first metric of each task that has a score.
     """
     found = [
         Table(group, columns, (*published(), *measured))
@@ -254,8 +264,13 @@ def tables(
         if any(column.task in tasks for column in columns)
     ]
     others = [task for task in tasks if task not in PAPER_TASKS]
-    columns = tuple(Column(task, task, metrics[task], 0) for task in others if task in metrics)
+    columns = tuple(_own_column(task, metrics.get(task, "")) for task in others)
     return found + ([Table("other tasks", columns, tuple(measured))] if columns else [])
+
+
+def _own_column(task: str, metric: str) -> Column:
+    """Return the column of a task that is not one of the paper's; no metric: it has no score."""
+    return Column(task, task, metric, 0, metric not in NOT_AVERAGED, metric == ERROR_RATE)
 
 
 def verdicts(line: Line, encoder: str) -> list[Verdict]:
@@ -283,9 +298,8 @@ def cells(table: Table, line: Line) -> Iterator[tuple[str, bool]]:
 
 def header(table: Table) -> list[str]:
     """Return the names of a table's columns."""
-    averaged = [column.name for column in table.columns if column.is_averaged]
     names = [column.name + (" ↓" if column.is_error else "") for column in table.columns]
-    return ["model", "origin", *names, f"mean of {len(averaged)} (over random)"]
+    return ["model", "origin", *names, f"mean of {len(table.tasks)} (over random)"]
 
 
 def origin(line: Line) -> str:

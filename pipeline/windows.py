@@ -19,9 +19,8 @@ from torch.nn import functional
 from pipeline.features import LogMel
 from pipeline.hear_input import device_of
 from pipeline.params.data import LogMelParams
-from pipeline.params.hear import front_end_hops
+from pipeline.params.hear import front_end_hops, min_samples, window_hops
 
-MIN_FRAMES = 4  # that an encoder takes
 BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # in one pass, unless one clip is longer
 STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: what fits a core's cache is faster
 
@@ -35,18 +34,8 @@ class FrontEnd(nn.Module):
         self.hop_ms = hop_ms
         self.stft_hop = params.hop_length  # samples
         self.hop_steps = front_end_hops("hop_ms", hop_ms, params)
-        self.window_steps = [front_end_hops("window_ms", ms, params) for ms in window_ms]
-        for ms, steps in zip(window_ms, self.window_steps, strict=True):
-            if steps * self.stft_hop < self.min_samples:
-                raise ValueError(
-                    f"hear.window_ms = {ms} ms is shorter than the {self.min_samples} samples that "
-                    f"the encoder needs at {params.sample_rate} Hz. Lengthen it."
-                )
-
-    @property
-    def min_samples(self) -> int:
-        """Fewest samples that give an encoder's fewest frames."""
-        return max(self.log_mel.min_samples, (MIN_FRAMES - 1) * self.stft_hop)
+        self.window_steps = [window_hops(ms, params) for ms in window_ms]
+        self.min_samples = min_samples(params)
 
     def batch_size(self, frames: int) -> int:
         """Return how many items of so many frames go in one pass."""

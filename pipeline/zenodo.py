@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 RETRIED = (429, 500, 502, 503, 504)
 BLOCK = 1 << 16  # bytes
 DOWNLOADS = 2  # of a file whose checksum is wrong after the first
+LATER = (
+    "run it again later to go on with what is here; or, if the archives are on this disk already, "
+    "unpack them and use hear.source = folder, hear.sources.folder.path = their folder tasks"
+)
 
 
 class Archive(BaseModel):
@@ -60,7 +64,7 @@ class _Patience(Retry):
         last = self.history[-1]
         asked_s = self.get_retry_after(response) if response else None
         wait_s = asked_s or self.get_backoff_time()
-        reason = f"status {last.status}" if last.status else last.error
+        reason = f"status {last.status}" if last.status else _last_reason(last.error)
         logger.warning("%s: %s; next attempt in %.0f s", last.url, reason, wait_s)
         super().sleep(response)
 
@@ -96,6 +100,7 @@ def _session(network: NetworkParams) -> requests.Session:
         session.mount(scheme, HTTPAdapter(max_retries=retries))
         if network.proxy:
             session.proxies[scheme.removesuffix("://")] = network.proxy
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # _Patience tells
     session.headers["Accept-Encoding"] = "identity"  # bytes are counted as they are in the file
     return session
 
@@ -144,10 +149,19 @@ def _get(
             answer.raise_for_status()
     except requests.RequestException as error:
         final = error.response is not None and error.response.status_code not in RETRIED
-        remedy = hint if final and hint else "run it again later to go on with what is here"
+        remedy = hint if final and hint else LATER
         tried = "" if final else f" after {network.tries} attempts"
-        raise OSError(f"{address} cannot be fetched{tried} ({error}): {remedy}.") from error
+        raise OSError(
+            f"{address} cannot be fetched{tried} ({_last_reason(error)}): {remedy}."
+        ) from error
     return answer
+
+
+def _last_reason(error: BaseException | None) -> str:
+    """Return what an error of requests or urllib3 comes from, without what it is wrapped in."""
+    while error and (inner := error.__cause__ or error.__context__):
+        error = inner
+    return str(error) or type(error).__name__
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -192,7 +206,7 @@ def _complete(
                 if vain >= network.tries:
                     raise OSError(_told_broken(archive, file, network, error)) from error
                 told = "%s: transfer broken at byte %d of %d (%s); going on"
-                logger.warning(told, archive.key, _size(file), archive.size, error)
+                logger.warning(told, archive.key, _size(file), archive.size, _last_reason(error))
                 time.sleep(network.backoff_s * vain)
 
 
@@ -217,7 +231,8 @@ def _transfer(
 def _told_broken(archive: Archive, file: BinaryIO, network: NetworkParams, error: Exception) -> str:
     return (
         f"{archive.address}: the transfer broke {network.tries} times at byte {_size(file)} "
-        f"of {archive.size} ({error}). What is here is kept; run it again to go on from there."
+        f"of {archive.size} ({_last_reason(error)}). What is here is kept; run it again to go on "
+        "from there."
     )
 
 

@@ -46,7 +46,9 @@ def main(stage: Stage, name: str, model_name: str) -> None:
         if extraction.normalization == "task":
             statistics = task_statistics(task, log_mel, workers)
     module = models.load(model_name, folder, extraction, statistics)
-    check_sample_rate(task, module.sample_rate, str(folder))
+    has_own_rate = model_name not in (*TRAINED, "mel")  # not that of logmel
+    name_and_api = f"{folder} ({module.api.__name__})"
+    check_sample_rate(task, module.sample_rate, name_and_api, has_own_rate)
     module.model.to(choose_device(compute.device))
     torch.manual_seed(SEED)
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:

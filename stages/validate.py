@@ -6,20 +6,27 @@ Writes  reports/config.ok, a constant, so that a valid change re-runs only what 
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline import baselines
 from pipeline.hear_tasks import find_task, read_task
+from pipeline.paper_tables import PAPER_TASKS
 from pipeline.params.config import load_config
 from pipeline.stage import Stage, arguments, run
+
+HEAR_RECORD = 6332517  # on Zenodo, HEAR 2021.3
+BEEHIVE = {f"beehive_states_fold{fold}-v2-full" for fold in (0, 1)}  # that the paper leaves out
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
     config = load_config()
     baselines.require(config.hear)
-    if config.hear.folder:  # else the stages that fetch the tasks tell
+    if config.hear.folder:
         check_tasks(config.hear.folder, config.hear.tasks, config.probe.tasks)
+    elif config.hear.sources.zenodo.record == HEAR_RECORD:  # of another, `hear_tasks` tells
+        check_published(config.hear.tasks)
     path = Path("reports/config.ok")
     path.parent.mkdir(exist_ok=True)
     path.write_text("params.yaml is valid\n")
@@ -38,6 +45,24 @@ def check_tasks(folder: Path, tasks: Sequence[str], probed: Sequence[str]) -> No
             raise ValueError(
                 f"probe.tasks: {name} is an event task, and only scene tasks are probed. Remove it "
                 "from probe.tasks; it can stay in hear.tasks."
+            )
+
+
+def check_published(tasks: Sequence[str]) -> None:
+    """Check that HEAR's record has the tasks, without asking it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    known = sorted(PAPER_TASKS | BEEHIVE)
+    for name in tasks:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known)}."
+            raise ValueError(
+                f"hear.tasks: {name!r} is no task of Zenodo's record {HEAR_RECORD}: {hint} Correct "
+                "it; for a task of your own, use hear.source = folder or set "
+                "hear.sources.zenodo.record to the record that has it."
             )
 
 

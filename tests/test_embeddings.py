@@ -207,7 +207,8 @@ def test_a_model_that_embeds_clips_jointly_gets_hear_eval_kits_batches(tmp_path,
 
 def returning(**changes):
     """A module of events whose answers are correct but for `changes`."""
-    correct = {"embeddings": torch.zeros(1, 3, 2), "timestamps": torch.tensor([[0.0, 1.0, 2.0]])}
+    times = torch.tensor([[0.0, 500.0, 1000.0]])
+    correct = {"embeddings": torch.zeros(1, 3, 2), "timestamps": times}
     module = length_module()
     module.api.get_timestamp_embeddings = lambda audio, model: (*(correct | changes).values(),)
     return module
@@ -237,6 +238,11 @@ def returning(**changes):
             "not rise: 2 ms is followed by 1 ms",
         ),
         ({"timestamps": torch.tensor([[0.0, 1.0, torch.inf]])}, "'timestamps' .*not finite"),
+        ({"timestamps": torch.tensor([[-50.0, 0.0, 950.0]])}, "'timestamps' begins at -50 ms"),
+        (
+            {"timestamps": torch.tensor([[0.0, 0.5, 1.0]])},
+            "'timestamps' ends at 1 ms in a clip of 1000 ms, expected ms: are these seconds",
+        ),
         ({"timestamps": None}, "'timestamps' is a NoneType"),
     ],
 )
@@ -246,6 +252,25 @@ def test_a_module_that_returns_no_embeddings_is_refused(tmp_path, changes, messa
         written(
             write_event_task(tmp_path / "toy", (1, 1, 1)), returning(**changes), tmp_path / "out"
         )
+
+
+def test_one_timestamp_may_be_anywhere_in_the_clip(tmp_path):
+    answer = {"embeddings": torch.zeros(1, 1, 2), "timestamps": torch.zeros(1, 1)}
+    task = write_event_task(tmp_path / "toy", (1, 1, 1))
+    assert written(task, returning(**answer), tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_an_embedding_of_another_size_is_refused(tmp_path, monkeypatch, split):
+    """Within a split, and in the next one."""
+    monkeypatch.setattr("pipeline.embeddings.BATCH_SAMPLES", 1)
+    sizes = iter([2, 3] if split == "train" else [2, 2, 3])
+    module = length_module()
+    module.api.get_timestamp_embeddings = lambda audio, model: (
+        torch.zeros(1, 2, next(sizes)), torch.tensor([[0.0, 500.0]]))  # fmt: skip
+    message = rf"toy: an embedding of {split}/\d\.wav has 3 values, those before it 2"
+    with pytest.raises(ValueError, match=message):
+        written(write_event_task(tmp_path / "toy", (2, 2, 2)), module, tmp_path / "out")
 
 
 def test_scenes_for_another_number_of_clips_are_refused(tmp_path):

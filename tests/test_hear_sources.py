@@ -1,6 +1,7 @@
 """Stage hear_tasks with tasks from a record, of which all 18 run, and from a folder."""
 
 import io
+import re
 import shutil
 import signal
 import tarfile
@@ -202,6 +203,23 @@ def test_validate_needs_no_network_for_a_record(repository):
     run("validate", stages.validate.main)
     assert (repository / "reports/config.ok").exists()
     assert len(load_config().hear.tasks) == 18
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("esc50-v2.0.1-full", "did you mean 'esc50-v2.0.0-full'"),
+        ("toy", "it has beehive_states_fold0-v2-full, .*, vox_lingua_top10-hear2021-full"),
+    ],
+)
+def test_validate_knows_the_tasks_of_hear_s_record(repository, caplog, name, hint):
+    settings = {"hear__source": "zenodo", "hear__tasks": f"[{name}]", "probe__tasks": "[]"}
+    use(**settings)
+    text = message(caplog, lambda: run("validate", stages.validate.main))
+    assert re.search(rf"hear\.tasks: {name!r} is no task of Zenodo's record 6332517: {hint}", text)
+    assert "hear.source = folder" in text
+    use(**settings, hear__sources__zenodo__record=7)  # which may have others
+    run("validate", stages.validate.main)
 
 
 def test_validate_looks_into_the_chosen_folder(repository, caplog):

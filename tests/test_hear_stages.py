@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import stages.embed
 import stages.hear_tasks
 import stages.score
 from pipeline import hear_api, scores
+from pipeline.embeddings import HearModule
 from pipeline.stage import run
 
 TASK = "toy-v1-small"
@@ -199,6 +201,19 @@ def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog, rate
     text = message(caplog, embed)
     assert f"data/random takes audio of {rate} Hz" in text
     assert f"data/hear/{TASK} has 16000 Hz" in text
+
+
+def test_a_module_of_another_sample_rate_is_told_with_what_is_possible(monkeypatch, caplog):
+    publish_task()
+    api = ModuleType("toy48k")
+    model = torch.nn.Identity()
+    model.sample_rate = 48_000
+    monkeypatch.setattr(stages.embed.models, "load", lambda *_: HearModule(api, model))
+    text = message(caplog, embed, "module")
+    assert "data/module (toy48k) takes audio of 48000 Hz only" in text
+    assert f"data/hear/{TASK} has 16000 Hz" in text
+    assert "Set logmel.sample_rate to 48000" in text
+    assert "dvc repro" not in text
 
 
 @pytest.mark.usefixtures("_heareval")

@@ -184,6 +184,29 @@ def test_faulty_scene_labels_are_named(tmp_path, files, message):
 
 
 @pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"a.wav": ["low"], "b.wav": ["low"], "a.wav": ["high"]}', "a.wav"),
+        ('{"a.wav": ["low"], "a.wav": ["low"]}', "a.wav"),
+    ],
+)
+def test_a_file_that_is_listed_twice_is_named(tmp_path, text, key):
+    folder = write_scene_task(tmp_path / "toy-v1-full")
+    (folder / "valid.json").write_text(text)
+    with pytest.raises(ValueError, match=f"toy-v1-full/valid.json: key {key!r} stands more than"):
+        read_task(folder)
+
+
+def test_a_field_of_an_event_or_of_the_metadata_that_stands_twice_is_named(tmp_path):
+    folder = write_event_task(tmp_path / "toy-v1-full")
+    for file, key in (("test.json", "label"), ("task_metadata.json", "splits")):
+        path = folder / file
+        path.write_text(path.read_text().replace(f'"{key}": ', f'"{key}": 1, "{key}": ', 1))
+        with pytest.raises(ValueError, match=f"toy-v1-full/{file}: key {key!r} stands more than"):
+            read_task(folder)
+
+
+@pytest.mark.parametrize(
     ("event", "message"),
     [
         ("low", "field '0.wav.0'"),

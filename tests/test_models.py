@@ -281,6 +281,64 @@ def test_a_module_that_cannot_be_loaded_stops_before_any_work(settings, error, m
         baselines.require(asked_for("module", module=settings))
 
 
+HEAR_MODULE = """
+def load_model(path=""):
+    {load}
+
+def get_scene_embeddings(audio, model):
+    {embed}
+
+def get_timestamp_embeddings(audio, model):
+    {embed}
+"""
+
+
+@pytest.fixture
+def written_module(tmp_path, monkeypatch):
+    """Makes an importable module of some code; returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(code):
+        (tmp_path / "toymodule").mkdir()
+        (tmp_path / "toymodule/__init__.py").write_text(code)
+        return "toymodule"
+
+    yield write
+    sys.modules.pop("toymodule", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("", ValueError, "has no load_model, get_scene_embeddings, get_timestamp_embeddings, so"),
+        ("import no_such_lib", RuntimeError, "needs the module 'no_such_lib', which is not inst"),
+        ("import toymodule.sub", RuntimeError, "needs the module 'toymodule.sub'"),
+        ("raise ImportError('no GPU')", RuntimeError, "cannot be imported: ImportError: no GPU"),
+        ("raise ValueError('boom')", RuntimeError, "cannot be imported: ValueError: boom"),
+        ("def f(:", RuntimeError, r"cannot be imported: SyntaxError: .*__init__\.py, line 1"),
+    ],
+)
+def test_a_module_that_fails_on_import_stops_before_any_work(written_module, code, error, message):
+    params = asked_for("module", module={"import": written_module(code)})
+    with pytest.raises(error, match=rf"hear\.module\.import = 'toymodule' {message}"):
+        baselines.require(params)
+
+
+@pytest.mark.parametrize("code", ["raise TypeError('boom')", "assert False, 'boom'", "no_name"])
+def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, written_module, code):
+    cause = r"failed: (TypeError: boom|AssertionError: boom|NameError: name 'no_name' is)"
+    name = written_module(HEAR_MODULE.format(load=code, embed=code))
+    folder = described(tmp_path, "module", module={"import": name})
+    with pytest.raises(RuntimeError, match=rf"^toymodule\.load_model {cause}"):
+        models.load("module", folder, extraction())
+    sys.modules[name].load_model = lambda: ToyModel("")
+    module = models.load("module", folder, extraction())
+    with pytest.raises(RuntimeError, match=rf"^toymodule\.get_scene_embeddings {cause}"):
+        module(noise(1, RATE), "scene")
+    with pytest.raises(RuntimeError, match=rf"^toymodule\.get_timestamp_embeddings {cause}"):
+        module(noise(1, RATE), "event")
+
+
 # ---- descriptions -------------------------------------------------------------------------------
 
 

@@ -127,6 +127,41 @@ def test_tasks_of_one_s_own_get_a_table_of_their_own():
     assert "| pretrain | measured, 1 seed | **0.250** | 0.250 |" in text
 
 
+def own_table(*metrics):
+    """The table of tasks of one's own by their first metrics, None: without any score."""
+    rows = tuple(
+        Row(f"task{i}", f"task{i}", {
+            "pretrain": scored(f"task{i}", "pretrain", 0.2, metric) if metric else None,
+            "random": scored(f"task{i}", "random", 0.3, metric) if metric else None,
+            "mel": scored(f"task{i}", "mel", 0.4, metric) if metric else None})
+        for i, metric in enumerate(metrics)
+    )  # fmt: skip
+    models = ("pretrain", "random", "mel")
+    scores = ScoreTable(rows, table_with([]).protocol, models)
+    (table,) = paper_tables.compare(scores, "vit", "sample", "correct", {}).tables
+    return table
+
+
+def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
+    table = own_table("top1_acc", None, "mAP")
+    assert paper_tables.header(table)[2:] == [
+        "task0", "task1", "task2", "mean of 3 (over random)"]  # fmt: skip
+    texts = [text for text, _ in paper_tables.cells(table, table.lines[0])]
+    assert texts == ["0.200", "–", "0.200", "–"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "name"),
+    [("segment_1s_er", (0, 1), "task1 ↓"), ("d_prime", (2, 1), "task1")],
+)
+def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metric, best, name):
+    table = own_table("top1_acc", metric)
+    assert paper_tables.header(table)[3:] == [name, "mean of 2 (over random)"]
+    assert [table.mean(line) for line in table.lines] == [None, None, None]
+    top = [table.is_top(line, table.columns[1]) for line in table.lines]
+    assert {i for i, is_top in enumerate(top) if is_top} == set(best)
+
+
 def test_the_csv_has_every_score_and_its_origin():
     ours = Line("pretrain", False, {CREMA: 0.601}, note="3 seeds")
     found = paper_tables.tables([ours], [CREMA[0]], {})

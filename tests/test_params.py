@@ -55,6 +55,8 @@ def test_the_committed_file_is_valid():
         ("hear.models", ["mel", "mel"], r"hear\.models: mel stands more than once"),
         ("hear.models", [], r"hear\.models = \[\]: .*at least 1"),
         ("hear.window_ms", [950.0, 955.0], r"window_ms = 955\.0 ms is 95\.5 hops"),
+        ("hear.window_ms", 20.0, r"window_ms = 20\.0 ms is shorter than the 513 samples.*16000 Hz"),
+        ("hear.window_ms", [950.0, 30.0], r"window_ms = 30\.0 ms is shorter than the 513 samples"),
         ("hear.window_ms", [], r"hear\.window_ms = \[\]: .*at least 1"),
         ("hear.window_ms", [160.0, 160.0], r"160\.0 stands more than once"),
         ("hear.layers", "mean", r"layers = 'mean' needs layers of one size, which audiontt"),
@@ -197,6 +199,18 @@ def melscale_fbanks_without_warning(*arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return melscale_fbanks(*arguments)
+
+
+@pytest.mark.parametrize(
+    "name", ["x;touch pwned;-v1-full", "", "../x", "a b", "p|q", "at@x", "-x", "$x", "x\n", "é"]
+)
+def test_a_task_s_name_is_one_word_for_the_shell(name):
+    message = rf"hear\.tasks\.1: {re.escape(repr(name))} must be the name of a folder.*esc50-v2"
+    with pytest.raises(ValueError, match=message):
+        check(changed("hear.tasks", ["esc50-v2.0.0-full", name]), Config)
+    content = changed("probe.tasks", [name])
+    with pytest.raises(ValueError, match=r"probe\.tasks\.0: "):
+        check(content, Config)
 
 
 def test_random_masks_need_a_range():

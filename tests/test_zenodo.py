@@ -1,5 +1,7 @@
 """Downloads from a record: each fault of a site, with a server on the loopback interface."""
 
+import re
+
 import numpy as np
 import pytest
 import urllib3.util.retry
@@ -157,9 +159,14 @@ def test_a_site_that_stays_busy_is_one_message(site):
     assert len(site.requests) == 3
 
 
-def test_no_site_at_all_is_one_message(site):
-    with pytest.raises(OSError, match=r"127\.0\.0\.1:1/x cannot be fetched after 3 attempts"):
+def test_no_site_at_all_is_one_short_message_that_says_what_else_to_do(site, caplog):
+    reason = "[Errno 111] Connection refused"
+    message = re.escape(f"http://127.0.0.1:1/x cannot be fetched after 3 attempts ({reason}): ")
+    with pytest.raises(OSError, match=rf"^{message}run it again later.*hear\.source = folder"):
         fetch(site, listing="http://127.0.0.1:1/x")
+    assert {record.name for record in caplog.records} == {"pipeline.zenodo"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"/x: {reason}; next attempt in 0 s"] * 2  # fmt: skip
 
 
 def test_an_unknown_task_is_answered_with_those_there_are(site):

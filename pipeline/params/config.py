@@ -27,6 +27,7 @@ from pipeline.params.hear import (
     ScoreParams,
     check_layers,
     front_end_hops,
+    window_hops,
 )
 from pipeline.params.leaks import LeaksParams
 from pipeline.params.method import (
@@ -91,7 +92,7 @@ class Config(Section):
         encoder: AudioNTTParams | ViTParams = getattr(self.encoders, self.encoder)
         encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
         for window_ms in self.hear.window_ms:
-            front_end_hops("window_ms", window_ms, self.logmel)
+            window_hops(window_ms, self.logmel)
         front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)
         check_layers(self.hear.layers, self.encoder)
         self._check_probe()

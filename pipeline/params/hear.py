@@ -1,5 +1,6 @@
 """Sections of params.yaml that the evaluation reads: hear, score, probe, report."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,8 @@ from pipeline.params import Section
 from pipeline.params.data import LogMelParams
 
 GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
-
+MIN_FRAMES = 4  # that an encoder takes
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # one word in DVC and in a shell
 
 Model = Literal["pretrain", "random", "mel", "crepe", "wav2vec2", "module"]
 TRAINED: tuple[Model, ...] = ("pretrain", "random")  # made by the stage pretrain
@@ -27,7 +29,17 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Tasks = Annotated[list[str], AfterValidator(_distinct)]  # folder names in the HEAR format
+def _task_name(name: str) -> str:
+    if not TASK_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} must be the name of a folder, such as esc50-v2.0.0-full: letters, digits "
+            "and _ . + -, the first one a letter, a digit or _. Correct it, or rename the folder."
+        )
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task_name)]  # of a folder in the HEAR format
+Tasks = Annotated[list[TaskName], AfterValidator(_distinct)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000)]
 Windows = Annotated[
     list[Milliseconds],
@@ -177,6 +189,26 @@ def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:
             f"whole number from 1 up: take a multiple of {step:g} ms."
         )
     return round(hops)
+
+
+def window_hops(window_ms: float, log_mel: LogMelParams) -> int:
+    """Return the length of a timestamp's window in hops of the front end.
+
+    Raises:
+        ValueError: it is no whole number of hops, or too short for an encoder.
+    """
+    hops = front_end_hops("window_ms", window_ms, log_mel)
+    if hops * log_mel.hop_length < min_samples(log_mel):
+        raise ValueError(
+            f"hear.window_ms = {window_ms} ms is shorter than the {min_samples(log_mel)} samples "
+            f"that the encoder needs at {log_mel.sample_rate} Hz. Lengthen it."
+        )
+    return hops
+
+
+def min_samples(log_mel: LogMelParams) -> int:
+    """Return the fewest samples that give an encoder's fewest frames and reflected edges."""
+    return max(log_mel.n_fft // 2 + 1, (MIN_FRAMES - 1) * log_mel.hop_length)
 
 
 class ScoreParams(Section):
