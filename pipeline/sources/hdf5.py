@@ -89,7 +89,7 @@ class Hdf5(listing.Packed[Place]):
         given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))
         try:
             rate = int(np.asarray(given).item())
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             rate = -1
         if rate < 0:
             raise ValueError(

@@ -16,9 +16,8 @@ from pipeline.segments import Segment, check_labels, read_text
 logger = logging.getLogger(__name__)
 
 SHOWN = 10  # faults of one kind that a message names
-UNLISTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-)  # control, line end, no text
+# Control characters, ends of lines, and bytes that are no UTF-8.
+UNLISTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or with a `..`
 
 Place = TypeVar("Place", bound=tuple[Any, ...])
