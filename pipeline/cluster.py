@@ -37,8 +37,8 @@ def map_jobs(
             (`distributed.scheduler.allowed-failures`, 3 more than the first unless configured).
 
     Raises:
-        RuntimeError: Dask is not installed, the cluster has no workers or was lost, or a job has
-            killed as many workers as are allowed.
+        RuntimeError: Dask is not installed, the scheduler does not answer, the cluster has no
+            workers or was lost, or a job has killed as many workers as are allowed.
     """
     try:
         import distributed
@@ -75,7 +75,15 @@ def map_jobs(
 @contextmanager
 def _client(distributed: Any, scheduler: str, workers: int, attempts: int) -> Iterator[Any]:
     if scheduler:
-        with distributed.Client(scheduler) as client:
+        try:
+            connected = distributed.Client(scheduler)
+        except OSError as error:
+            raise RuntimeError(
+                f"No Dask scheduler answers at {scheduler} (compute.scheduler): {error}. Start one "
+                "in this folder with `python -m dask scheduler`, correct the address in "
+                "params.yaml, or empty it for a cluster on this machine."
+            ) from error
+        with connected as client:
             try:
                 client.wait_for_workers(1, timeout=WAIT_S)
             except TimeoutError:

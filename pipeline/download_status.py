@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from pipeline.clipstore import RETRIED, ClipStore
 from pipeline.download import WAITING, key
@@ -103,7 +102,7 @@ def attrition(status: Status, markdown: bool) -> Iterator[str]:
 
 
 def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the labels that lost the largest share of their clips so far."""
+    """Yield the labels that lost the largest share of their clips so far, nothing if none did."""
 
     def lost(counts: Counter[str]) -> int:
         return sum(count for name, count in counts.items() if name not in {OK, *LEFT})
@@ -113,11 +112,12 @@ def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
         return (lost(item[1]) / settled if settled else 0.0, lost(item[1]))
 
     found = sorted(((*share(item), *item) for item in status.labels.items()), key=_worst_first)
-    yield "labels that lost most (share and number of their clips that were tried)"
-    for ratio, count, label, counts in islice(found, SHOWN_LABELS):
-        if count:
-            ok = counts[OK]
-            yield f"  {ratio:6.1%} {count:>9,} of {count + ok:>9,}  {names.get(label, label)}"
+    shown = [item for item in found[:SHOWN_LABELS] if item[1]]
+    if shown:
+        yield "labels that lost most (share and number of their clips that were tried)"
+    for ratio, count, label, counts in shown:
+        ok = counts[OK]
+        yield f"  {ratio:6.1%} {count:>9,} of {count + ok:>9,}  {names.get(label, label)}"
 
 
 def _worst_first(item: tuple[float, int, str, Counter[str]]) -> tuple[float, int, str]:

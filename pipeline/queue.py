@@ -51,6 +51,7 @@ class Queue:
                 "AudioSet's lists are not here yet: the stage `download` fetches them first. Start "
                 "it once, or give paths in sources.audioset."
             )
+        self.source = source
         self.network = params.load("network", NetworkParams)
         self.url = given.url
         self.segments = listing.select(given.segments(), chosen.clips)
@@ -65,6 +66,7 @@ def status(queue: Queue, table: str = "") -> Iterator[str]:
     if table:
         yield from download_status.attrition(found, markdown=table == "markdown")
         return
+    yield f"source = {queue.source}"
     network = queue.network
     if local_path(recording_url(queue.url, "")) is not None:  # files need no permission
         network = network.model_copy(update={"clips_per_hour": 0.0})

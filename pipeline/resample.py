@@ -104,14 +104,15 @@ def exclude(row: ledger.Row, duration_s: float, params: ResampleParams) -> ledge
     return row
 
 
-def describe_levels(rows: Sequence[ledger.Row]) -> str:
-    """Return how many clips are near-silent, clipped or short, and excluded, for a log line."""
+def describe_levels(rows: Sequence[ledger.Row], params: ResampleParams) -> str:
+    """Return how many clips are near-silent or clipped, and why how many are excluded."""
     quiet = sum(row.peak_db is not None and row.peak_db < NEAR_SILENT_DB for row in rows)
     clipped = sum(bool(row.clipped) for row in rows)
     excluded = ledger.counts(row for row in rows if row.stage == STAGE)
     return (
-        f"{quiet} near-silent clips (peak under {NEAR_SILENT_DB:.0f} dB; "
-        f"{excluded.get('silent', 0)} excluded), {clipped} with samples at full scale "
-        f"({excluded.get('clipped', 0)} excluded as clipped), "
-        f"{excluded.get('short', 0)} short (excluded)"
+        f"clips with a peak under {NEAR_SILENT_DB:.0f} dB: {quiet}, with samples at full scale: "
+        f"{clipped}; excluded: {excluded.get('silent', 0)} under resample.silence_db = "
+        f"{params.silence_db} dB, {excluded.get('clipped', 0)} over resample.max_clipped = "
+        f"{params.max_clipped:.3%}, {excluded.get('short', 0)} under resample.min_duration_s = "
+        f"{params.min_duration_s} s"
     )

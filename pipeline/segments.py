@@ -23,6 +23,8 @@ EXAMPLE = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
 SHOWN_ERRORS = 10
 PLAIN_ROW = re.compile(r'([\w-][\w.-]*), ?([\d.]+), ?([\d.]+), ?"([^"\s]*)"')  # as published
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
+LONGEST_ID = 200  # characters; a file name has 255 at most, with what is put around the id
+UNSTORABLE = re.compile(r"[\x00\r\ud800-\udfff]")  # in HDF5, CSV and UTF-8, one each
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,29 @@ def _parse(row: int, cells: list[str]) -> Segment:
     ytid, start, end, labels = cells
     if not FILE_NAME.fullmatch(ytid):
         raise ValueError(f"id {ytid!r} must be of letters, digits, '-', '_' and '.'")
+    if len(ytid) > LONGEST_ID:
+        start = f"id '{ytid[:20]}...' has {len(ytid)} characters"
+        raise ValueError(f"{start}, more than the {LONGEST_ID} that fit a file name")
     start_s, end_s = _seconds("start", start), _seconds("end", end)
     if start_s < 0:
         raise ValueError(f"start {start} is negative")
     if end_s <= start_s:
         raise ValueError(f"end {end} must be later than start {start}")
+    check_labels(ytid, labels)
     joined = ",".join(x.strip() for x in labels.split(",")) if " " in labels else labels
     return Segment(row, ytid, start_s, end_s, sys.intern(joined))  # few combinations are many rows
+
+
+def check_labels(ytid: str, labels: str) -> None:
+    """Stop at labels that ledgers and shards cannot store.
+
+    Raises:
+        ValueError: they hold a NUL, a carriage return or half a surrogate pair.
+    """
+    if found := UNSTORABLE.search(labels):
+        raise ValueError(
+            f"labels {labels!r} of {ytid!r} hold {found[0]!r}, which ledger and shards cannot store"
+        )
 
 
 @lru_cache(maxsize=1 << 16)  # few values stand in millions of rows

@@ -136,7 +136,11 @@ def check_fetching(url: str, folder: Path, network: NetworkParams) -> None:
         check_js_runtime()
     free = shutil.disk_usage(existing(folder)).free
     if free < MIN_FREE_BYTES:
-        raise OSError(f"{free / 1e6:.0f} MB are free where clips are kept ({folder}).")
+        raise OSError(
+            f"{free / 1e6:.0f} MB are free in {folder}, where clips are kept; "
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB are needed to begin. Free space on that disk, or work "
+            "on a larger one; `python -m pipeline.queue status` tells how much all clips will take."
+        )
 
 
 def existing(path: Path) -> Path:

@@ -44,7 +44,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
     with shards.kept(), stage.output(AUDIO) as folder:
         paths = shards.finish(compute)
         rows = shards.rows(paths)
-        logger.info(describe_levels(rows))
+        logger.info(describe_levels(rows, resample))
         ledger.write(folder / "ledger.csv", rows)
         ledger.check_failed(rows, STAGE, resample.max_failed, folder / "ledger.csv")
         ledger.check_any(rows, folder / "ledger.csv")

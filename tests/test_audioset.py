@@ -231,6 +231,14 @@ def test_the_status_needs_no_network_and_counts_every_clip(site, params, capsys)
         assert re.search(line, text)
     assert "50.0%         1 of         2  Speech, loud" in text
     assert "last 24 h: 4 clips tried, 0.2 per hour" in text
+    assert text.startswith("source = audioset\n")
+
+
+def test_the_status_has_no_heading_of_labels_if_none_has_lost_a_clip(site, params, capsys):
+    params(subsets=["balanced_train"])
+    source(site, subsets=["balanced_train"]).segments()
+    text = told(capsys, "status")
+    assert "disk: " in text and "labels that lost most" not in text
 
 
 def test_the_status_may_be_a_table(site, params, capsys):

@@ -69,6 +69,16 @@ def test_a_missing_package_is_named(monkeypatch):
         map_shards(square, [1], "dask", "demo")
 
 
+def test_a_scheduler_that_does_not_answer_is_named_with_its_parameter():
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.1s"}),
+        pytest.raises(
+            RuntimeError, match=r"at tcp://127\.0\.0\.1:9 \(compute\.scheduler\): Timed out"
+        ),
+    ):
+        map_shards(square, [1], "dask", "demo", "tcp://127.0.0.1:9")
+
+
 def test_a_scheduler_without_workers_is_not_waited_for_for_ever(monkeypatch):
     monkeypatch.setattr(cluster, "WAIT_S", 0.1)
     with (

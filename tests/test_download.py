@@ -758,7 +758,10 @@ def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site,
         ("old ffmpeg", r"FFmpeg 5\.1\.9, which lacks -request_size"),
         ("old yt-dlp", r"yt-dlp 2026\.01\.31 is \d+ days old, more than .*max_tool_age_days = 90"),
         ("no js", r"needs a JavaScript runtime, .*node 20\.1\.0 is too old"),
-        ("full disk", r"50 MB are free where clips are kept"),
+        (
+            "full disk",
+            r"50 MB are free in .*, where clips are kept; 100 MB are .*queue status` tells",
+        ),
     ],
 )
 def test_faults_of_this_machine_are_told_before_the_first_clip(

@@ -7,9 +7,9 @@ import warnings
 import pytest
 from torchaudio.functional import melscale_fbanks
 
-from pipeline import params
+from pipeline import fingerprint, params
 from pipeline.params import check, load, load_value, read
-from pipeline.params.config import Config, load_config
+from pipeline.params.config import FINGERPRINT_MELS, Config, load_config
 from pipeline.params.data import LogMelParams, ResampleParams
 from pipeline.params.method import PretrainParams, check_encoder
 
@@ -98,8 +98,17 @@ def test_the_committed_file_is_valid():
         ("loss.ema_decay", 1.1, r"ema_decay = 1\.1"),
         ("pretrain.crops_per_clip", 3, r"batch_size = 32 must be divisible by crops_per_clip = 3"),
         ("pretrain.snapshot_epochs", -1, r"snapshot_epochs = -1"),
-        ("compute.fast", "yes", r"compute\.fast = 'yes': .*'auto', True or False"),
-        ("compute.fast", 2, r"compute\.fast = 2"),
+        ("compute.fast", "yes", r"compute\.fast: 'yes' must be auto, true or false"),
+        ("compute.fast", 1, r"compute\.fast: 1 must be auto, true or false"),
+        ("compute.fast", 0, r"compute\.fast: 0 must be"),
+        (
+            "compute.scheduler",
+            "abc",
+            r"scheduler: 'abc' must be .* such as tcp://.*:8786, or empty",
+        ),
+        ("compute.scheduler", "http://x:1", r"compute\.scheduler: 'http://x:1' must be"),
+        ("compute.scheduler", "tcp://x", r"compute\.scheduler: 'tcp://x' must be"),
+        ("logmel.n_mels", 32, r"n_mels = 32 .*fingerprints? .* 36 or more"),
         ("compute.devices", 0, r"compute\.devices = 0"),
         ("compute.features", "ram", r"compute\.features = 'ram'"),
         ("compute.checkpoints", 0, r"compute\.checkpoints = 0"),
@@ -115,6 +124,16 @@ def test_the_committed_file_is_valid():
         ("encoder", "resnet", r"^params\.yaml: 1 wrong value\n  encoder = 'resnet'"),
         ("sources.sample.url", "videos/a.ogg", r"url: 'videos/a\.ogg' must contain \{ytid\}"),
         ("sources.url.url", "x", r"sources\.url\.url: 'x' must contain \{ytid\}"),
+        ("sources.url.url", "{ytid}{foo}", r"url: '\{ytid\}\{foo\}': \{foo\} stands for nothing"),
+        ("sources.audioset.url", "{ytid}{x}", r"url: '\{ytid\}\{x\}': \{x\} .* only \{ytid\}"),
+        ("sources.audioset.lists", "{foo}", r"lists: '\{foo\}': .*only \{subset\} is replaced"),
+        ("sources.url.segments", "", r"sources\.url\.segments = '': .*at least 1 character"),
+        ("sources.audioset.labels", "", r"sources\.audioset\.labels = ''"),
+        ("sources.folder.path", "", r"sources\.folder\.path = '': .*at least 1 character"),
+        ("sources.fsd50k.path", "", r"sources\.fsd50k\.path = ''"),
+        ("sources.tar.path", "", r"sources\.tar\.path = ''"),
+        ("sources.parquet.path", "", r"sources\.parquet\.path = ''"),
+        ("sources.hdf5.path", "", r"sources\.hdf5\.path = ''"),
         ("sources.folder.max_clip_s", 0.5, r"max_clip_s: 0\.5 s must be 0 .* or 1 s or more"),
         ("sources.fsd50k.splits", ["eval"], r"splits\.0 = 'eval': .*'train' or 'val'"),
         ("sources.fsd50k.splits", [], r"splits = \[\]: .*at least 1"),
@@ -229,6 +248,16 @@ def test_the_fast_path_needs_a_gpu():
         check(content, Config)
 
 
+@pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:8786", "tls://[::1]:1", "node-7:8786"])
+def test_every_address_of_a_scheduler_is_accepted(address):
+    check(changed("compute.scheduler", address), Config)
+
+
+def test_the_fewest_mel_bins_are_those_that_a_fingerprint_needs():
+    assert FINGERPRINT_MELS == fingerprint.BITS + fingerprint.MELS_PER_BAND
+    check(changed("logmel.n_mels", FINGERPRINT_MELS), Config)
+
+
 def test_another_optimizer_needs_but_its_name_and_rate():
     content = changed("encoders.audiontt.optimizer.name", "adam")
     content["encoders"]["audiontt"]["optimizer"]["lr"] = 1e-4
@@ -239,6 +268,18 @@ def test_a_missing_key_is_named():
     content = copy.deepcopy(read())
     del content["loss"]["alpha"]
     with pytest.raises(ValueError, match=r"loss\.alpha: missing"):
+        check(content, Config)
+
+
+@pytest.mark.parametrize("key", ["loss.lambda", "hear.module.import"])
+def test_the_names_that_the_code_has_for_pythons_keywords_are_unknown_keys(key):
+    content = changed(f"{key}_", load_value(key))
+    *parents, last = key.split(".")
+    section = content
+    for part in parents:
+        section = section[part]
+    del section[last]
+    with pytest.raises(ValueError, match=rf"{key}_: unknown key; did you mean '{last}'"):
         check(content, Config)
 
 

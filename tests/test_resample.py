@@ -180,11 +180,15 @@ def test_exclusion_of_silence_can_be_turned_off_and_it_is_counted_all_the_same(t
     contents = {name: CLIPS[name] for name in ("good", "faint", "silent", "short")}
     rows = resampled(tmp_path, contents | {"loud": clipped_tone(0.1)}, silence_db=-1000.0)
     assert [row.ytid for row in rows.values() if not row.ok] == ["short"]
-    assert describe_levels(list(rows.values())) == (
-        "2 near-silent clips (peak under -60 dB; 0 excluded), 1 with samples at full scale "
-        "(0 excluded as clipped), 1 short (excluded)"
+    params = PARAMS.model_copy(update={"silence_db": -1000.0})
+    assert describe_levels(list(rows.values()), params) == (
+        "clips with a peak under -60 dB: 2, with samples at full scale: 1; excluded: 0 under "
+        "resample.silence_db = -1000.0 dB, 0 over resample.max_clipped = 100.000%, 1 under "
+        "resample.min_duration_s = 0.1 s"
     )
-    rows = resampled(tmp_path, contents, max_clipped=0.0)
-    assert "2 near-silent clips (peak under -60 dB; 2 excluded), 0" in describe_levels(
-        list(rows.values())
+    rows = resampled(tmp_path, contents)
+    described = describe_levels(list(rows.values()), PARAMS)
+    assert (
+        "under -60 dB: 2, with samples at full scale: 0; excluded: 2 under resample.silence_db"
+        in described
     )

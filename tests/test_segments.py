@@ -87,6 +87,8 @@ def test_a_clip_is_named_by_recording_and_start_in_milliseconds():
         ('abc, , 10.000, "/m/1"', "start '' is not a number"),
         (', 0.000, 10.000, "/m/1"', "id '' must be of letters"),
         ('../etc, 0.000, 10.000, "/m/1"', "id '../etc' must be of letters"),
+        (f'{"x" * 300}, 0.000, 10.000, ""', "id 'xxxxxxxxxxxxxxxxxxxx...' has 300 characters"),
+        ('abc, 0.000, 10.000, "a\0b"', r"labels 'a\x00b' of 'abc' hold '\x00'"),
         ('abc, 0.000, 10.000, "/m/1', "expected 4 columns, got 1"),
         ('--PJHxphWEs, 30.0, 35.0, "/m/1"', "clip '--PJHxphWEs_30000' is listed on line 4"),
     ],

@@ -277,6 +277,33 @@ def test_what_is_wrong_with_a_file_is_in_the_ledger():
     assert "truncated" in rows["cut_4000"][1]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_clip_of_a_long_recording_with_samples_that_are_no_numbers_is_corrupt(value):
+    wave = synthetic.tone(300, 5.0) / np.float32(32768)
+    wave[70_000] = value  # at 3.2 s
+    Path("data/folder").mkdir(parents=True)
+    soundfile.write("data/folder/a.wav", wave, synthetic.RATE, subtype="FLOAT")
+    use("folder", max_clip_s=2.0)
+    rows = download()
+    assert [row.status for row in rows.values()] == ["ok", "corrupt", "ok"]
+    assert rows["a_2000"].reason == "it has samples that are not numbers"
+
+
+def test_pipes_are_not_read():
+    synthetic.write("data/folder", {"a.wav": audio()})
+    os.mkfifo("data/folder/pipe.wav")
+    use("folder")
+    assert list(download()) == ["a_0"]
+
+
+def test_names_with_unusual_spaces_or_a_colon_are_taken():
+    names = ["a:b", "back\\slash", " first", "ideographic\u3000space", "last ", "zwj\u200djoined"]
+    synthetic.write("data/folder", {f"{name}.wav": audio() for name in names})
+    use("folder")
+    rows = download()
+    assert {row.ytid: row.status for row in rows.values()} == dict.fromkeys(names, "ok")
+
+
 def test_two_files_of_one_id_are_refused_by_name(caplog):
     synthetic.write("data/folder", {"x/a.wav": audio(), "x/a.ogg": audio()})
     use("folder")
@@ -371,14 +398,22 @@ def test_what_is_wrong_with_a_sample_is_in_the_ledger():
         ("alone.json", b"{}"), ("broken.flac", audio()), ("broken.json", b"{"),
         ("number.flac", audio()), ("number.cls", b"dog"), ("list.flac", audio()),
         ("list.json", b"[1]"), ("null.flac", audio()), ("null.json", b'{"labels": null}'),
+        ("deep.flac", audio()), ("deep.json", b"[" * 99_999), ("nul.flac", audio()),
+        ("nul.json", rb'{"labels": "a\u0000b"}'), ("half.flac", audio()),
+        ("half.json", rb'{"labels": ["\ud83d"]}'), ("line.flac", audio()),
+        ("line.json", rb'{"labels": "a\rb"}'),
     ]})  # fmt: skip
     use("tar")
     rows = download()
     assert {row.ytid: row.status for row in rows.values()} == {
         "good": "ok", "text": "corrupt", "empty": "corrupt", "alone": "no_audio",
         "broken": "corrupt", "number": "corrupt", "list": "corrupt", "null": "ok",
+        "deep": "corrupt", "nul": "corrupt", "half": "corrupt", "line": "corrupt",
     }  # fmt: skip
     assert "its labels cannot be read: invalid literal" in rows["number_0"].reason
+    assert rows["deep_0"].reason == "its labels cannot be read: the JSON is nested too deeply"
+    assert r"labels 'a\x00b' of 'nul' hold '\x00', which" in rows["nul_0"].reason
+    assert r"labels '\ud83d' of 'half' hold '\ud83d', which" in rows["half_0"].reason
     assert rows["alone_0"].reason == "the tar holds no audio file of this name"
 
 
@@ -478,7 +513,8 @@ def parquet_faults():
     rows = synthetic.PARQUET_ROWS
     yield [{"id": "a", "audio": rows[0]["audio"]}], "has the columns id, audio, but not video_id, l"
     yield [rows[0], rows[0]], "id '0-_abcdefgh' is in data/parquet/00.parquet already"
-    yield [rows[0] | {"video_id": None}], "id '' must be of printable characters"
+    yield [rows[0] | {"video_id": None}], "id '' is no name"
+    yield [rows[0] | {"labels": ["a\0b"]}], r"labels 'a\x00b' of '0-_abcdefgh' hold '\x00'"
     yield [rows[0] | {"video_id": "../../a"}], "'../../a' leads out of its folder"
 
 
@@ -548,16 +584,34 @@ def test_a_sample_rate_can_be_given_where_the_file_has_none(caplog):
 
 
 @pytest.mark.parametrize(("datasets", "message"), [
-    ({"x": NAMES}, "holds x |S20 (2,); expected audio_name, and mp3"),
+    ({"x": NAMES}, "holds x |S20 (2,); expected audio_name (text), and"),
     ({}, "holds nothing; expected audio_name"),
     ({"audio_name": NAMES, "waveform": WAVES.astype(np.float32)}, "waveform float32 (2, 22050)"),
     ({"audio_name": NAMES[:1], "waveform": WAVES}, "are of different lengths"),
     ({"audio_name": np.array([b"a.wav", b"a.mp3"]), "waveform": WAVES}, "id 'a' is in data/hdf5/a"),
     ({"audio_name": np.array([b"a.wav", b"../b"]), "waveform": WAVES}, "leads out of its folder"),
+    ({"audio_name": np.arange(2), "waveform": WAVES}, "data/hdf5/a.h5 holds audio_name int64 (2,)"),
+    ({"audio_name": np.array([b"a.wav", b"caf\xe9.wav"]), "waveform": WAVES},
+     r"data/hdf5/a.h5: id 'caf\udce9' holds '\udce9'"),
+    ({"audio_name": NAMES, "waveform": WAVES, "target": np.ones((1, 527), bool)},
+     "data/hdf5/a.h5: audio_name and target are of different lengths"),
 ])  # fmt: skip
 def test_an_hdf5_file_of_another_layout_is_an_error(datasets, message, caplog):
     write_hdf5(attributes={"sample_rate": synthetic.RATE}, **datasets)
     assert message in failure_of(caplog)
+
+
+@pytest.mark.parametrize("rate", ["32k", [32000, 32000], np.inf, -1])
+def test_a_sample_rate_that_is_no_number_is_an_error(rate, caplog):
+    write_hdf5(attributes={"sample_rate": rate}, audio_name=NAMES, waveform=WAVES)
+    said = failure_of(caplog)
+    assert "data/hdf5/a.h5: the attribute `sample_rate` is" in said and "number of Hz" in said
+
+
+def test_a_sample_rate_in_a_list_and_a_name_in_utf_8_are_read():
+    names = ["é.wav".encode(), b"b.wav"]
+    write_hdf5(attributes={"sample_rate": [synthetic.RATE]}, audio_name=names, waveform=WAVES)
+    assert {row.ytid: row.duration_s for row in download().values()} == {"é": 1.0, "b": 1.0}
 
 
 def test_what_is_no_hdf5_file_is_an_error(caplog):
@@ -586,9 +640,13 @@ def test_a_share_of_failures_above_the_limit_stops_the_stage(caplog):
     assert "1 of 4 clips (25.0%) failed" in failure_of(caplog)
 
 
-@pytest.mark.parametrize("ytid", ["", ".", "a\nb", " a", "\udcff", "/a", "a/../b", "c:x"])
-def test_ids_that_cannot_name_a_clip_are_refused(ytid):
-    with pytest.raises(ValueError, match=r"must be of printable|leads out"):
+@pytest.mark.parametrize(("ytid", "message"), [
+    ("", "id '' is no name"), (".", "is no name"), (" ", "is no name"), ("a\nb", r"holds '\\n'"),
+    ("a\u2028b", r"holds '\\u2028'"), ("\udcff", r"holds '\\udcff'"), ("/a", "leads out"),
+    ("a/../b", "leads out"), ("a\\..\\b", "leads out"), ("c:/x", "leads out"), ("\\a", "leads out"),
+])  # fmt: skip
+def test_ids_that_cannot_name_a_clip_are_refused(ytid, message):
+    with pytest.raises(ValueError, match=message):
         listing.check_id(ytid)
 
 

@@ -100,7 +100,7 @@ def load(key: str, section: type[S], path: Path = PARAMS_FILE) -> S:
 def check(value: Any, section: type[S], prefix: str = "", path: Path = PARAMS_FILE) -> S:
     """Return `value` as a `section`, or raise one ValueError that names every faulty key."""
     try:
-        return section.model_validate(value)
+        return section.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
         lines = [_explain(dict(e), prefix, section, path) for e in error.errors()]
         count = "1 wrong value" if len(lines) == 1 else f"{len(lines)} wrong values"

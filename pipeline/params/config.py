@@ -40,6 +40,8 @@ from pipeline.params.method import (
     check_encoder,
 )
 
+FINGERPRINT_MELS = 36  # mel bins of which `pipeline.fingerprint` makes its 32 bits
+
 
 class Encoders(Section):
     """Section `encoders`."""
@@ -91,6 +93,11 @@ class Config(Section):
             raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}.")
         encoder: AudioNTTParams | ViTParams = getattr(self.encoders, self.encoder)
         encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
+        if self.logmel.n_mels < FINGERPRINT_MELS:
+            raise ValueError(
+                f"logmel.n_mels = {self.logmel.n_mels} is too low: the fingerprints by which test "
+                f"clips are found in the pre-training data need {FINGERPRINT_MELS} or more."
+            )
         for window_ms in self.hear.window_ms:
             window_hops(window_ms, self.logmel)
         front_end_hops("hop_ms", self.hear.hop_ms, self.logmel)

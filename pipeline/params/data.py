@@ -1,45 +1,60 @@
 """Sections of params.yaml that the data stages read: sources, download, resample, logmel."""
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
 from pipeline.params import Section
 
 MAX_WORKERS = 1024
+SCHEDULER = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
+
+Place = Annotated[str, Field(min_length=1)]  # a path; "" would be the repository itself
+
+
+def _only(known: str, template: str) -> str:
+    for found in re.findall(r"\{\w*\}", template):
+        if found != known:
+            raise ValueError(
+                f"{template!r}: {found} stands for nothing, only {known} is replaced. Correct it."
+            )
+    return template
+
+
+def _for_every_recording(url: str) -> str:
+    if "{ytid}" not in url:
+        raise ValueError(f"{url!r} must contain {{ytid}}, which stands for the id of a recording.")
+    return _only("{ytid}", url)
+
+
+def _for_a_subset(lists: str) -> str:
+    return _only("{subset}", lists)
+
+
+RecordingUrl = Annotated[str, AfterValidator(_for_every_recording)]
 
 
 class SegmentListParams(Section):
     """Sections `sources.sample` and `sources.url`: recordings, and the segments wanted of them."""
 
-    segments: str  # AudioSet-format CSV
-    url: str  # path or URL of a recording; {ytid} is its id
+    segments: Place  # AudioSet-format CSV
+    url: RecordingUrl  # path or URL of a recording; {ytid} is its id
     clips: str  # list of the ids to take, "" for all; as in each of the sections below
-
-    @field_validator("url")
-    @classmethod
-    def _for_every_recording(cls, url: str) -> str:
-        if "{ytid}" not in url:
-            raise ValueError(
-                f"{url!r} must contain {{ytid}}, which stands for the id of a recording."
-            )
-        return url
 
 
 class AudioSetParams(Section):
     """Section `sources.audioset`: Google's lists, and the site that has their recordings."""
 
     subsets: list[Literal["unbalanced_train", "balanced_train", "eval"]] = Field(min_length=1)
-    lists: str  # path or address of the list of a {subset}
-    labels: str  # path or address of class_labels_indices.csv
-    url: str  # path or address of a recording; {ytid} is its id
+    lists: Annotated[Place, AfterValidator(_for_a_subset)]  # or address, of a {subset}'s list
+    labels: Place  # or address, of class_labels_indices.csv
+    url: RecordingUrl  # path or address of a recording; {ytid} is its id
     clips: str
 
     @model_validator(mode="after")
     def _for_every_one(self) -> "AudioSetParams":
-        if "{ytid}" not in self.url:
-            raise ValueError(f"url = {self.url!r} must contain {{ytid}}, the id of a recording.")
         if len(set(self.subsets)) != len(self.subsets):
             raise ValueError(f"subsets = {self.subsets} must name each subset once.")
         if len(self.subsets) > 1 and "{subset}" not in self.lists:
@@ -51,7 +66,7 @@ class AudioSetParams(Section):
 class FolderParams(Section):
     """Section `sources.folder`: a tree of audio files."""
 
-    path: str  # file or folder
+    path: Place  # file or folder
     max_clip_s: float = Field(ge=0, le=100_000)  # longer recordings are cut; 0: none is
     clips: str
 
@@ -66,7 +81,7 @@ class FolderParams(Section):
 class Fsd50kParams(Section):
     """Section `sources.fsd50k`: FSD50K as published."""
 
-    path: str  # folder with FSD50K.dev_audio and FSD50K.ground_truth
+    path: Place  # folder with FSD50K.dev_audio and FSD50K.ground_truth
     splits: list[Literal["train", "val"]] = Field(min_length=1)  # of the development set
     clips: str
 
@@ -74,7 +89,7 @@ class Fsd50kParams(Section):
 class TarParams(Section):
     """Section `sources.tar`: WebDataset tars."""
 
-    path: str  # file or folder
+    path: Place  # file or folder
     label_key: str  # in the JSON member of a sample
     clips: str
 
@@ -82,7 +97,7 @@ class TarParams(Section):
 class ParquetParams(Section):
     """Section `sources.parquet`: AudioSet's mirrors on the Hugging Face Hub."""
 
-    path: str  # file or folder
+    path: Place  # file or folder
     label_column: str  # "": none
     clips: str
 
@@ -90,7 +105,7 @@ class ParquetParams(Section):
 class Hdf5Params(Section):
     """Section `sources.hdf5`: AudioSet packed for PANNs or PaSST."""
 
-    path: str  # file or folder
+    path: Place  # file or folder
     sample_rate: int = Field(ge=0, le=10_000_000)  # Hz, of waveforms whose file does not say it
     classes: str  # CSV of AudioSet's ids by class number, "": none
     clips: str
@@ -224,6 +239,12 @@ def _workers(value: Any) -> Any:
     return value
 
 
+def _fast(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):  # to Python, 1 is True
+        raise ValueError(f"{value!r} must be auto, true or false.")
+    return value
+
+
 class ComputeParams(Section):
     """Section `compute`: where and how the work runs; no stage re-runs for a change of it."""
 
@@ -233,11 +254,23 @@ class ComputeParams(Section):
     embedding_cache_gb: float = Field(ge=0, le=10_000)  # of what tasks with the same audio share
     connections: int = Field(ge=1, le=256)  # recordings that are fetched at the same time
     devices: int = Field(ge=1, le=1024)  # processes of pre-training, one GPU each
-    fast: Literal["auto", True, False]  # bfloat16, compiled, captured; auto: on a GPU
+    fast: Annotated[
+        bool | Literal["auto"], PlainValidator(_fast)
+    ]  # bfloat16, compiled, captured; auto: on a GPU
     deterministic: bool  # bit for bit the same results on a GPU
     features: Literal["auto", "device", "host", "disk"]  # where they are kept while training
     checkpoint_minutes: float = Field(ge=0, le=100_000)  # between two checkpoints
     checkpoints: int = Field(ge=1, le=1000)  # kept
+
+    @field_validator("scheduler")
+    @classmethod
+    def _address(cls, scheduler: str) -> str:
+        if scheduler and not SCHEDULER.fullmatch(scheduler):
+            raise ValueError(
+                f"{scheduler!r} must be the address of a Dask scheduler such as "
+                "tcp://192.168.0.7:8786, or empty for a cluster on this machine."
+            )
+        return scheduler
 
     @model_validator(mode="after")
     def _possible(self) -> "ComputeParams":

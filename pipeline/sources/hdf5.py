@@ -50,7 +50,7 @@ class Hdf5(listing.Packed[Place]):
             with open_file(path) as file:
                 names = file["audio_name"]
                 for start in range(0, len(names), BLOCK):
-                    block = names.asstr()[start : start + BLOCK]
+                    block = names.asstr("utf-8", "surrogateescape")[start : start + BLOCK]
                     labels = self._labels(file, start, len(block))
                     for row, (name, label) in enumerate(zip(block, labels, strict=True), start):
                         place = Place(str(path), row, not name)
@@ -86,9 +86,19 @@ class Hdf5(listing.Packed[Place]):
         return probing.flac(samples, self._rate(file))
 
     def _rate(self, file: h5py.File) -> int:
-        given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate"))
-        rate = int(given or self._sample_rate)
-        if rate < 1:
+        given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))
+        try:
+            rate = int(np.asarray(given).item())
+        except (TypeError, ValueError, OverflowError):
+            rate = -1
+        if rate < 0:
+            raise ValueError(
+                f"{file.filename}: the attribute `sample_rate` is {given!r}, expected a number of "
+                "Hz such as 32000. Correct it in the file, or remove it and set "
+                "sources.hdf5.sample_rate in params.yaml."
+            )
+        rate = rate or self._sample_rate
+        if not rate:
             raise ValueError(
                 f"{file.filename} does not say its sample rate (attribute `sample_rate`). Set "
                 "sources.hdf5.sample_rate in params.yaml."
@@ -115,15 +125,17 @@ def open_file(path: Path) -> h5py.File:
     audio = [name for name in ("mp3", "waveform") if name in file]
     found = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
     wave = file["waveform"] if audio == ["waveform"] else None
-    if "audio_name" not in file or not audio or (wave is not None and wave.dtype != np.int16):
+    is_named = "audio_name" in file and h5py.check_string_dtype(file["audio_name"].dtype)
+    if not is_named or not audio or (wave is not None and wave.dtype != np.int16):
         file.close()
         raise ValueError(
-            f"{path} holds {found or 'nothing'}; expected audio_name, and mp3 (bytes) or waveform "
-            "(int16 [N, S])."
+            f"{path} holds {found or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
+            "or waveform (int16 [N, S])."
         )
-    if len(file["audio_name"]) != len(file[audio[0]]):
-        file.close()
-        raise ValueError(f"{path}: audio_name and {audio[0]} are of different lengths ({found}).")
+    for name in {audio[0], "target"} & file.keys():
+        if len(file[name]) != len(file["audio_name"]):
+            file.close()
+            raise ValueError(f"{path}: audio_name and {name} are of different lengths ({found}).")
     return file
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline import ledger
-from pipeline.segments import Segment, read_text
+from pipeline.segments import Segment, check_labels, read_text
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 10  # faults of one kind that a message names
+# Control characters, ends of lines, and bytes that are no UTF-8.
+UNLISTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or with a `..`
 
 Place = TypeVar("Place", bound=tuple[Any, ...])
 
@@ -48,7 +52,7 @@ class Packed(ABC, Generic[Place]):
 def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:
     """Return the file `path`, or the files of a tree that have one of the suffixes, by name.
 
-    Hidden files are left out, others are counted in the log.
+    Hidden files are left out; others, and pipes and devices, are counted in the log.
 
     Args:
         path: a file or folder.
@@ -66,7 +70,7 @@ def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:
             f"There is no {path}; put the data there, or correct {key} in params.yaml."
         )
     found = [file for file in _walk(path) if not file.name.startswith(".")]
-    wanted = [file for file in found if file.suffix.lower() in suffixes]
+    wanted = [f for f in found if f.suffix.lower() in suffixes and not _is_special(f)]
     if not wanted:
         raise FileNotFoundError(
             f"{path} holds no file that ends in {', '.join(sorted(suffixes))}; put the data there, "
@@ -74,8 +78,14 @@ def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:
         )
     if len(found) > len(wanted):
         ignored = len(found) - len(wanted)
-        logger.info("%s: %d files are not read, since their names say other content", path, ignored)
+        why = "since their names say other content, or they are pipes or devices"
+        logger.info("%s: %d files are not read, %s", path, ignored, why)
     return sorted(wanted)
+
+
+def _is_special(file: Path) -> bool:
+    """Return whether it is a pipe or device, which may never end; a link to nothing is none."""
+    return not file.is_file() and file.exists()
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -133,12 +143,17 @@ def check_id(ytid: str) -> None:
     """Stop at an id that cannot be the name of a clip in a tar file.
 
     Raises:
-        ValueError: it is empty, an absolute path, has a `..` or characters that cannot be shown.
+        ValueError: it is empty, an absolute path, has a `..`, or holds line ends, other control
+            characters, or bytes that are no UTF-8.
     """
-    if not ytid.isprintable() or not ytid.strip("./") or ytid != ytid.strip():
-        raise ValueError(f"id {ytid!r} must be of printable characters")
-    if ytid[0] == "/" or ".." in ytid.split("/") or "\\" in ytid or ytid[1:2] == ":":
+    if found := UNLISTABLE.search(ytid):
+        raise ValueError(
+            f"id {ytid!r} holds {found[0]!r}, a line end, control character or no text"
+        )
+    if OUTSIDE.match(ytid):
         raise ValueError(f"{ytid!r} leads out of its folder: absolute paths and '..' are refused")
+    if not ytid.strip("./ "):
+        raise ValueError(f"id {ytid!r} is no name")
 
 
 def whole(
@@ -151,7 +166,8 @@ def whole(
         key: the parameter that names the data, for messages.
 
     Raises:
-        ValueError: nothing was found, an id is broken, or stands twice; the message names them.
+        ValueError: nothing was found, an id or its labels are broken, or an id stands twice; the
+            message names them.
     """
     segments: list[Segment] = []
     places: dict[str, Place] = {}
@@ -159,6 +175,7 @@ def whole(
     for ytid, labels, place in found:
         try:
             check_id(ytid)
+            check_labels(ytid, labels)
             first = places.setdefault(ytid, place)
             if first is not place:
                 raise ValueError(f"id {ytid!r} is in {first[0]} already")
@@ -167,7 +184,7 @@ def whole(
         else:
             segments.append(Segment(len(segments), ytid, 0.0, 0.0, labels))
     if errors:
-        title = f"{len(errors)} recordings cannot be told apart or stored; rename or remove them."
+        title = f"{len(errors)} recordings cannot be told apart or stored; mend or remove them."
         raise ValueError("\n".join([title, *_first(errors)]))
     if not segments:
         raise ValueError(f"There is no recording in what {key} in params.yaml names.")

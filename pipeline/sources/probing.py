@@ -81,6 +81,8 @@ def _piece(sound: soundfile.SoundFile, segment: Segment) -> bytes | UnavailableE
     if len(wave) < end - start - MIN_CLIP_S * sound.samplerate:
         reason = f"it is truncated: {len(wave)} of {end - start} samples can be decoded"
         return UnavailableError("corrupt", reason)
+    if not np.isfinite(wave).all():
+        return UnavailableError("corrupt", "it has samples that are not numbers")
     samples = np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return flac(samples, sound.samplerate)
 

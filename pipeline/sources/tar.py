@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline.failures import UnavailableError
 from pipeline.params.data import TarParams
-from pipeline.segments import Segment
+from pipeline.segments import Segment, check_labels
 from pipeline.sources import listing
 
 AUDIO = {"aac", "flac", "m4a", "mp3", "oga", "ogg", "opus", "wav"}
@@ -61,6 +61,7 @@ class Tar(listing.Packed[Place]):
                 offset, size = sample.audio.offset_data, sample.audio.size
                 try:
                     labels = read_labels(*sample.labels, self._label_key)
+                    check_labels(key, labels)
                 except ValueError as error:
                     fault = UnavailableError("corrupt", f"its labels cannot be read: {error}")
                     yield key, "", Place(str(path), 0, 0, fault)
@@ -141,7 +142,10 @@ def read_labels(kind: str, content: bytes, label_key: str) -> str:
         return str(int(text))
     if kind != "json":
         return " ".join(text.split())
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError(f"expected an object, got {text[:80]!r}")
     return join_labels(values.get(label_key, ""))
