@@ -38,7 +38,7 @@ def require(params: BaselineParams) -> None:
     if "crepe" in params.models and find_spec("torchcrepe") is None:
         raise RuntimeError(
             "hear.models has crepe, but the package torchcrepe is not installed. Install it with "
-            "`pip install -e '.[crepe]'`, or remove crepe from hear.models."
+            "`pip install torchcrepe`, or remove crepe from hear.models."
         )
     if "wav2vec2" in params.models:
         _require_wav2vec2(params.wav2vec2.bundle, params.wav2vec2.weights)

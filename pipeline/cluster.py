@@ -45,7 +45,7 @@ def map_jobs(
     except ImportError:
         raise RuntimeError(
             "compute.workers = dask needs the package distributed, which is not installed. Run "
-            "`pip install -e '.[dask]'`, or set compute.workers to a number."
+            "`pip install distributed`, or set compute.workers to a number."
         ) from None
     logging.getLogger("distributed").setLevel(logging.WARNING)
     try:

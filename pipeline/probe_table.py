@@ -7,7 +7,7 @@ A curve is reports/probe/<task>.csv: epoch, knn, linear; see `pipeline.probe`. W
     the last        data/pretrain
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +73,22 @@ class ProbeTable:
         return kept.get(epoch, f"data/pretrain/snapshots/epoch-{epoch:05d}")
 
 
-def read_probe(folder: Path, tasks: Sequence[str], epochs: int, snapshot_epochs: int) -> ProbeTable:
+def read_probe(
+    folder: Path,
+    tasks: Sequence[str],
+    epochs: int,
+    snapshot_epochs: int,
+    is_current: Callable[[Path], bool] = Path.exists,
+) -> ProbeTable:
     """Return the curves of the tasks asked for; other files in the folder are not looked at.
+
+    A curve that is not `is_current` counts as missing.
 
     Raises:
         ValueError: a file is no curve, or those of two tasks have no epoch in common.
     """
     paths = {task: folder / f"{task}.csv" for task in tasks}
-    curves = {task: _read_curve(path) for task, path in paths.items() if path.exists()}
+    curves = {task: _read_curve(path) for task, path in paths.items() if is_current(path)}
     table = ProbeTable(curves, tasks, epochs, snapshot_epochs)
     if curves and table.means.empty:
         raise ValueError(f"{folder}: the curves have no epoch in common. {REMEDY}")

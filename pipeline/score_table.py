@@ -12,7 +12,7 @@ or it is not given.
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,9 +224,15 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
 
 
 def read_table(
-    folder: Path, tasks: Sequence[str], protocol: ScoreParams, models: Sequence[Model] = TRAINED
+    folder: Path,
+    tasks: Sequence[str],
+    protocol: ScoreParams,
+    models: Sequence[Model] = TRAINED,
+    is_current: Callable[[Path], bool] = Path.exists,
 ) -> ScoreTable:
     """Return the models' scores of the tasks asked for; other files are not looked at.
+
+    A score that is not `is_current` counts as missing.
 
     Raises:
         ValueError: a file is faulty, or two models have different metrics.
@@ -235,7 +241,10 @@ def read_table(
 
     def row(task: str) -> Row:
         paths = {model: folder / model / f"{task}.json" for model in models}
-        scores = {m: read_score(path, task, m, protocol) for m, path in paths.items()}
+        scores = {
+            m: read_score(path, task, m, protocol) if is_current(path) else None
+            for m, path in paths.items()
+        }
         metrics = {score.metric: model for model, score in scores.items() if score}
         if len(metrics) > 1:
             told = [f"{metric} of {MODEL_NAMES[model]}" for metric, model in metrics.items()]

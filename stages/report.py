@@ -11,9 +11,11 @@ Params  all that a result depends on: the page shows them
 import json
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from pipeline import leak_table, paper_tables, probe_table, report, report_inputs, score_table
+from pipeline.lineage import Lineage
 from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
 from pipeline.params.method import PretrainParams
 from pipeline.probe_table import ProbeTable
@@ -45,12 +47,15 @@ def main(stage: Stage) -> None:
     pretrain, probed = stage.load("pretrain", PretrainParams), stage.load("probe", ProbeParams)
     encoder = load_shown_values(stage)
 
-    table = score_table.read_table(SCORES, hear.tasks, protocol, hear.models)
-    probe = probe_table.read_probe(PROBE, probed.tasks, pretrain.epochs, pretrain.snapshot_epochs)
+    usable = partial(is_current, lineage=Lineage())
+    table = score_table.read_table(SCORES, hear.tasks, protocol, hear.models, usable)
+    epochs = pretrain.epochs, pretrain.snapshot_epochs
+    probe = probe_table.read_probe(PROBE, probed.tasks, *epochs, usable)
     pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
     ledger = report_inputs.read_ledger(LEDGER)
     ledger = leak_table.mark(ledger, leak_table.read_excluded(EXCLUDED))
-    leaks = leak_table.read(LEAKS, hear.tasks)
+    compared = [task for task in hear.tasks if (LEAKS / f"{task}.json").exists()]
+    leaks = leak_table.read(LEAKS, compared)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
     paper = paper_tables.compare(
         table, encoder, stage.value("source"), hear.mode, pretraining.encoder_params
@@ -77,6 +82,14 @@ def main(stage: Stage) -> None:
             )
     tell(table, probe)
     logger.info("see %s", PAGE)
+
+
+def is_current(path: Path, lineage: Lineage) -> bool:
+    """Return whether there is a file of the present parameters; log it if there is an older one."""
+    why = lineage.why_outdated(path) if path.exists() else ""
+    if why:
+        logger.warning("%s is of an earlier run and left out: %s.", path, why)
+    return path.exists() and not why
 
 
 def tell(table: ScoreTable, probe: ProbeTable) -> None:

@@ -198,6 +198,15 @@ def test_an_interrupted_unpacking_publishes_nothing_and_keeps_the_archive(
     assert [name for name, _ in site.requests] == ["6332517"]  # the archive was there
 
 
+def test_validate_lets_git_see_what_an_experiment_has_written(repository, monkeypatch):
+    written = Path("params.yaml").stat().st_mtime
+    stages.validate.mark_as_edited(Path("params.yaml"))
+    assert Path("params.yaml").stat().st_mtime == written
+    monkeypatch.setenv("DVC_EXP_NAME", "toy-name")
+    stages.validate.mark_as_edited(Path("params.yaml"))
+    assert Path("params.yaml").stat().st_mtime >= written + 1  # Git compares seconds
+
+
 def test_validate_needs_no_network_for_a_record(repository):
     use(hear__source="zenodo", hear__tasks=f"[{','.join(TASKS)}]", probe__tasks="[]")
     run("validate", stages.validate.main)

@@ -1,10 +1,14 @@
 """params.yaml: what is refused, and how the message helps."""
 
 import copy
+import difflib
 import re
+import shutil
 import warnings
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
 from torchaudio.functional import melscale_fbanks
 
 from pipeline import fingerprint, params
@@ -262,6 +266,28 @@ def test_another_optimizer_needs_but_its_name_and_rate():
     content = changed("encoders.audiontt.optimizer.name", "adam")
     content["encoders"]["audiontt"]["optimizer"]["lr"] = 1e-4
     assert check(content, Config).encoders.audiontt.optimizer.name == "adam"
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("encoder=vitc", "encoder: vitc "),
+        ("loss.lambda=0.05", "  lambda: 0.05"),
+        ("probe.tasks=[]", "  tasks: []"),
+        ("hear.models=[mel]", "  - mel"),
+    ],
+)
+def test_dvc_changes_what_an_option_names_and_nothing_else(tmp_path, option, line):
+    path = tmp_path / "params.yaml"
+    shutil.copy(params.PARAMS_FILE, path)
+    apply_overrides(path, [option])
+    before, after = params.PARAMS_FILE.read_text(), path.read_text()
+    new = [text for text in difflib.ndiff(before.split("\n"), after.split("\n")) if text[0] == "+"]
+    assert len(new) == 1
+    assert new[0].startswith(f"+ {line}")
+    apply_overrides(path, ["compute.device=cpu"])  # on what DVC has written
+    key, value = option.split("=")
+    assert load_value(key, path) == YAML(typ="safe").load(value)
 
 
 def test_a_missing_key_is_named():

@@ -95,7 +95,7 @@ def test_metrics_are_the_scores_their_means_and_the_relative_increase(made_up, w
     assert metrics["over_random_percent"] == pytest.approx(100 * (0.45 - 0.375) / 0.375)
     assert set(metrics) == {"loss", "score", "random", "over_random_percent"}
     words = text(page_of(made_up))
-    assert "mean score 0.450 on 2 tasks, +20% over the same encoder with random weights" in words
+    assert "mean score 0.450 on 2 tasks, +20% against the same encoder with random weights" in words
     assert "scene, multiclass top-1 accuracy 0.500 0.600 +0.100 +20%" in words
     assert "timestamp onset F1, 200 ms 0.250 0.300 +0.050 +20%" in words
     assert "Mean of 2 tasks 0.375 0.450 +0.075 +20%" in words
@@ -317,6 +317,35 @@ def test_missing_snapshots_and_curves_are_named(made_up, without_figures, caplog
     assert f"No probe of {BEATS}." in caplog.text
 
 
+def test_scores_of_another_encoder_are_left_out(made_up, without_figures, caplog):
+    embeddings = f"data/embeddings/pretrain/{KIND}"
+    score = f"reports/scores/pretrain/{KIND}.json"
+    stages = {
+        "pretrain": {"outs": [{"path": "data/pretrain", "md5": "new"}]},
+        "embed@x": {
+            "deps": [{"path": "data/pretrain", "md5": "old"}],
+            "outs": [{"path": embeddings, "md5": "1"}],
+        },
+        "score@x": {
+            "deps": [{"path": embeddings, "md5": "1"}],
+            "outs": [{"path": score, "md5": "2"}],
+        },
+    }
+    Path("dvc.lock").write_text(json.dumps({"stages": stages}))
+    main(Stage("report"))
+    assert f"{score} is of an earlier run and left out: embed@x was run with another" in caplog.text
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    assert "mean" not in metrics["score"]
+    assert metrics["random"]["mean"] > 0
+
+
+def test_a_task_that_was_not_compared_with_the_clips_is_named(made_up, without_figures):
+    Path("reports/leaks", f"{BEATS}.json").unlink()
+    main(Stage("report"))
+    words = text(Path("reports/index.html").read_text())
+    assert f"{BEATS} not compared: stage leaks has no result of it" in words
+
+
 def test_what_is_off_is_said_to_be_off(made_up, without_figures):
     made_up.set("probe.tasks", [])
     made_up.set("pretrain.rank_clips", 0)
@@ -395,7 +424,7 @@ def test_clips_of_test_splits_are_counted_by_task_and_left_out_of_the_totals(
     made_up.leaks({KIND: leaky, BEATS: []}, tuple(leaky))
     words = text(page_of(made_up))
     assert f"{KIND} 1,200 3 2 0 2 left out" in words
-    assert f"{BEATS} 1,200 3 0 0 0 Clips" in words
+    assert f"{BEATS} 1,200 3 0 0 0 nothing to do Clips" in words
     assert "asked for 20 100.0% 0.06 left out: leak exclude 2 10.0% used 18 90.0% 0.04" in words
     assert "on 18 clips" in words
     reason = "exclude leak it is in the test split of a task 2 toy00000003_30000, toy00000004_30000"

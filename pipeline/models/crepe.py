@@ -59,7 +59,7 @@ def load_model(model_file_path: str = "", hop_ms: float = 50.0) -> Crepe:
     try:
         torchcrepe = importlib.import_module("torchcrepe")
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error}: CREPE needs `pip install -e '.[crepe]'`.") from None
+        raise RuntimeError(f"{error}: CREPE needs `pip install torchcrepe`.") from None
     size = settings["size"]
     network = torchcrepe.Crepe(size)
     weights = Path(str(torchcrepe.__file__)).parent / "assets" / f"{size}.pth"

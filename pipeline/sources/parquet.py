@@ -68,7 +68,7 @@ def pyarrow_parquet() -> Any:
     except ImportError as error:
         raise RuntimeError(
             f"source = parquet needs pyarrow, which cannot be imported ({error}). Install it with "
-            "`pip install -e '.[parquet]'`."
+            "`pip install pyarrow`."
         ) from error
     return pyarrow.parquet
 
