@@ -22,6 +22,7 @@ from benchmarks.media import FORMATS, cpu_s, encode
 from pipeline import audio, ledger, logmel, resample
 from pipeline.features import LogMel
 from pipeline.params.config import load_config
+from pipeline.pool import keep_freed_memory
 
 CLIPS = 16
 REPEATS = 3
@@ -43,6 +44,7 @@ def cost_ms(work: Callable[[Any], Any], inputs: list[Any]) -> float:
 def compare(clip: Callable[[int], bytes]) -> Iterator[dict[str, Any]]:
     """Yield one line for each tool and format."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the stages do
     originals = [clip(number) for number in range(CLIPS)]
     yield from resamplers(originals)
     waves = [prepared(content) for content in originals]
@@ -60,6 +62,7 @@ def resamplers(originals: list[bytes]) -> Iterator[dict[str, Any]]:
     for name in FORMATS:
         clips = [encode(content, name) for content in originals]
         yield {"resample": name, "stage_ms": cost_ms(prepared, clips),
+               "decode_ms": cost_ms(audio.decode, clips),
                "ffmpeg_process_ms": cost_ms(ffmpeg_to_16_khz, clips)}  # fmt: skip
 
 

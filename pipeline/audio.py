@@ -55,7 +55,8 @@ def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"],
         if sound.frames == UNKNOWN_LENGTH:
             return None
         try:
-            wave = np.concatenate(list(_blocks(sound)))
+            first, *others = _blocks(sound)
+            wave = np.concatenate([first, *others]) if others else first
         except soundfile.LibsndfileError as error:
             reason = f"it is damaged or truncated: {error.error_string}"
             raise BadAudioError("corrupt", reason) from error

@@ -37,7 +37,7 @@ from uuid import uuid4
 from pipeline import manifest
 from pipeline.ledger import COLUMNS, Row
 from pipeline.params.data import ComputeParams
-from pipeline.pool import map_shards
+from pipeline.pool import keep_freed_memory, map_shards
 from pipeline.stage import Stage, root, run
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ def _finish(function: Callable[[J, Path], list[Row]], task: Task[J]) -> tuple[Pa
     for path in (task.finished, task.published):
         if path.exists() and _sha256(path) == _read_record(path).get("sha256"):
             return path, False
+    keep_freed_memory()
     aside = task.finished.with_name(f"{task.finished.stem}.{uuid4().hex}{PARTIAL}")  # no other's
     try:
         rows = function(task.job, aside)
