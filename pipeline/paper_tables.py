@@ -316,7 +316,7 @@ def to_markdown(comparison: Comparison) -> str:
         for line in table.lines:
             shown = (f"**{text}**" if top else text for text, top in cells(table, line))
             lines.append(_row([line.model, origin(line), *shown]))
-        lines.append("")
+        lines += ["", "Bold: the best two of a column.", ""]
     if comparison.verdicts:
         head = ["task", "measured", "published", "noise", "verdict"]
         lines += ["### The pre-trained encoder beside the paper's", "", _row(head)]
