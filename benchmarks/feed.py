@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import product
@@ -67,41 +67,45 @@ def readers(features: Features, device: torch.device) -> dict[str, Reader]:
 
 def read_plainly(features: Features, plan: Plan, whole: bool) -> None:
     """Read crops one by one with h5py, from files that are open."""
-    assert isinstance(features.frames, tuple)
-    first = torch.tensor([file.first for file in features.frames])
     with ExitStack() as stack:
-        files = [stack.enter_context(h5py.File(file.path)) for file in features.frames]
+        files = [stack.enter_context(h5py.File(path)) for path in paths_of(features)]
         frames = [file["log_mel"] for file in files]
-        for clip, draw in zip(plan.clip, plan.draw, strict=True):
-            begin = locate_crops(features.start, clip, draw, CROP_FRAMES)[0]
-            shard = torch.searchsorted(first, begin, right=True) - 1
-            batch = np.empty((len(clip), CROP_FRAMES, features.n_mels), np.float16)
-            rows = zip(clip.tolist(), shard.tolist(), begin.tolist(), strict=True)
-            for i, (number, file, row) in enumerate(rows):
-                base = features.frames[file].first
+        for rows in located(features, plan):
+            batch = np.empty((len(rows), CROP_FRAMES, features.n_mels), np.float16)
+            for i, (file, start, end, row) in enumerate(rows):
                 if whole:
-                    start, end = features.start[number : number + 2].tolist()
-                    content = frames[file][start - base : end - base]
-                    batch[i] = content[row - start : row - start + CROP_FRAMES]
+                    batch[i] = frames[file][start:end][row - start : row - start + CROP_FRAMES]
                 else:
-                    batch[i] = frames[file][row - base : row - base + CROP_FRAMES]
+                    batch[i] = frames[file][row : row + CROP_FRAMES]
 
 
 def read_opening(features: Features, plan: Plan) -> None:
     """Open the file of each crop anew, and read its whole clip, as a common data set class does."""
+    paths = paths_of(features)
+    for rows in located(features, plan):
+        batch = np.empty((len(rows), CROP_FRAMES, features.n_mels), np.float16)
+        for i, (index, start, end, row) in enumerate(rows):
+            with h5py.File(paths[index]) as file:
+                content = file["log_mel"][start:end]
+            batch[i] = content[row - start : row - start + CROP_FRAMES]
+
+
+def paths_of(features: Features) -> list[Path]:
+    """Return the files of features that are on disk."""
+    assert isinstance(features.frames, tuple)
+    return [file.path for file in features.frames]
+
+
+def located(features: Features, plan: Plan) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Yield batches: of each crop its file, and in it the clip's start and end, the crop's start."""
     assert isinstance(features.frames, tuple)
     first = torch.tensor([file.first for file in features.frames])
     for clip, draw in zip(plan.clip, plan.draw, strict=True):
         begin = locate_crops(features.start, clip, draw, CROP_FRAMES)[0]
-        shard = torch.searchsorted(first, begin, right=True) - 1
-        batch = np.empty((len(clip), CROP_FRAMES, features.n_mels), np.float16)
-        rows = zip(clip.tolist(), shard.tolist(), begin.tolist(), strict=True)
-        for i, (number, index, row) in enumerate(rows):
-            start, end = features.start[number : number + 2].tolist()
-            base = features.frames[index].first
-            with h5py.File(features.frames[index].path) as file:
-                content = file["log_mel"][start - base : end - base]
-            batch[i] = content[row - start : row - start + CROP_FRAMES]
+        file = torch.searchsorted(first, begin, right=True) - 1
+        places = (features.start[clip], features.start[clip + 1], begin)
+        columns = [(place - first[file]).tolist() for place in places]
+        yield list(zip(file.tolist(), *columns, strict=True))
 
 
 def consume(feed: Feed, plan: Plan) -> None:

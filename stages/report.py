@@ -75,13 +75,17 @@ def main(stage: Stage) -> None:
         TABLES_CSV: paper_tables.to_csv(paper.tables),
         LEADERBOARD: paper.leaderboard,
     }
-    with ExitStack() as outputs:
-        for target, text in texts.items():
-            outputs.enter_context(stage.output(target, file=True)).write_text(
-                text, encoding="utf-8"
-            )
+    write(stage, texts)
     tell(table, probe)
     logger.info("see %s", PAGE)
+
+
+def write(stage: Stage, texts: dict[str, str]) -> None:
+    """Write the outputs, which appear when all are complete."""
+    with ExitStack() as outputs:
+        for target, text in texts.items():
+            path = outputs.enter_context(stage.output(target, file=True))
+            path.write_text(text, encoding="utf-8")
 
 
 def is_current(path: Path, lineage: Lineage) -> bool:
