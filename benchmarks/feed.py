@@ -97,7 +97,7 @@ def paths_of(features: Features) -> list[Path]:
 
 
 def located(features: Features, plan: Plan) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Yield batches: of each crop its file, and in it the clip's start and end, the crop's start."""
+    """Yield batches: of each crop its file, and in it the start and end of the clip and its own."""
     assert isinstance(features.frames, tuple)
     first = torch.tensor([file.first for file in features.frames])
     for clip, draw in zip(plan.clip, plan.draw, strict=True):
