@@ -9,7 +9,7 @@ import torch
 from synthetic_hear import MEAN, RATE, SMALL, STD, old_tool_environment, write_checkpoint
 from torch import nn
 
-from pipeline import hear_api
+from pipeline import checkpoint, hear_api
 from pipeline.features import SILENCE, LogMel
 from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
 from pipeline.params.config import load_config
@@ -163,6 +163,16 @@ def test_a_scene_of_audiontt_is_one_forward_pass_over_the_whole_clip(audiontt):
     audio = noise(2, samples(3.21))
     expected = audiontt.encoder.eval()(normalized(audio))
     torch.testing.assert_close(get_scene_embeddings(audio, audiontt), expected)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_convolutions_that_do_the_batch_norm_behind_them_change_nothing(folders, name):
+    ours, original = load_model(str(folders[name])).encoder, checkpoint.load(folders[name]).encoder
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in original.modules())
+    log_mel = normalized(noise(2, 160 * 95))
+    torch.testing.assert_close(ours(log_mel), original(log_mel), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [50, 96, 192, 193, 300])

@@ -5,6 +5,7 @@ import torch
 from synthetic_hear import MEAN, RATE, SMALL, STD, write_checkpoint
 from torchaudio.transforms import MelSpectrogram
 
+from pipeline import checkpoint
 from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
 
 REFERENCE = {"mode": "reference", "normalization": "reference", "edges": "cut"}
@@ -68,7 +69,7 @@ def test_faults_1_2_and_4_scenes_by_hand(folders):
     mean = sum(float(clip.mean()) for clip in mel) / 3
     std = sum(float(clip.std()) for clip in mel) / 3
     found = get_scene_embeddings(audio, wrapper)
-    encoder = load_model(str(folders["still"])).encoder.train()
+    encoder = checkpoint.load(folders["still"]).encoder.train()
     expected = torch.cat([encoder(((clip - mean) / std)[None, None]) for clip in mel])
     torch.testing.assert_close(found, expected)
 
