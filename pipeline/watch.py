@@ -34,6 +34,7 @@ class Live:
     throughput: pd.DataFrame
     all_epochs: int
     batch_size: int
+    news_s: float | None  # since the curves were last written
 
     @property
     def step(self) -> int:
@@ -75,12 +76,14 @@ class Live:
 
 def read_live(folder: Path) -> Live:
     """Read what there is of the curves, and params.yaml."""
+    written = folder / "history.csv"
     return Live(
         history=_read(folder / "history.csv", ["step", "epoch"]),
         epochs=_read(folder / "epochs.csv", ["epoch"]),
         throughput=_read(folder / "throughput.csv", ["samples_per_s"]),
         all_epochs=params.load_value("pretrain.epochs"),
         batch_size=params.load_value("pretrain.batch_size"),
+        news_s=time.time() - written.stat().st_mtime if written.exists() else None,
     )
 
 

@@ -1,9 +1,11 @@
 """The page of a run that is going on, from files that may be half-written."""
 
 import logging
+import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,14 @@ def test_a_finished_run_has_no_time_left_and_its_page_no_longer_reloads(without_
     cut("epochs.csv", 19)
     watch.watch(folder(), once=True)
     assert 'http-equiv="refresh" content="5"' in (folder() / "index.html").read_text()
+
+
+def test_the_page_of_a_killed_run_shows_for_how_long_nothing_has_come(without_figures):
+    cut("epochs.csv", 10)
+    hour_ago = time.time() - 3600
+    os.utime(folder() / "history.csv", (hour_ago, hour_ago))
+    watch.watch(folder(), once=True)
+    assert "Last news of the run 1 h 0 min ago" in words()
 
 
 @pytest.mark.parametrize("name", ["history.csv", "epochs.csv", "throughput.csv"])
