@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from pipeline.distributed import global_moments
 from pipeline.params.method import AugmentParams
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -100,12 +101,13 @@ class Views:
 
 
 def standardize(x: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
-    """Return x with the mean and standard deviation of all its values as 0 and 1.
+    """Return x with the mean and standard deviation of all processes' values as 0 and 1.
 
     That it is already normalized by the dataset's statistics makes no difference. Values that are
     all equal become 0.
     """
     variance, mean = torch.var_mean(x, correction=0)
+    mean, variance = global_moments(mean, variance)
     return (x - mean) / variance.sqrt().clamp_min(EPSILON)
 
 

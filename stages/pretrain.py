@@ -72,6 +72,7 @@ def main(stage: Stage) -> None:
             resume(trainer, checkpoints)
             trainer.run(checkpoints)
             trainer.probe_correlation()
+            trainer.example_views(EXAMPLE_CLIPS)
 
 
 def train_and_publish(stage: Stage, trainer: Trainer, checkpoints: Checkpoints) -> None:

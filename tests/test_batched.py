@@ -193,6 +193,17 @@ def test_padding_and_absence_change_nothing():
             )
 
 
+@pytest.mark.parametrize("folds", [[0, 3, 2], [1, 2, 3, 0], [0, 1, 2]])
+def test_a_batch_has_the_rows_of_its_folds_in_whatever_order_they_are_stored(folds):
+    """Folds of equal sizes, of which a left-out one may lie between two to train on."""
+    x, target = torch.arange(50.0)[:, None], torch.arange(50)
+    rows = np.concatenate([np.arange(10 * fold, 10 * fold + 10) for fold in folds])
+    for size in (7, 20, 64):
+        found = [b.of(x, target, torch.float32) for b in batches([rows] * 2, size, x.device)]
+        assert torch.cat([batch.target for batch in found]).tolist() == rows.tolist()
+        assert torch.cat([batch.x for batch in found])[:, 0].tolist() == rows.tolist()
+
+
 @pytest.mark.parametrize("at_once", [0, 1])
 @pytest.mark.parametrize("rows", [USUAL, FOLDS])
 def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, rows, at_once):

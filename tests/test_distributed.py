@@ -13,6 +13,7 @@ from synthetic_features import write_folder
 from synthetic_training import trainer
 
 from pipeline import distributed
+from pipeline.augment import standardize
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -58,6 +59,17 @@ def test_loss_gradients_and_running_statistics_are_those_of_the_global_batch(two
         assert float((actual - want).norm() / want.norm()) < 1e-5, kind
 
 
+def test_a_batch_is_standardized_by_the_statistics_of_all_shares(two_processes):
+    standardized = torch.cat([result["ppn"] for result in two_processes])
+    torch.testing.assert_close(standardized, standardize(uneven_crops()))
+
+
+def uneven_crops():
+    """A batch whose items differ in mean and deviation."""
+    scale = torch.arange(1.0, 17.0)[:, None, None]
+    return scale * (1 + torch.randn(16, 8, 6, generator=torch.Generator().manual_seed(0)))
+
+
 def compute(name, own):
     """Loss, gradient, batch statistics and the weights after a step, given some of the items."""
     run = trainer(**CASES[name], optimizer__lr=0.01)
@@ -92,7 +104,7 @@ def set_up_stage(folder, devices, batch_size=16):
     content = YAML().load((HERE.parent / "params.yaml").read_text())
     content["encoders"]["audiontt"] |= {"channels": 8, "hidden_dim": 32, "embed_dim": 160}
     content["projector"] |= {"hidden_dim": 32, "out_dim": 16}
-    content["augment"]["mixup_bank"] = 32
+    content["augment"] |= {"mixup_bank": 32, "ppn": True}
     content["pretrain"] |= {"epochs": 2, "batch_size": batch_size, "rank_clips": 8}
     content["compute"]["devices"] = devices
     with (folder / "params.yaml").open("w") as file:

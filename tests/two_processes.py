@@ -7,11 +7,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_distributed import CASES, compute
+from test_distributed import CASES, compute, uneven_crops
 
 from pipeline import distributed
+from pipeline.augment import standardize
 
 with distributed.process_group(torch.device("cpu")):
     half = slice(8 * distributed.rank(), 8 * distributed.rank() + 8)
     results = {name: compute(name, half) for name in CASES}
+    results["ppn"] = standardize(uneven_crops()[half])
     torch.save(results, Path(sys.argv[1]) / f"{distributed.rank()}.pt")

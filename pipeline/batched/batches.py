@@ -48,9 +48,9 @@ def batches(rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.devi
 
 
 def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device) -> Rows:
-    first, end = int(rows[0]), int(rows[-1]) + 1
+    first, end = int(rows[0]), int(rows[0]) + len(rows)
     counts = (len(rows),) * classifiers
-    if end - first == len(rows):  # they follow each other: no copy is needed
+    if np.array_equal(rows, np.arange(first, end)):  # they follow each other: no copy is needed
         return Rows(slice(first, end), counts, None)
     return Rows(torch.from_numpy(rows).to(device), counts, None)
 
