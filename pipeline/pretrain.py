@@ -107,7 +107,8 @@ class Trainer:
 
     With `fast`, the default on a GPU, both views go through the network at once and in bfloat16,
     and the whole step is compiled and captured as one CUDA graph; without, every step is plain
-    PyTorch in float32. It is the same training. `where` the features are kept changes nothing.
+    PyTorch in float32 (on a GPU, convolutions in TF32, torch's default). It is the same training.
+    `where` the features are kept changes nothing.
     """
 
     def __init__(
@@ -333,7 +334,10 @@ class Trainer:
         return view_1, view_2, kept
 
     def _loss(self, view_1: Tensor, view_2: Tensor, kept: Tensor | None = None) -> BarlowTwinsLoss:
-        """Return the objective: one pair of embeddings, or two with a target network."""
+        """Return the objective: of one pair of embeddings, or of two with a target network.
+
+        Of two, BYOL's is the sum, that of Barlow Twins the mean.
+        """
         p = self.settings.loss
         with torch.autocast(view_1.device.type, torch.bfloat16, enabled=self.fast):
             z_1, z_2 = self._embed(self.model, view_1, view_2, kept)
@@ -345,7 +349,8 @@ class Trainer:
                     target_1, target_2 = self._embed(self.target, view_1, view_2)
                 pairs = [(pairs[0][0], target_2), (self._predict(z_2), target_1)]
         terms = [objective(*pair, p) for pair in pairs]
-        return BarlowTwinsLoss(*(torch.stack(values).mean() for values in zip(*terms, strict=True)))
+        combine = torch.sum if p.objective == "byol" else torch.mean
+        return BarlowTwinsLoss(*(combine(torch.stack(v)) for v in zip(*terms, strict=True)))
 
     def _embed(
         self, model: BarlowTwins, view_1: Tensor, view_2: Tensor, kept: Tensor | None = None

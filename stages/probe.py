@@ -1,6 +1,7 @@
 """Stage `probe <task>`: quick scores of every encoder that pre-training has kept.
 
-Reads   data/hear/<task> (never its test split), data/random, data/pretrain with its snapshots
+Reads   data/hear/<task> (never a test split; of a k-fold task the first fold validates),
+        data/random, data/pretrain with its snapshots
 Writes  reports/probe/<task>.csv   epoch, knn, linear: scores on the validation split
 Params  probe.neighbors, probe.c, hear.mode, .normalization, .window_ms, .hop_ms, .edges, .layers,
         .mel_mean

@@ -57,9 +57,8 @@ def main(stage: Stage) -> None:
     compared = [task for task in hear.tasks if (LEAKS / f"{task}.json").exists()]
     leaks = leak_table.read(LEAKS, compared)
     names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
-    paper = paper_tables.compare(
-        table, encoder, stage.value("source"), hear.mode, pretraining.encoder_params
-    )
+    left_out = int((ledger["status"] == leak_table.STATUS).sum())
+    paper = paper_tables.compare(table, report.flatten(stage.values), left_out)
     page = report.render(
         pretraining, table, paper, probe, ledger, leaks, names, stage.values, runtimes()
     )

@@ -9,8 +9,10 @@ from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from zenodo_server import TASKS
 
+from pipeline.paper_settings import differing
 from pipeline.params import PARAMS_FILE
 from pipeline.params.config import load_config
+from pipeline.report import flatten
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -90,6 +92,25 @@ ENCODER = {
 }
 
 
+AS_PUBLISHED = ("logmel.", "augment.", "projector.", "loss.", "pretrain.")
+WITHOUT_EFFECT = {  # on the weights of the paper's runs
+    "augment.noise_max",
+    "loss.ema_decay",
+    "pretrain.seed",
+    "pretrain.log_every",
+    "pretrain.rank_clips",
+    "pretrain.snapshot_epochs",
+}
+UNUSED = {
+    "audiontt": {"optimizer.beta1", "optimizer.beta2"},
+    "vitc": {
+        "mask_schedule",
+        "mask_warmup",
+        "optimizer.lr_biases",
+        "optimizer.momentum",
+        "optimizer.trust_coefficient",
+    },
+}
 GROUPS = {"hear": 18, "hear-l": 5}  # option file -> number of tasks
 
 
@@ -156,6 +177,21 @@ def test_a_preset_makes_the_default_parameters_those_of_the_paper(name, tmp_path
             actual = getattr(actual, part)
         assert (key, actual) == (key, value)
     assert config.augment.mixup and config.augment.rrc and config.augment.rlf
+
+
+REFERENCE = {"hear.mode", "hear.normalization", "hear.edges"}  # the authors' wrapper
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
+def test_the_report_knows_what_a_run_differs_in_from_the_paper_s(encoder, tmp_path):
+    changed(tmp_path, f"audioset-{encoder}")
+    path = tmp_path / "params.yaml"
+    flat = flatten(YAML(typ="safe").load(path))
+    assert {key for key, *_ in differing(flat)} == REFERENCE
+    own = f"encoders.{encoder}."
+    keys = {key for key in flat if key.startswith((*AS_PUBLISHED, own))}
+    for key in keys - WITHOUT_EFFECT - {own + key for key in UNUSED[encoder]}:
+        assert key in {told for told, *_ in differing(flat | {key: "other"})}
 
 
 @pytest.mark.parametrize("name", [*ENCODER, *GROUPS])

@@ -57,7 +57,7 @@ def page_of(made_up, runtimes=None):
     leaks = leak_table.read(made_up.root / "reports" / "leaks", made_up.params["hear"]["tasks"])
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
     names = {"/m/09x0r": "Speech"}
-    paper = paper_tables.compare(table, "audiontt", "sample", "correct", run.encoder_params)
+    paper = paper_tables.compare(table, report.flatten(made_up.params), left_out=0)
     return report.render(run, table, paper, probe, ledger, leaks, names, values, runtimes or {})
 
 

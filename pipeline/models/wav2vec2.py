@@ -1,4 +1,7 @@
-"""wav2vec 2.0 (Baevski et al. 2020) or HuBERT of torchaudio as a baseline of HEAR and the paper.
+"""wav2vec 2.0 (Baevski et al. 2020) or HuBERT, one of torchaudio's bundles.
+
+HEAR's and the paper's baseline has other weights, of 100,000 hours of VoxPopuli, for which
+torchaudio has no bundle: scores are near the published ones at best.
 
 Timestamp embeddings are the outputs of the last transformer layer, one every 320 samples (20 ms)
 and centred on the 400 samples that the first layers see; the scene embedding is their mean.
