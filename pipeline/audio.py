@@ -5,6 +5,7 @@ everywhere: its pass band is flat to within 0.1 dB up to 7 kHz at 16 kHz, and no
 """
 
 import io
+import re
 from collections.abc import Iterator
 
 import av
@@ -18,6 +19,10 @@ FULL_SCALE = 1 << 15  # of 16-bit samples
 PLANAR = "fltp"  # FFmpeg's name of float32 with one array per channel, as most decoders give
 NEARLY_FULL = 0.999  # 0.009 dB under full scale: where a clipped sample is, also after compression
 UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's number of frames of a streamed FLAC
+PREROLL_S = 0.2  # seconds of an MP3 before a place, without which what is there is not whole
+SHORTER = re.compile(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")  # libsndfile's log
+PADDING = 1024  # bytes by which a sloppy header may be wrong
+STREAMED = 0x7FFFF000  # bytes declared from here on stand for "unknown"
 
 
 class BadAudioError(Exception):
@@ -46,13 +51,13 @@ def decode(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int]:
 
 
 def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int] | None:
-    """Return the waveform and its rate, None if libsndfile does not know the format."""
+    """Return the waveform and its rate, None if libsndfile knows not the format or the length."""
     try:
         sound = soundfile.SoundFile(io.BytesIO(content))
     except soundfile.LibsndfileError:
         return None
     with sound:
-        if sound.frames == UNKNOWN_LENGTH:
+        if sound.frames == UNKNOWN_LENGTH or is_estimated(io.BytesIO(content), sound.format):
             return None
         try:
             first, *others = _blocks(sound)
@@ -60,28 +65,57 @@ def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"],
         except soundfile.LibsndfileError as error:
             reason = f"it is damaged or truncated: {error.error_string}"
             raise BadAudioError("corrupt", reason) from error
-        if len(wave) < sound.frames and not _is_estimated(content, sound.format):
+        if (declared := declared_share(sound.extra_info)) > 1:
+            raise BadAudioError("corrupt", f"it is truncated: {1 / declared:.1%} of it is there")
+        if len(wave) < sound.frames:
             reason = f"it is truncated: {len(wave)} of {sound.frames} samples can be decoded"
             raise BadAudioError("corrupt", reason)
         return wave, sound.samplerate
 
 
-def _is_estimated(content: bytes, file_format: str) -> bool:
+def is_estimated(file: io.BufferedIOBase, file_format: str) -> bool:
     """Return whether the length is but libsndfile's guess: of an MP3 whose first frame lacks it."""
     if file_format != "MP3":
         return False
-    start = 0
-    if content.startswith(b"ID3"):  # a tag, whose size is in four times seven bits
-        start = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(content[6:10]))
-    return not any(name in content[start : start + 200] for name in (b"Xing", b"Info", b"VBRI"))
+    head = file.read(10)
+    if head.startswith(b"ID3"):  # a tag, whose size is in four times seven bits
+        file.seek(10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+        head = b""
+    first = head + file.read(200)
+    return not any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def declared_share(log: str) -> float:
+    """Return the length that a WAV, AIFF or AU file declares, divided by the length that it has.
+
+    libsndfile takes what is there, and tells of more in its log (`extra_info`) alone.
+    """
+    found = SHORTER.search(log)
+    declared, present = map(int, found.groups()) if found else (0, 0)
+    is_shorter = declared - present > PADDING and declared < STREAMED
+    return declared / max(present, 1) if is_shorter else 1.0
+
+
+def read_span(sound: soundfile.SoundFile, start: int, count: int) -> Float32[np.ndarray, "S C"]:
+    """Return samples [start, start + count) of a file that can be sought in, or fewer at its end.
+
+    Raises:
+        LibsndfileError: they cannot be read.
+    """
+    before = min(start, round(PREROLL_S * sound.samplerate)) if sound.format == "MP3" else 0
+    sound.seek(start - before)
+    return sound.read(before + count, dtype="float32", always_2d=True)[before:]
 
 
 def _blocks(sound: soundfile.SoundFile) -> Iterator[Float32[np.ndarray, "S C"]]:
     """Yield at least one block, and none after a short one."""
-    size = BLOCK
+    start, size = 0, BLOCK
     while size == BLOCK:
-        block = sound.read(BLOCK, dtype="float32", always_2d=True)
-        size = len(block)
+        if sound.format == "MP3":  # soundfile seeks after each read, which loses the preroll
+            block = read_span(sound, start, BLOCK)
+        else:
+            block = sound.read(BLOCK, dtype="float32", always_2d=True)
+        start, size = start + len(block), len(block)
         yield block
 
 
@@ -128,13 +162,16 @@ def clipped(wave: Float[np.ndarray, "..."]) -> float:
     return np.count_nonzero(np.abs(wave) >= NEARLY_FULL) / max(wave.size, 1)
 
 
-def quantize(wave: Float32[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
+def quantize(wave: Float32[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
     """Return 16-bit samples, clipped to full scale; the inverse of reading them as float."""
     return np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def encode_flac(wave: Float32[np.ndarray, " S"], rate: int) -> bytes:
-    """Return a 16-bit FLAC file."""
+def encode_flac(
+    wave: Float32[np.ndarray, "*shape"] | Int16[np.ndarray, "*shape"], rate: int
+) -> bytes:
+    """Return a 16-bit FLAC file of a waveform, [S] or [S, C], or of one that is quantized."""
     file = io.BytesIO()
-    soundfile.write(file, quantize(wave), rate, format="FLAC", subtype="PCM_16")
+    samples = wave if wave.dtype == np.int16 else quantize(wave)
+    soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()

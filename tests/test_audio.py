@@ -2,7 +2,9 @@
 
 import io
 import math
+import struct
 import subprocess
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -29,6 +31,7 @@ def converted(content, *options):
     return subprocess.run(command, input=content, capture_output=True, check=True).stdout
 
 
+RECORDINGS = Path(__file__).parents[1] / "data/sample/videos"
 FLAC = encoded(noise(48000), format="FLAC")
 MP3 = encoded(noise(48000), 48000, format="MP3", subtype="MPEG_LAYER_III")
 
@@ -73,6 +76,13 @@ def test_an_mp3_whose_length_libsndfile_can_but_guess_is_whole():
         assert len(wave) == pytest.approx(144_000, abs=3000)
 
 
+def test_an_mp3_that_is_longer_than_libsndfile_guesses_is_whole():
+    wav = encoded(np.concatenate([noise(48000), np.zeros((480_000, 1), np.float32)]), 48000)
+    content = converted(wav, "-q:a", "5", "-write_xing", "0", "-f", "mp3")
+    assert soundfile.info(io.BytesIO(content)).frames < 400_000
+    assert len(audio.decode(content)[0]) == pytest.approx(528_000, abs=3000)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "reason"),
     [
@@ -91,6 +101,51 @@ def test_bad_audio_has_a_class_and_a_reason(content, kind, reason):
     with pytest.raises(BadAudioError, match=reason) as error:
         audio.decode(content)
     assert error.value.kind == kind
+
+
+HEADER_SIZES = {"WAV": (44, 40, "<I"), "AIFF": (54, 42, ">I"), "AU": (24, 8, ">I")}
+
+
+@pytest.mark.parametrize("file_format", HEADER_SIZES)
+def test_what_a_header_declares_and_the_file_lacks_is_noticed(file_format):
+    """libsndfile itself takes what is there."""
+    content = encoded(noise(16000), format=file_format)
+    with pytest.raises(BadAudioError, match=r"truncated: 33\.\d% of it is there"):
+        audio.decode(content[: len(content) // 3])
+    assert len(audio.decode(content[:-20])[0]) == 15990  # an error of some header
+    start, place, kind = HEADER_SIZES[file_format]
+    streamed = bytearray(content)
+    streamed[place : place + 4] = struct.pack(kind, 0xFFFFFFFF)  # not known when it was written
+    assert len(audio.decode(bytes(streamed))[0]) == 16000
+    assert len(content) == start + 2 * 16000
+
+
+@pytest.fixture(scope="module")
+def long_mp3(tmp_path_factory):
+    """70 s of music, whose frames lend each other bits, and what FFmpeg decodes."""
+    recordings = sorted(RECORDINGS.glob("*.ogg"))[:20]
+    parts = [soundfile.read(path, always_2d=True)[0][:, :1] for path in recordings]
+    music = np.concatenate(parts)[: 70 * 44100]
+    path = tmp_path_factory.mktemp("mp3") / "long.mp3"
+    converted(encoded(music, 44100), "-q:a", "4", str(path), "-f", "null")
+    content = path.read_bytes()
+    wave, _ = soundfile.read(io.BytesIO(converted(content, "-f", "wav")), dtype="float32")
+    return content, wave[: 70 * 44100]
+
+
+def test_a_long_mp3_is_decoded_as_if_at_once(long_mp3, monkeypatch):
+    content, expected = long_mp3
+    monkeypatch.setattr(audio, "BLOCK", 100_000)
+    actual, _ = audio.decode(content)
+    np.testing.assert_allclose(actual[:, 0].clip(-1, 1), expected, atol=2e-4)
+
+
+def test_any_span_of_an_mp3_is_as_if_all_before_it_had_been_decoded(long_mp3):
+    content, expected = long_mp3
+    with soundfile.SoundFile(io.BytesIO(content)) as sound:
+        for start in (0, 1000, *range(70_000, 3_000_000, 123_456), len(expected) - 5000):
+            span = audio.read_span(sound, start, 10_000)[:, 0]
+            np.testing.assert_allclose(span.clip(-1, 1), expected[start : start + 10_000], atol=2e-4)
 
 
 def test_a_film_without_sound_has_no_audio():

@@ -7,11 +7,13 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import h5py
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -287,6 +289,42 @@ def test_a_clip_of_a_long_recording_with_samples_that_are_no_numbers_is_corrupt(
     rows = download()
     assert [row.status for row in rows.values()] == ["ok", "corrupt", "ok"]
     assert rows["a_2000"].reason == "it has samples that are not numbers"
+
+
+def test_a_long_wav_that_is_truncated_loses_what_is_missing():
+    synthetic.write("data/folder", {"a.wav": audio(300, "wav", seconds=5.0)})
+    path = Path("data/folder/a.wav")
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    use("folder", max_clip_s=2.0)
+    rows = download()
+    assert {key: row.status for key, row in rows.items()} == {
+        "a_0": "ok", "a_2000": "corrupt", "a_4000": "corrupt"}  # fmt: skip
+    assert "truncated" in rows["a_2000"].reason
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_lasts_as_long_as_it_did_before_it_was_encoded(rate, mode):
+    file = io.BytesIO()
+    wave = 0.1 * np.random.default_rng(0).standard_normal(round(4.321 * rate))
+    soundfile.write(file, wave, rate, format="MP3", bitrate_mode=mode)
+    assert probing.duration_s(file.getvalue()) == pytest.approx(4.321, abs=1e-3)
+
+
+def test_a_long_mp3_without_a_header_is_cut_like_any_other(tmp_path):
+    """Its second half takes more bits than its first, so that no place can be told by its bytes."""
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * 48000)
+    wave[: 4 * 48000] = 0
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, wave, 48000)
+    Path("data/folder").mkdir(parents=True)
+    options = ["-v", "error", "-q:a", "4", "-write_xing", "0", "data/folder/a.mp3"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", wav, *options], check=True)
+    use("folder", max_clip_s=2.0)
+    assert [row.status for row in download().values()] == ["ok"] * 4
+    levels = [np.abs(soundfile.read(io.BytesIO(stored_clips()[f"a_{ms}.flac"]))[0]).mean()
+              for ms in (0, 2000, 4000, 6000)]  # fmt: skip
+    assert levels == pytest.approx([0, 0, 0.21, 0.21], abs=0.02)
 
 
 def test_pipes_are_not_read():

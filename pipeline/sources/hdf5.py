@@ -19,10 +19,11 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from pipeline import audio
 from pipeline.failures import UnavailableError
 from pipeline.params.data import Hdf5Params
 from pipeline.segments import Segment, read_text
-from pipeline.sources import listing, probing
+from pipeline.sources import listing
 
 KEY = "sources.hdf5.path"
 BLOCK = 4096  # rows of names and targets that are read at a time
@@ -83,7 +84,7 @@ class Hdf5(listing.Packed[Place]):
             samples = file["waveform"][place.row]
         except OSError as error:
             return UnavailableError("corrupt", f"its row cannot be read: {error}")
-        return probing.flac(samples, self._rate(file))
+        return audio.encode_flac(samples, self._rate(file))
 
     def _rate(self, file: h5py.File) -> int:
         given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))

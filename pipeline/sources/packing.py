@@ -23,7 +23,7 @@ from pipeline.locks import exclusive
 from pipeline.segments import Segment
 from pipeline.sources import Container, probing
 
-VERSION = "2"  # raise it when the same containers become other shards
+VERSION = "3"  # raise it when the same containers become other shards
 
 
 def pack(

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import soundfile
 
-from pipeline.audio import FULL_SCALE, UNKNOWN_LENGTH
+from pipeline import audio
 from pipeline.download import MIN_CLIP_S, Media, cut
 from pipeline.failures import UnavailableError
 from pipeline.segments import Segment
@@ -20,6 +20,8 @@ CUT_TIMEOUT_S = 60.0  # without an answer of FFmpeg
 
 def duration_s(recording: Path | bytes) -> float | None:
     """Return how long an audio file is, None where that cannot be told without decoding it.
+
+    Of a truncated WAV, AIFF or AU file: how long it was.
 
     Raises:
         UnavailableError: it is empty, or no audio.
@@ -31,9 +33,14 @@ def duration_s(recording: Path | bytes) -> float | None:
         info = soundfile.info(_readable(recording))
     except soundfile.LibsndfileError:
         return _duration_of_packets(recording)
-    if info.format == "MP3" or info.frames == UNKNOWN_LENGTH:  # a guess, or none
-        return _duration_of_packets(recording)
-    return float(info.duration)
+    with _opened(recording) as file:
+        if info.frames == audio.UNKNOWN_LENGTH or audio.is_estimated(file, info.format):
+            return _duration_of_packets(recording)
+    return float(info.duration) * audio.declared_share(info.extra_info)
+
+
+def _opened(recording: Path | bytes) -> io.BufferedIOBase:
+    return io.BytesIO(recording) if isinstance(recording, bytes) else recording.open("rb")
 
 
 def _readable(recording: Path | bytes) -> io.BytesIO | str:
@@ -63,19 +70,31 @@ def spans(length_s: float, max_s: float) -> list[tuple[float, float]]:
 def pieces(path: Path, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
     """Yield segments of a recording as 16-bit FLAC of its own rate and channels."""
     try:
-        sound = soundfile.SoundFile(path)
+        sound = _seekable(path)
     except soundfile.LibsndfileError:
         yield from (_piece_by_ffmpeg(path, segment) for segment in segments)
+        return
+    except audio.BadAudioError as error:
+        yield from (UnavailableError(error.kind, error.reason) for _ in segments)
         return
     with sound:
         yield from (_piece(sound, segment) for segment in segments)
 
 
+def _seekable(path: Path) -> soundfile.SoundFile:
+    """Open a recording; an MP3 of unknown length, in which no place can be found, as a FLAC."""
+    sound = soundfile.SoundFile(path)
+    with path.open("rb") as file:
+        if not audio.is_estimated(file, sound.format):
+            return sound
+    sound.close()
+    return soundfile.SoundFile(io.BytesIO(audio.encode_flac(*audio.decode(path.read_bytes()))))
+
+
 def _piece(sound: soundfile.SoundFile, segment: Segment) -> bytes | UnavailableError:
     start, end = (round(t * sound.samplerate) for t in (segment.start_s, segment.end_s))
     try:
-        sound.seek(start)
-        wave = sound.read(end - start, dtype="float32", always_2d=True)
+        wave = audio.read_span(sound, start, end - start)
     except soundfile.LibsndfileError as error:
         return UnavailableError("corrupt", f"it is damaged or truncated: {error.error_string}")
     if len(wave) < end - start - MIN_CLIP_S * sound.samplerate:
@@ -83,8 +102,7 @@ def _piece(sound: soundfile.SoundFile, segment: Segment) -> bytes | UnavailableE
         return UnavailableError("corrupt", reason)
     if not np.isfinite(wave).all():
         return UnavailableError("corrupt", "it has samples that are not numbers")
-    samples = np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-    return flac(samples, sound.samplerate)
+    return audio.encode_flac(wave, sound.samplerate)
 
 
 def _piece_by_ffmpeg(path: Path, segment: Segment) -> bytes | UnavailableError:
@@ -96,10 +114,3 @@ def _piece_by_ffmpeg(path: Path, segment: Segment) -> bytes | UnavailableError:
         except UnavailableError as error:
             return error
         return target.read_bytes()
-
-
-def flac(samples: np.ndarray, rate: int) -> bytes:
-    """Return 16-bit samples, [S] or [S, C], as a FLAC file."""
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
