@@ -12,6 +12,7 @@ None of them needs a network. The queue itself is worked off by the stage `downl
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -149,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for line in lines_of(given):
             sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         sys.exit(str(error))
 

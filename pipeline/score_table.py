@@ -57,6 +57,7 @@ class Score(BaseModel):
     score: float | None  # None: evaluated, without a result
     std: float | None  # over the folds
     metrics: dict[str, float | None] = {}  # all of the task
+    notes: dict[str, str] = {}  # why a number is None, by its dotted name
     seeds: int = 1  # of the scoring, whose mean `score` is
     seeds_std: float | None = None  # over them
 
@@ -140,7 +141,9 @@ class ScoreTable:
         """Reason for which no mean is given, or an empty string."""
         if missing := self.missing(model):
             of = f"{len(missing)} of {len(self.rows)} tasks"
-            return f"scores are missing for {of} ({', '.join(missing)})"
+            scores = {row.task: row.scores.get(model) for row in self.rows}
+            why = [task + why_none(scores[task]) for task in missing]
+            return f"scores are missing for {of} ({', '.join(why)})"
         odd = [row for row in self.rows if row.metric in NOT_AVERAGED]
         return f"{odd[0].metric} {NOT_AVERAGED[odd[0].metric or '']}" if odd else ""
 
@@ -160,6 +163,11 @@ class ScoreTable:
 def value_of(score: Score | None) -> float | None:
     """Return the number, if there is one."""
     return None if score is None else score.score
+
+
+def why_none(score: Score | None) -> str:
+    """Return why a task that was scored has no number, as ": reason"; nothing if it was not."""
+    return "" if score is None or "score" not in score.notes else f": {score.notes['score']}"
 
 
 def percent_over(value: float | None, baseline: float | None) -> float | None:

@@ -136,8 +136,8 @@ def summarize_seeds(
 ) -> dict[str, Any]:
     """Return what is kept of the results of all seeds.
 
-    `score`, `std` and `metrics` are means over the seeds, None where one of them has none, and
-    `per_seed` has those of each seed; what else there is belongs to the first seed.
+    `score`, `std` and `metrics` are means over the seeds, None where one of them has none (`notes`
+    say why), and `per_seed` has those of each seed; what else there is belongs to the first seed.
     """
     each = [summarize(raw, task, model, metric, params) for raw in raws]
     scores = [summary["score"] for summary in each]
@@ -146,6 +146,9 @@ def summarize_seeds(
     return each[0] | {
         "score": _mean(scores),
         "std": _mean([summary["std"] for summary in each]),
+        "notes": {
+            name: note for summary in reversed(each) for name, note in summary["notes"].items()
+        },
         "metrics": {
             name: _mean([summary["metrics"][name] for summary in each])
             for name in each[0]["metrics"]
@@ -194,6 +197,8 @@ def summarize(
         "postprocessing": dict(raw["postprocessing"]),
     }
     cleaned: dict[str, Any] = _clean(summary, "", notes)
+    if cleaned["score"] is None:
+        notes["score"] = notes.get(f"metrics.{metric}", notes["score"])  # which knows the cause
     return cleaned | {"notes": notes}
 
 

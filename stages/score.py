@@ -33,7 +33,8 @@ def main(stage: Stage, name: str, model_name: str) -> None:
         found = scores.score(embeddings, Path(scratch), score_params, device)
         summary = scores.summarize_seeds(found, name, model_name, metric, score_params)
         result.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    logger.info("%s, %s: %s = %s", name, model_name, metric, summary["score"])
+    score, why = summary["score"], summary["notes"].get("score")
+    logger.info("%s, %s: %s = %s", name, model_name, metric, why if score is None else score)
 
 
 if __name__ == "__main__":

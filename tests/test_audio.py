@@ -145,7 +145,9 @@ def test_any_span_of_an_mp3_is_as_if_all_before_it_had_been_decoded(long_mp3):
     with soundfile.SoundFile(io.BytesIO(content)) as sound:
         for start in (0, 1000, *range(70_000, 3_000_000, 123_456), len(expected) - 5000):
             span = audio.read_span(sound, start, 10_000)[:, 0]
-            np.testing.assert_allclose(span.clip(-1, 1), expected[start : start + 10_000], atol=2e-4)
+            np.testing.assert_allclose(
+                span.clip(-1, 1), expected[start : start + 10_000], atol=2e-4
+            )
 
 
 def test_a_film_without_sound_has_no_audio():

@@ -3,8 +3,11 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -232,6 +235,19 @@ def test_the_status_needs_no_network_and_counts_every_clip(site, params, capsys)
     assert "50.0%         1 of         2  Speech, loud" in text
     assert "last 24 h: 4 clips tried, 0.2 per hour" in text
     assert text.startswith("source = audioset\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_status_quietly(site, params):
+    run_stage()
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline.queue", "status"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_status_has_no_heading_of_labels_if_none_has_lost_a_clip(site, params, capsys):

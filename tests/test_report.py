@@ -135,7 +135,8 @@ def test_a_missing_score_is_shown_and_that_model_has_no_mean(made_up, without_fi
         assert metrics["score"] == {"toy_kind": 0.6}
         assert set(metrics) == {"loss", "score", "random"}
     words = text(page_of(made_up))
-    row = "missing 0.300" if model == "random" else "0.250 missing"
+    gone = "missing" if gap == "no file" else "no number"
+    row = f"{gone} 0.300" if model == "random" else f"0.250 {gone}"
     name = {"random": "random", "pretrain": "pre-trained"}[model]
     assert f"{row} – –" in words
     assert f"No mean of the {name} encoder: scores are missing for 1 of 2 tasks ({BEATS})." in words
@@ -729,6 +730,14 @@ def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
     assert page.count("<td>ABT AudioNTT</td>") == page.count("<td>the random encoder</td>") == 4
     assert "Scored with the grid" in page and "Pre-trained on" in page
     assert "The pre-trained encoder beside the paper" in page
+
+
+def test_a_score_that_is_no_number_is_not_called_missing(made_up, without_figures):
+    notes = {"score": "nan: no event is predicted, or there is none"}
+    made_up.score("random", BEATS, None, {"notes": notes})
+    words = text(page_of(made_up))
+    assert "no number 0.300" in words
+    assert f"1 of 2 tasks ({BEATS}: {notes['score']})." in words
 
 
 def test_further_models_have_a_column_and_a_mean(made_up, without_figures):

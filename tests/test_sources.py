@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -325,6 +326,26 @@ def test_a_long_mp3_without_a_header_is_cut_like_any_other(tmp_path):
     levels = [np.abs(soundfile.read(io.BytesIO(stored_clips()[f"a_{ms}.flac"]))[0]).mean()
               for ms in (0, 2000, 4000, 6000)]  # fmt: skip
     assert levels == pytest.approx([0, 0, 0.21, 0.21], abs=0.02)
+
+
+def test_hidden_folders_are_not_read():
+    names = ("a.wav", ".ipynb_checkpoints/a-checkpoint.wav", "b/.Trash-1000/files/deleted.wav")
+    synthetic.write("data/folder", {name: audio() for name in names})
+    use("folder")
+    assert list(download()) == ["a_0"]
+
+
+def test_a_tar_whose_labels_have_another_key_says_so(caplog):
+    tags = json.dumps({"text": "rain", "tag": ["Rain"]}).encode()
+    synthetic.tar("data/tar", {"a.tar": [("x.flac", audio()), ("x.json", tags)]})
+    use("tar")
+    caplog.set_level("WARNING")
+    download()
+    assert "no .json has 'labels' (sources.tar.label_key). Keys of one: text, tag" in caplog.text
+    caplog.clear()
+    use("tar", label_key="tag")
+    assert [row.labels for row in download().values()] == ["Rain"]
+    assert "No clip has labels" not in caplog.text
 
 
 def test_pipes_are_not_read():

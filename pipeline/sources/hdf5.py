@@ -131,7 +131,8 @@ def open_file(path: Path) -> h5py.File:
         file.close()
         raise ValueError(
             f"{path} holds {found or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
-            "or waveform (int16 [N, S])."
+            f"or waveform (int16 [N, S]). Take it out of {path.parent}, or let {KEY} lead to the "
+            "files with the audio alone (of PANNs: its folder waveforms)."
         )
     for name in {audio[0], "target"} & file.keys():
         if len(file[name]) != len(file["audio_name"]):

@@ -52,7 +52,7 @@ class Packed(ABC, Generic[Place]):
 def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:
     """Return the file `path`, or the files of a tree that have one of the suffixes, by name.
 
-    Hidden files are left out; others, and pipes and devices, are counted in the log.
+    Hidden files and folders are left out; others, and pipes and devices, are counted in the log.
 
     Args:
         path: a file or folder.
@@ -90,7 +90,8 @@ def _is_special(file: Path) -> bool:
 
 def _walk(folder: Path) -> Iterable[Path]:
     seen = set()
-    for root, _, names in os.walk(folder, onerror=_stop, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=_stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         real = os.path.realpath(root)
         if real in seen:
             raise ValueError(f"{root} is a link to {real}, which is listed already. Remove it.")

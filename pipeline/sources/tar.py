@@ -10,6 +10,7 @@ in the tar, which must therefore not be compressed.
 """
 
 import json
+import logging
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pipeline.failures import UnavailableError
 from pipeline.params.data import TarParams
 from pipeline.segments import Segment, check_labels
 from pipeline.sources import listing
+
+logger = logging.getLogger(__name__)
 
 AUDIO = {"aac", "flac", "m4a", "mp3", "oga", "ogg", "opus", "wav"}
 LABELS = ("json", "cls", "txt")  # the first that is there counts
@@ -52,6 +55,7 @@ class Tar(listing.Packed[Place]):
         self._label_key = params.label_key
 
     def _found(self) -> Iterator[tuple[str, str, Place]]:
+        is_labelled, example = False, b""  # a JSON
         for path in self._files:
             for key, sample in read_samples(path).items():
                 if sample.audio is None:
@@ -66,7 +70,14 @@ class Tar(listing.Packed[Place]):
                     fault = UnavailableError("corrupt", f"its labels cannot be read: {error}")
                     yield key, "", Place(str(path), 0, 0, fault)
                 else:
+                    is_labelled = is_labelled or bool(labels)
+                    example = sample.labels[1] if sample.labels[0] == "json" else example
                     yield key, labels, Place(str(path), offset, size, None)
+        if example and not is_labelled:
+            logger.warning(
+                "No clip has labels: no .json has %r (sources.tar.label_key). Keys of one: %s",
+                *(self._label_key, ", ".join(json.loads(example))),
+            )
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `pipeline.sources.Container`."""
