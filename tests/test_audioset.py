@@ -247,7 +247,7 @@ def test_a_reader_that_has_seen_enough_ends_the_status_quietly(site, params):
         command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0 and b"Broken pipe" not in done.stderr
 
 
 def test_the_status_has_no_heading_of_labels_if_none_has_lost_a_clip(site, params, capsys):
