@@ -97,6 +97,7 @@ def write_faulty(path, fault):
         ("stereo", "has 2 channels, expected 1"),
         ("no samples", "no samples"),
         ("not finite", "not numbers"),
+        ("truncated", "it is truncated"),
         ("empty", "the file is empty"),
         ("no audio", "not audio"),
     ],
