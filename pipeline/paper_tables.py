@@ -304,7 +304,7 @@ def cells(table: Table, line: Line) -> Iterator[tuple[str, bool]]:
         digits = 4 if value is not None and value < 0.1 and column.task == MAESTRO else 3
         yield ("–" if value is None else f"{value:.{digits}f}"), table.is_top(line, column)
     mean, percent = table.mean(line), table.over_random(line)
-    gain = f" ({percent:+.0f} %)" if percent is not None and line.model != line.random else ""
+    gain = f" ({percent:+.0f} %)" if percent is not None and not line.is_random else ""
     yield ("–" if mean is None else f"{mean:.3f}{gain}"), False
 
 
@@ -328,7 +328,7 @@ def to_markdown(comparison: Comparison) -> str:
         for line in table.lines:
             shown = (f"**{text}**" if top else text for text, top in cells(table, line))
             lines.append(_row([line.model, origin(line), *shown]))
-        lines += ["", "Bold: the best two of a column.", ""]
+        lines += ["", "Bold: the best two of a column, random weights aside.", ""]
     if comparison.verdicts:
         head = ["task", "measured", "published", "noise", "verdict"]
         lines += ["### The pre-trained encoder beside the paper's", "", _row(head)]

@@ -133,17 +133,13 @@ class ScoreTable:
         """Whether the scores are comparable with published ones."""
         return (self.protocol.grid, self.protocol.grid_points) == HEAR_PROTOCOL
 
-    def missing(self, model: Model) -> list[str]:
-        """Tasks without a score of a model."""
-        return [row.task for row in self.rows if value_of(row.scores.get(model)) is None]
-
     def why_no_mean(self, model: Model) -> str:
         """Reason for which no mean is given, or an empty string."""
-        if missing := self.missing(model):
+        missing = [row for row in self.rows if value_of(row.scores.get(model)) is None]
+        if missing:
             of = f"{len(missing)} of {len(self.rows)} tasks"
-            scores = {row.task: row.scores.get(model) for row in self.rows}
-            why = [task + why_none(scores[task]) for task in missing]
-            return f"scores are missing for {of} ({', '.join(why)})"
+            tasks = ", ".join(row.task + why_none(row.scores.get(model)) for row in missing)
+            return f"scores are missing for {of} ({tasks})"
         odd = [row for row in self.rows if row.metric in NOT_AVERAGED]
         return f"{odd[0].metric} {NOT_AVERAGED[odd[0].metric or '']}" if odd else ""
 

@@ -78,7 +78,7 @@ def read_live(folder: Path) -> Live:
     """Read what there is of the curves, and params.yaml."""
     written = folder / "history.csv"
     return Live(
-        history=_read(folder / "history.csv", ["step", "epoch"]),
+        history=_read(written, ["step", "epoch"]),
         epochs=_read(folder / "epochs.csv", ["epoch"]),
         throughput=_read(folder / "throughput.csv", ["samples_per_s"]),
         all_epochs=params.load_value("pretrain.epochs"),

@@ -113,7 +113,7 @@ def tell(table: ScoreTable, probe: ProbeTable) -> None:
 
 
 def load_shown_values(stage: Stage) -> str:
-    """Read the parameters that the page shows and does not use; return the encoder's name."""
+    """Read the parameters that the page only shows or compares; return the encoder's name."""
     source, encoder = stage.value("source"), stage.value("encoder")
     stage.value(f"sources.{source}")
     stage.value("download")

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -69,7 +70,7 @@ def files_of(path: Path, suffixes: Collection[str], key: str) -> list[Path]:
         raise FileNotFoundError(
             f"There is no {path}; put the data there, or correct {key} in params.yaml."
         )
-    found = [file for file in _walk(path) if not file.name.startswith(".")]
+    found = list(_walk(path))
     wanted = [f for f in found if f.suffix.lower() in suffixes and not _is_special(f)]
     if not wanted:
         raise FileNotFoundError(
@@ -91,12 +92,16 @@ def _is_special(file: Path) -> bool:
 def _walk(folder: Path) -> Iterable[Path]:
     seen = set()
     for root, folders, names in os.walk(folder, onerror=_stop, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = filterfalse(_is_hidden, folders)
         real = os.path.realpath(root)
         if real in seen:
             raise ValueError(f"{root} is a link to {real}, which is listed already. Remove it.")
         seen.add(real)
-        yield from (Path(root, name) for name in names)
+        yield from (Path(root, name) for name in filterfalse(_is_hidden, names))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _stop(error: OSError) -> None:
