@@ -33,8 +33,14 @@ def module_file(name: str) -> Path | None:
     return None
 
 
+def is_docstring_only(path: Path) -> bool:
+    """Whether a module cannot change what a stage does: most `__init__` files."""
+    body = ast.parse((ROOT / path).read_text()).body
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+
+
 def imports(path: Path) -> set[Path]:
-    """Files of ours that a file imports, the __init__ of their packages included."""
+    """Files of ours that a module imports, the __init__ of their packages included."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -45,13 +51,34 @@ def imports(path: Path) -> set[Path]:
     return {file for name in names if (file := module_file(name))}
 
 
-def import_closure(script: Path) -> set[Path]:
-    """The script, the __init__ of its package, and all that they import, directly or not."""
+# Templates and tables of the library, which a module or another template names.
+ASSETS = [
+    path.relative_to(ROOT)
+    for path in sorted((ROOT / "pipeline").rglob("*"))
+    if path.suffix in (".j2", ".csv", ".json", ".txt")
+]
+
+
+def assets(path: Path) -> set[Path]:
+    """Assets whose file names a module or a template contains."""
+    text = (ROOT / path).read_text()
+    return {asset for asset in ASSETS if re.search(rf'["\']{re.escape(asset.name)}["\']', text)}
+
+
+def closure(script: Path) -> set[Path]:
+    """A script and all files of ours that it needs, directly or not."""
     found, queue = set(), {script, script.parent / "__init__.py"}
     while queue:
         found |= queue
-        queue = {file for path in queue for file in imports(path)} - found
-    return found
+        modules = {path for path in queue if path.suffix == ".py"}
+        needed = {file for path in modules for file in imports(path)}
+        queue = needed.union(*map(assets, queue)) - found
+    return {path for path in found if path.suffix != ".py" or not is_docstring_only(path)}
+
+
+def import_closure(script: Path) -> set[Path]:
+    """The modules among the files that a script needs."""
+    return {path for path in closure(script) if path.suffix == ".py"}
 
 
 def loaded_keys(script: Path) -> set[str]:
@@ -79,11 +106,35 @@ def loaded_keys(script: Path) -> set[str]:
     return keys
 
 
+def code_dependencies(name: str) -> set[Path]:
+    """Files and folders of code that a stage depends on."""
+    return {Path(dep) for dep in STAGES[name]["deps"] if dep.startswith(("pipeline", "stages"))}
+
+
+def missing(listed: set[Path], needed: set[Path]) -> set[Path]:
+    """Needed files that neither are listed nor lie in a listed folder."""
+    return {path for path in needed if not listed & {path, *path.parents}}
+
+
+def unused(listed: set[Path], needed: set[Path]) -> set[Path]:
+    """Listed files and folders without which nothing needed would be missing."""
+    return {path for path in listed if missing(listed - {path}, needed) == missing(listed, needed)}
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_deps_are_the_script_and_everything_it_imports(name):
-    listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.endswith((".py", ".j2"))}
-    code = {path for path in listed if path.suffix == ".py"}
-    assert code == import_closure(Path("stages", f"{name}.py"))
+def test_code_dependencies_hold_all_that_a_stage_needs_and_nothing_else(name):
+    listed, needed = code_dependencies(name), closure(Path("stages", f"{name}.py"))
+    assert all((ROOT / path).exists() for path in listed)
+    assert not missing(listed, needed)
+    assert not unused(listed, needed)
+
+
+def test_a_template_or_table_that_is_not_listed_is_missed():
+    needed = closure(Path("stages/report.py"))
+    assert set(ASSETS) & needed
+    for asset in set(ASSETS) & needed:
+        listed = code_dependencies("report") - {asset, *asset.parents}
+        assert asset in missing(listed, needed), asset
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "validate"])
