@@ -21,8 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import download_status, ledger, manifest, segments
+from pipeline import download_status, ledger, segments
 from pipeline.clipstore import ClipStore
+from pipeline.core import shard_folder
 from pipeline.download import key, to_row
 
 AUDIOSET_ROWS = 2_041_789
@@ -91,7 +92,7 @@ def measure(folder: Path) -> None:
     timed("check the ledger", lambda: ledger.check_failed(rows, "download", 0.3, path))
     plan = timed("plan the shards", lambda: ledger.manifest_of(rows, SHARD))
     timed("rows of every shard", lambda: sum(len(part) for part in plan.rows_of(rows)))
-    timed("paths of every shard", lambda: len(manifest.shard_paths(folder, plan, ".tar")))
+    timed("paths of every shard", lambda: len(shard_folder.shard_paths(folder, plan, ".tar")))
 
 
 def main() -> None:

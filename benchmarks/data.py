@@ -28,7 +28,8 @@ from ruamel.yaml import YAML
 
 from benchmarks import tools
 from benchmarks.media import ROOT, clip, show
-from pipeline import ledger, manifest, tarshards
+from pipeline import ledger, tarshards
+from pipeline.core import shard_folder
 from pipeline.pool import cores, map_shards
 
 DIFFERENT = 512  # clips
@@ -69,11 +70,11 @@ def make_corpus(folder: Path, clips: int) -> None:
     """Write data/clips as the stage `download` does."""
     folder.mkdir(parents=True)
     firsts = range(0, clips, SHARD)
-    jobs = [Job(manifest.shard_path(folder, i, ".tar"), first, min(first + SHARD, clips))
+    jobs = [Job(shard_folder.shard_path(folder, i, ".tar"), first, min(first + SHARD, clips))
             for i, first in enumerate(firsts)]  # fmt: skip
     rows = [row for shard in map_shards(make_shard, jobs, 0, "clips") for row in shard]
     ledger.write(folder / "ledger.csv", rows)
-    manifest.write(folder, ledger.manifest_of(rows, SHARD))
+    shard_folder.write(folder, ledger.manifest_of(rows, SHARD))
 
 
 def write_params(folder: Path) -> None:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from pipeline import checkpoint, hear_api
 from pipeline.checkpoint import Checkpoint
-from pipeline.device import choose_device
+from pipeline.core.device import choose_device
 from pipeline.embeddings import HearModule, embed_files
 from pipeline.encoders import build_encoder
 from pipeline.hear_audio import decoded

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.pretrain import CLIP_FRAMES, synchronize, write_corpus
+from pipeline.core.device import choose_device
 from pipeline.dataset import Features, Plan, epoch_plan, load_features, locate_crops
-from pipeline.device import choose_device
 from pipeline.feed import DeviceFeed, DiskFeed, Feed, HostFeed
 from pipeline.params.config import load_config
 

@@ -25,8 +25,9 @@ import psutil
 import soundfile
 
 from benchmarks.media import RATE, RECORDINGS, ROOT, cpu_s, encode, show
-from pipeline import ledger, params
+from pipeline import ledger
 from pipeline.clipstore import ClipStore
+from pipeline.core import params
 from pipeline.download import Fetcher
 from pipeline.params.data import NetworkParams
 from pipeline.segments import Segment

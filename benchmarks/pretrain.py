@@ -22,10 +22,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import manifest, shards, stats
+from pipeline import shards, stats
+from pipeline.core import shard_folder
+from pipeline.core.device import choose_device
+from pipeline.core.shard_folder import Manifest
 from pipeline.dataset import Features, epoch_plan, load_features
-from pipeline.device import choose_device
-from pipeline.manifest import Manifest
 from pipeline.params.config import Config, load_config
 from pipeline.pretrain import Settings, Trainer, build_model
 
@@ -94,7 +95,7 @@ def write_corpus(folder: Path, clips: int, config: Config) -> None:
             for i in range(size)
         ]
         shards.write(folder / f"{shard:05d}.h5", content, config.logmel)
-    manifest.write(folder, Manifest(len(sizes), clips, clips, CLIPS_PER_SHARD))
+    shard_folder.write(folder, Manifest(len(sizes), clips, clips, CLIPS_PER_SHARD))
     (folder / "stats.json").write_text(json.dumps({"mean": -0.8, "std": 4.6}))
 
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.core.params import Section, check
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.params import Section, check
 from pipeline.params.data import LogMelParams
 from pipeline.params.method import EncoderParams, check_encoder
 

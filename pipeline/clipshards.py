@@ -8,11 +8,12 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import manifest, tarshards
+from pipeline import tarshards
 from pipeline.clipstore import ClipStore
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
 from pipeline.download import key
 from pipeline.ledger import Row
-from pipeline.manifest import Manifest
 from pipeline.segments import Segment
 
 
@@ -28,7 +29,7 @@ def write(
     Raises:
         RuntimeError: another process is writing to the store, or the disk has lost a clip.
     """
-    paths = manifest.shard_paths(folder, complete, tarshards.SUFFIX)
+    paths = shard_folder.shard_paths(folder, complete, tarshards.SUFFIX)
     with store.locked():
         for path, shard in zip(paths, complete.rows_of(rows), strict=True):
             clips = [row for row in shard if row.ok]

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.locks import exclusive
 from pipeline.ledger import OK
-from pipeline.locks import exclusive
 
 RETRIED = {"transient", "blocked"}  # statuses that say nothing about the clip itself
 PACK_BYTES = 1 << 30

@@ -17,8 +17,9 @@ from jaxtyping import Float, Float16, Int, Int64
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pipeline import manifest, shards, stats
-from pipeline.params import check
+from pipeline import shards, stats
+from pipeline.core import shard_folder
+from pipeline.core.params import check
 from pipeline.params.data import LogMelParams
 
 STAGE = "logmel"
@@ -135,11 +136,11 @@ def load_features(folder: Path) -> Features:
         FileNotFoundError: the folder has no features, or fewer shards than its manifest says.
         ValueError: a file is damaged, or the files do not belong together.
     """
-    complete = manifest.verify(folder, shards.SUFFIX, STAGE)
+    complete = shard_folder.verify(folder, shards.SUFFIX, STAGE)
     mean, std = stats.read(folder)
     files, starts, clip_id, total = [], [np.zeros(1, np.int64)], list[str](), 0
     front_ends = dict[LogMelParams, Path]()
-    paths = manifest.shard_paths(folder, complete, shards.SUFFIX)
+    paths = shard_folder.shard_paths(folder, complete, shards.SUFFIX)
     for path in tqdm(paths, desc="open features", unit="shard", disable=None):
         index = read_index(path)
         frames = int(index.start[-1])

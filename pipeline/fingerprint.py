@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt32
 
 from pipeline import shards
-from pipeline.params import check
+from pipeline.core.params import check
 from pipeline.params.data import LogMelParams
 
 STAGE = "fingerprint"

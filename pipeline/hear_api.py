@@ -27,10 +27,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline import checkpoint, sliding
 from pipeline import layers as layer_outputs
 from pipeline.checkpoint import Checkpoint
+from pipeline.core.params import check
 from pipeline.encoders.audiontt import AudioNTT
 from pipeline.features import SILENCE
 from pipeline.hear_input import checked, repeatable
-from pipeline.params import check
 from pipeline.params.hear import ExtractionParams, check_layers
 from pipeline.windows import FrontEnd
 

@@ -25,8 +25,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
-from pipeline.manifest import Manifest
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
 from pipeline.segments import Segment, read_text
 
 OK = "ok"
@@ -200,7 +200,7 @@ def _commonest(failed: Sequence[Row]) -> str:
 
 def manifest_of(rows: Sequence[Row], clips_per_shard: int) -> Manifest:
     """Return the manifest of a folder whose ledger has these rows."""
-    return manifest.of([row.ok for row in rows], clips_per_shard)
+    return shard_folder.of([row.ok for row in rows], clips_per_shard)
 
 
 def read_complete(folder: Path, manifest: Manifest, stage: str) -> list[Row]:

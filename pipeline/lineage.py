@@ -8,7 +8,7 @@ the parameters must be those of params.yaml.
 from pathlib import Path
 from typing import Any
 
-from pipeline import params
+from pipeline.core import params
 
 RECORD = Path("dvc.lock")
 CHECKS = "validate"  # its parameters are all there are, and no result depends on its output

@@ -20,8 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import download_status, params, queue_ledger
+from pipeline import download_status, queue_ledger
 from pipeline.clipstore import RETRIED, ClipStore
+from pipeline.core import params
 from pipeline.download import WAITING, Fetcher, key, local_path, recording_url, store_folder
 from pipeline.params.data import SOURCES, NetworkParams
 from pipeline.sources import listing

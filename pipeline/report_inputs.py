@@ -21,7 +21,7 @@ import pandas as pd
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
-from pipeline.params import check
+from pipeline.core.params import check
 from pipeline.params.data import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]

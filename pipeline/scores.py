@@ -73,7 +73,7 @@ def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> 
         return [run_heareval(embeddings, scratch, params, device, seed) for seed in seeds]
     from pipeline.batched.draws import Draws  # these take seconds to import
     from pipeline.batched.engine import evaluate
-    from pipeline.device import choose_device
+    from pipeline.core.device import choose_device
 
     place = choose_device(device)
     with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly

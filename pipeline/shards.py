@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float16, Int64
 
 from pipeline import stats
-from pipeline.params import check
+from pipeline.core.params import check
 from pipeline.params.data import LogMelParams
 from pipeline.stats import Totals
 

@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from uuid import uuid4
 
-from pipeline import manifest
+from pipeline.core import shard_folder
+from pipeline.core.stage import Stage, root, run
 from pipeline.ledger import COLUMNS, Row
 from pipeline.params.data import ComputeParams
 from pipeline.pool import keep_freed_memory, map_shards
-from pipeline.stage import Stage, root, run
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Shards(Generic[J]):
         self.tasks = [
             Task(
                 job,
-                manifest.shard_path(Path(output), number, suffix),
+                shard_folder.shard_path(Path(output), number, suffix),
                 *(
                     place / f"{_key(code, job)}{suffix}"
                     for place in (self.finished, self.published)

@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline import figures, params, report
-from pipeline.stage import root
+from pipeline import figures, report
+from pipeline.core import params
+from pipeline.core.stage import root
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ Params  hear.models, hear.crepe, hear.wav2vec2, hear.module, logmel
 from contextlib import ExitStack
 
 from pipeline import baselines
-from pipeline.params import check
+from pipeline.core.params import check
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import BASELINES, BaselineParams
-from pipeline.stage import Stage, arguments, run
 
 
 def main(stage: Stage) -> None:

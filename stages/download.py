@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import clipshards, ledger, manifest, params
+from pipeline import clipshards, ledger
 from pipeline.clipstore import ClipStore
+from pipeline.core import params, shard_folder
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.download import STAGE, WAITING, Fetcher, check_tried, store_folder
 from pipeline.params.data import SOURCES, ComputeParams, DownloadParams, NetworkParams
 from pipeline.segments import Segment
@@ -22,7 +24,6 @@ from pipeline.sources.hdf5 import Hdf5
 from pipeline.sources.parquet import Parquet
 from pipeline.sources.segment_list import SegmentList
 from pipeline.sources.tar import Tar
-from pipeline.stage import Stage, arguments, run
 
 CLIPS = "data/clips"
 CLASSES: dict[str, Any] = {
@@ -60,7 +61,7 @@ def fetch(stage: Stage, source: Recordings, wanted: Sequence[Segment]) -> None:
         check_tried(rows, download.publish_partial)
         complete = conclude(folder, rows, download)
         clipshards.write(store, folder, complete, rows, wanted)
-        manifest.write(folder, complete)
+        shard_folder.write(folder, complete)
 
 
 def pack(stage: Stage, source: Container, clips: str) -> None:
@@ -76,12 +77,12 @@ def pack(stage: Stage, source: Container, clips: str) -> None:
         complete = conclude(folder, rows, download)
         listing.check_unchanged(source.files(), clips, state)
         packing.hand_over(shards, folder, complete.shards)
-        manifest.write(folder, complete)
+        shard_folder.write(folder, complete)
 
 
 def conclude(
     folder: Path, rows: Sequence[ledger.Row], download: DownloadParams
-) -> manifest.Manifest:
+) -> shard_folder.Manifest:
     """Write the ledger and return what the shards must hold.
 
     Raises:

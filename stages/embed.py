@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint, embedding_cache, models, params
-from pipeline.device import choose_device
+from pipeline import checkpoint, embedding_cache, models
+from pipeline.core import params
+from pipeline.core.device import choose_device
+from pipeline.core.params import check
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.embeddings import check_sample_rate, write_embeddings
 from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
-from pipeline.params import check
 from pipeline.params.data import ComputeParams
 from pipeline.params.hear import BASELINES, TRAINED, ExtractionParams
 from pipeline.pool import cores
-from pipeline.stage import Stage, arguments, run
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from pipeline import leak_table
-from pipeline.stage import Stage, arguments, run
+from pipeline.core.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 

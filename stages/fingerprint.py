@@ -6,11 +6,12 @@ Writes  data/fingerprints: HDF5 shards, manifest.json
 
 from pathlib import Path
 
-from pipeline import manifest, params, shards
+from pipeline import shards
+from pipeline.core import params, shard_folder
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.fingerprint import STAGE, SUFFIX, fingerprint_shard
 from pipeline.params.data import ComputeParams
 from pipeline.pool import map_shards
-from pipeline.stage import Stage, arguments, run
 
 FEATURES = Path("data/logmel")
 
@@ -18,13 +19,13 @@ FEATURES = Path("data/logmel")
 def main(stage: Stage) -> None:
     """Run the stage."""
     compute = params.load("compute", ComputeParams)
-    given = manifest.verify(FEATURES, shards.SUFFIX, stage="logmel")
+    given = shard_folder.verify(FEATURES, shards.SUFFIX, stage="logmel")
     with stage.output("data/fingerprints") as folder:
-        sources = manifest.shard_paths(FEATURES, given, shards.SUFFIX)
-        targets = manifest.shard_paths(folder, given, SUFFIX)
+        sources = shard_folder.shard_paths(FEATURES, given, shards.SUFFIX)
+        targets = shard_folder.shard_paths(folder, given, SUFFIX)
         jobs = list(zip(sources, targets, strict=True))
         map_shards(fingerprint_shard, jobs, compute.local_workers, STAGE)
-        manifest.write(folder, given)
+        shard_folder.write(folder, given)
 
 
 if __name__ == "__main__":

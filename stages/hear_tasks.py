@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import params, zenodo
+from pipeline import zenodo
+from pipeline.core import params
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.hear_archive import unpack_task
 from pipeline.hear_audio import publish_task
 from pipeline.hear_tasks import find_task, read_task
 from pipeline.params.data import NetworkParams
 from pipeline.params.hear import TASK_SOURCES
-from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from pipeline import fingerprint, leak_table, leaks, manifest, params
+from pipeline import fingerprint, leak_table, leaks
+from pipeline.core import params, shard_folder
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.hear_tasks import Task, read_task
 from pipeline.leaks import CLIPS_PER_JOB, FILES_PER_JOB, FilesJob, Index, SearchJob
 from pipeline.params.data import ComputeParams, LogMelParams
 from pipeline.pool import map_shards
-from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def main(stage: Stage, name: str) -> None:
     max_bit_error = stage.value("leaks.max_bit_error")
     min_overlap_s = stage.value("leaks.min_overlap_s")
     workers = params.load("compute", ComputeParams).local_workers
-    given = manifest.verify(CORPUS, fingerprint.SUFFIX, fingerprint.STAGE)
-    paths = manifest.shard_paths(CORPUS, given, fingerprint.SUFFIX)
+    given = shard_folder.verify(CORPUS, fingerprint.SUFFIX, fingerprint.STAGE)
+    paths = shard_folder.shard_paths(CORPUS, given, fingerprint.SUFFIX)
     log_mel = fingerprint.read(paths[0]).log_mel
     limit = leaks.limits(max_bit_error, min_overlap_s, log_mel)
 

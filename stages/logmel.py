@@ -10,11 +10,12 @@ Params  logmel
 import json
 from pathlib import Path
 
-from pipeline import ledger, manifest, params, shards, shardwork, stats, tarshards
+from pipeline import ledger, shards, shardwork, stats, tarshards
+from pipeline.core import params, shard_folder
+from pipeline.core.stage import Stage
 from pipeline.logmel import CODE, LIBRARIES, STAGE, Job, logmel_shard, summarize
 from pipeline.params.data import ComputeParams, LogMelParams
 from pipeline.shardwork import Shards, fingerprint, read_sums
-from pipeline.stage import Stage
 
 AUDIO = Path("data/audio16k")
 FEATURES = "data/logmel"
@@ -26,9 +27,9 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
     log_mel = stage.load("logmel", LogMelParams)
     compute = params.load("compute", ComputeParams)
 
-    given = manifest.verify(AUDIO, tarshards.SUFFIX, stage="resample")
+    given = shard_folder.verify(AUDIO, tarshards.SUFFIX, stage="resample")
     row_shards = given.rows_of(ledger.read_complete(AUDIO, given, stage="resample"))
-    sources = manifest.shard_paths(AUDIO.absolute(), given, tarshards.SUFFIX)
+    sources = shard_folder.shard_paths(AUDIO.absolute(), given, tarshards.SUFFIX)
     sums = read_sums(AUDIO, given.shards, stage="resample")
     jobs = [
         Job(source, sha256, rows, log_mel)
@@ -48,7 +49,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         work.place(paths, folder)
         totals = stats.merge(map(shards.read_totals, paths))
         (folder / "stats.json").write_text(json.dumps(summarize(totals, rows), indent=2) + "\n")
-        manifest.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
+        shard_folder.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
     work.tidy()
 
 

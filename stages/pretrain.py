@@ -24,10 +24,12 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoint, distributed, leak_table, params
+from pipeline import checkpoint, distributed, leak_table
 from pipeline.checkpoint import Checkpoint
+from pipeline.core import params
+from pipeline.core.device import choose_device, make_deterministic
+from pipeline.core.stage import Stage, arguments, root, run
 from pipeline.dataset import epoch_plan, load_features
-from pipeline.device import choose_device, make_deterministic
 from pipeline.params.data import ComputeParams
 from pipeline.params.method import (
     AugmentParams,
@@ -38,7 +40,6 @@ from pipeline.params.method import (
 )
 from pipeline.pretrain import Settings, Trainer
 from pipeline.resume import Checkpoints, remove_forgotten
-from pipeline.stage import Stage, arguments, root, run
 
 logger = logging.getLogger(__name__)
 

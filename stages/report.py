@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import leak_table, paper_tables, probe_table, report, report_inputs, score_table
+from pipeline.core.stage import Stage, arguments, run, runtimes
 from pipeline.lineage import Lineage
 from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
 from pipeline.params.method import PretrainParams
 from pipeline.probe_table import ProbeTable
 from pipeline.score_table import ScoreTable
-from pipeline.stage import Stage, arguments, run, runtimes
 
 logger = logging.getLogger(__name__)
 

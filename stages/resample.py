@@ -10,11 +10,12 @@ Params  resample, logmel.sample_rate
 import logging
 from pathlib import Path
 
-from pipeline import ledger, manifest, params, shardwork, tarshards
+from pipeline import ledger, shardwork, tarshards
+from pipeline.core import params, shard_folder
+from pipeline.core.stage import Stage
 from pipeline.params.data import ComputeParams, ResampleParams
 from pipeline.resample import CODE, LIBRARIES, STAGE, Job, describe_levels, resample_shard
 from pipeline.shardwork import Shards, fingerprint
-from pipeline.stage import Stage
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"
@@ -28,9 +29,9 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
     sample_rate = stage.value("logmel.sample_rate")
     compute = params.load("compute", ComputeParams)
 
-    given = manifest.verify(CLIPS, tarshards.SUFFIX, stage="download")
+    given = shard_folder.verify(CLIPS, tarshards.SUFFIX, stage="download")
     row_shards = given.rows_of(ledger.read_complete(CLIPS, given, stage="download"))
-    sources = manifest.shard_paths(CLIPS.absolute(), given, tarshards.SUFFIX)
+    sources = shard_folder.shard_paths(CLIPS.absolute(), given, tarshards.SUFFIX)
     jobs = [
         Job(source, rows, resample, sample_rate)
         for source, rows in zip(sources, row_shards, strict=True)
@@ -49,7 +50,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         ledger.check_failed(rows, STAGE, resample.max_failed, folder / "ledger.csv")
         ledger.check_any(rows, folder / "ledger.csv")
         shards.place(paths, folder)
-        manifest.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
+        shard_folder.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
     shards.tidy()
 
 

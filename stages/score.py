@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline import params, scores
+from pipeline import scores
+from pipeline.core import params
+from pipeline.core.stage import Stage, arguments, run
 from pipeline.hear_tasks import read_task
 from pipeline.params.data import ComputeParams
 from pipeline.params.hear import BASELINES, TRAINED, ScoreParams
-from pipeline.stage import Stage, arguments, run
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 import stages.download
-from pipeline.stage import run
+from pipeline.core.stage import run
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = multiprocessing.get_context("forkserver")

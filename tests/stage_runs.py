@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 import stages.download
 import stages.logmel
 import stages.resample
-from pipeline.stage import run
+from pipeline.core.stage import run
 
 ROOT = Path(__file__).parents[1]
 MAINS = {

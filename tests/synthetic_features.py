@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 
-from pipeline import manifest, shards, stats
-from pipeline.manifest import Manifest
+from pipeline import shards, stats
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
 from pipeline.params.config import load_config
 
 LOG_MEL = load_config().logmel
@@ -20,8 +21,8 @@ def write_folder(folder, lengths, log_mel=LOG_MEL):
             values = column.repeat(log_mel.n_mels, axis=1).astype(np.float16)
             clip = shards.Clip(f"s{i}c{j}", "", values, stats.of(values))
             clips.append(clip)
-        shards.write(manifest.shard_path(folder, i, ".h5"), clips, log_mel)
+        shards.write(shard_folder.shard_path(folder, i, ".h5"), clips, log_mel)
     clips = sum(map(len, lengths))
-    manifest.write(folder, Manifest(len(lengths), 10 * len(lengths), clips, 10))
+    shard_folder.write(folder, Manifest(len(lengths), 10 * len(lengths), clips, 10))
     (folder / "stats.json").write_text(json.dumps({"mean": 1.5, "std": 2.5}))
     return folder

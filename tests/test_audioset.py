@@ -21,11 +21,11 @@ import stages.download
 from pipeline import ledger, tarshards
 from pipeline import queue as download_queue
 from pipeline.clipstore import ClipStore
+from pipeline.core.stage import run
 from pipeline.download import store_folder
 from pipeline.params.data import AudioSetParams
 from pipeline.segments import Segment
 from pipeline.sources.audioset import AudioSet, read_labels
-from pipeline.stage import run
 
 ROOT = Path(__file__).parents[1]
 RATE = 8000

@@ -16,8 +16,9 @@ import soundfile
 from media_server import serve
 from stage_runs import MAINS, ROOT, change_params, run_stages, use
 
-from pipeline import ledger, manifest, shards, tarshards
-from pipeline.stage import run
+from pipeline import ledger, shards, tarshards
+from pipeline.core import shard_folder
+from pipeline.core.stage import run
 
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}
 RATE = 22050
@@ -93,8 +94,8 @@ def test_every_folder_is_complete_by_its_manifest():
         ("audio16k", ".tar", 7),
         ("logmel", ".h5", 7),
     ):
-        found = manifest.verify(Path("data", folder), suffix, folder)
-        assert found == manifest.Manifest(shards=3, rows=9, clips=clips, clips_per_shard=4)
+        found = shard_folder.verify(Path("data", folder), suffix, folder)
+        assert found == shard_folder.Manifest(shards=3, rows=9, clips=clips, clips_per_shard=4)
     assert set(content_of("data/clips")) == {
         "00000.tar", "00001.tar", "00002.tar", "ledger.csv", "manifest.json",
     }  # fmt: skip

@@ -8,9 +8,9 @@ import pytest
 import torch
 from synthetic_features import LOG_MEL, write_folder
 
-from pipeline import manifest
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
 from pipeline.dataset import Features, epoch_plan, load_features, locate_crops
-from pipeline.manifest import Manifest
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_statistics_that_cannot_normalize_are_refused(folder, content):
 @pytest.mark.parametrize("counts", [(2, 20, 3, 10), (3, 30, 2, 10), (3, 30, 4, 10)])
 def test_a_manifest_of_other_shards_is_refused(folder, counts):
     """Fewer shards than files, fewer clips than the shards have, more clips."""
-    manifest.write(folder, Manifest(*counts))
+    shard_folder.write(folder, Manifest(*counts))
     with pytest.raises(ValueError, match=r"manifest\.json has .* of different runs.*dvc repro -f"):
         load_features(folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.params import read
+from pipeline.core.params import read
 from pipeline.params.hear import BASELINES, TASK_SOURCES, TRAINED
 
 ROOT = Path(__file__).parents[1]

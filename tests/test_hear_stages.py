@@ -17,8 +17,8 @@ import stages.embed
 import stages.hear_tasks
 import stages.score
 from pipeline import hear_api, scores
+from pipeline.core.stage import run
 from pipeline.embeddings import HearModule
-from pipeline.stage import run
 
 TASK = "toy-v1-small"
 RESULT = {

@@ -18,14 +18,15 @@ from synthetic_training import CPU, features, settings
 import stages.exclude
 import stages.fingerprint
 import stages.leaks
-from pipeline import leak_table, leaks, manifest, shards, stats
+from pipeline import leak_table, leaks, shards, stats
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
+from pipeline.core.stage import run
 from pipeline.dataset import load_features
 from pipeline.features import LogMel
 from pipeline.leak_table import Found, Leak
-from pipeline.manifest import Manifest
 from pipeline.params.config import load_config
 from pipeline.pretrain import Trainer
-from pipeline.stage import run
 from stages.pretrain import identity
 
 LOG_MEL = load_config().logmel
@@ -57,8 +58,8 @@ def write_corpus(folder):
         clips.append(shards.Clip(name, "", log_mel.astype("float16"), stats.of(log_mel)))
     folder.mkdir(parents=True)
     for i, part in enumerate((clips[:1], clips[1:])):
-        shards.write(manifest.shard_path(folder, i, ".h5"), part, LOG_MEL)
-    manifest.write(folder, Manifest(SHARDS, 2 * CLIPS, CLIPS, CLIPS))
+        shards.write(shard_folder.shard_path(folder, i, ".h5"), part, LOG_MEL)
+    shard_folder.write(folder, Manifest(SHARDS, 2 * CLIPS, CLIPS, CLIPS))
     (folder / "stats.json").write_text('{"mean": -7.0, "std": 4.0}\n')
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pipeline import ledger, manifest
-from pipeline.manifest import Manifest
+from pipeline import ledger
+from pipeline.core import shard_folder
+from pipeline.core.shard_folder import Manifest
 from pipeline.segments import Segment
 
 
@@ -18,15 +19,15 @@ def rows(count, failed=()):
 def folder(tmp_path):
     """A complete output of three shards."""
     complete = ledger.manifest_of(rows(10, failed={9}), clips_per_shard=4)
-    for path in manifest.shard_paths(tmp_path, complete, ".tar"):
+    for path in shard_folder.shard_paths(tmp_path, complete, ".tar"):
         path.touch()
     ledger.write(tmp_path / "ledger.csv", rows(10, failed={9}))
-    manifest.write(tmp_path, complete)
+    shard_folder.write(tmp_path, complete)
     return tmp_path
 
 
 def test_a_complete_folder_passes(folder):
-    assert manifest.verify(folder, ".tar", "download") == Manifest(3, 10, 9, 4)
+    assert shard_folder.verify(folder, ".tar", "download") == Manifest(3, 10, 9, 4)
 
 
 def test_the_file_holds_counts_only(folder):
@@ -38,7 +39,7 @@ def test_the_file_holds_counts_only(folder):
 def test_shards_are_fixed_ranges_of_rows(folder):
     shards = ledger.manifest_of(rows(10), 4).rows_of(rows(10))
     assert [[row.row for row in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert manifest.shard_path(folder, 2, ".tar").name == "00002.tar"
+    assert shard_folder.shard_path(folder, 2, ".tar").name == "00002.tar"
 
 
 def test_a_missing_shard_is_named(folder):
@@ -46,19 +47,19 @@ def test_a_missing_shard_is_named(folder):
     with pytest.raises(
         FileNotFoundError, match=r"lacks 1 of 3 shards, first 00001\.tar\. .*dvc pull download"
     ):
-        manifest.verify(folder, ".tar", "download")
+        shard_folder.verify(folder, ".tar", "download")
 
 
 def test_a_missing_folder_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"manifest\.json.*`dvc repro resample`"):
-        manifest.verify(tmp_path / "none", ".tar", "resample")
+        shard_folder.verify(tmp_path / "none", ".tar", "resample")
 
 
 def test_a_broken_manifest_says_what_to_run(folder):
     for text in ("{", '{"shards": 1}', "[1, 2, 3, 4]", "3"):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json is broken.*`dvc repro -f download`"):
-            manifest.verify(folder, ".tar", "download")
+            shard_folder.verify(folder, ".tar", "download")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +80,18 @@ def test_an_impossible_manifest_is_explained(folder, changed, message):
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(ValueError, match=rf"manifest\.json is broken \({message}") as error:
-        manifest.verify(folder, ".tar", "download")
+        shard_folder.verify(folder, ".tar", "download")
     assert "`dvc repro -f download`" in str(error.value)
 
 
 def test_a_shard_that_the_manifest_does_not_have_is_named(folder):
     (folder / "00003.tar").touch()
     with pytest.raises(ValueError, match=r"holds 00003\.tar, but its manifest.* 3 shards only"):
-        manifest.verify(folder, ".tar", "download")
+        shard_folder.verify(folder, ".tar", "download")
 
 
 def test_a_missing_or_broken_ledger_says_what_to_run(folder):
-    complete = manifest.verify(folder, ".tar", "download")
+    complete = shard_folder.verify(folder, ".tar", "download")
     (folder / "ledger.csv").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"ledger\.csv, line 1 .*UTF-8.*`dvc repro -f download`"):
         ledger.read_complete(folder, complete, "download")
@@ -100,13 +101,13 @@ def test_a_missing_or_broken_ledger_says_what_to_run(folder):
 
 
 def test_a_folder_without_clips_is_refused(folder):
-    manifest.write(folder, ledger.manifest_of(rows(10, failed=set(range(10))), 4))
+    shard_folder.write(folder, ledger.manifest_of(rows(10, failed=set(range(10))), 4))
     with pytest.raises(ValueError, match="holds no clips"):
-        manifest.verify(folder, ".tar", "download")
+        shard_folder.verify(folder, ".tar", "download")
 
 
 def test_a_ledger_of_another_run_is_refused(folder):
-    complete = manifest.verify(folder, ".tar", "download")
+    complete = shard_folder.verify(folder, ".tar", "download")
     assert ledger.read_complete(folder, complete, "download") == rows(10, failed={9})
     ledger.write(folder / "ledger.csv", rows(10))
     with pytest.raises(ValueError, match=r"10 ok.*does not belong to its manifest"):

@@ -12,11 +12,11 @@ from synthetic_hear import CONFIG, RATE, write_event_task, write_scene_task
 from torch import nn
 
 from pipeline import baselines, models
+from pipeline.core.params import check
 from pipeline.embeddings import write_embeddings
 from pipeline.features import LogMel
 from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
-from pipeline.params import check
 from pipeline.params.hear import BASELINES, BaselineParams, ExtractionParams
 
 TINY = {  # of wav2vec 2.0: two convolutions, one transformer layer

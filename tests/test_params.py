@@ -11,8 +11,9 @@ from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from torchaudio.functional import melscale_fbanks
 
-from pipeline import fingerprint, params
-from pipeline.params import check, load, load_value, read
+from pipeline import fingerprint
+from pipeline.core import params
+from pipeline.core.params import check, load, load_value, read
 from pipeline.params.config import FINGERPRINT_MELS, Config, load_config
 from pipeline.params.data import LogMelParams, ResampleParams
 from pipeline.params.method import PretrainParams, check_encoder

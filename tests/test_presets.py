@@ -9,8 +9,8 @@ from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from zenodo_server import TASKS
 
+from pipeline.core.params import PARAMS_FILE
 from pipeline.paper_settings import differing
-from pipeline.params import PARAMS_FILE
 from pipeline.params.config import load_config
 from pipeline.report import flatten
 

@@ -18,9 +18,9 @@ from pipeline import (
     report_inputs,
     score_table,
 )
+from pipeline.core.stage import Stage, run
 from pipeline.params.data import LogMelParams
 from pipeline.params.hear import ScoreParams
-from pipeline.stage import Stage, run
 from stages.report import main
 
 ROOT = Path(__file__).parents[1]

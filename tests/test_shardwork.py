@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_dvc_yaml import import_closure
 
-from pipeline import ledger, logmel, params, resample, shardwork
+from pipeline import ledger, logmel, resample, shardwork
+from pipeline.core import params
 from pipeline.params.data import ComputeParams
 from pipeline.segments import Segment
 from pipeline.shardwork import Shards, check_sum, fingerprint, read_sums, run_or_part

@@ -17,8 +17,9 @@ from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import RATE, audio, tone
 
 import stages.pretrain
-from pipeline import ledger, manifest, shards
-from pipeline.stage import run
+from pipeline import ledger, shards
+from pipeline.core import shard_folder
+from pipeline.core.stage import run
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -164,7 +165,9 @@ def check_ledger(labels, frames):
     usable = [row for row in rows if row.ok]
     assert {row.clip_id: row.labels for row in usable} == labels
     assert [row.frames for row in usable] == [len(part) for part in frames.values()]
-    assert len(list(Path("data/logmel").glob("*.h5"))) == manifest.shard_count(len(rows), PER_SHARD)
+    assert len(list(Path("data/logmel").glob("*.h5"))) == shard_folder.shard_count(
+        len(rows), PER_SHARD
+    )
     for row in usable:
         assert row.end_s >= row.start_s + row.duration_s - 1e-3 > 0.9 + row.start_s
         assert row.frames == pytest.approx(1 + 100 * row.duration_s, abs=11)  # MP3 adds some ms

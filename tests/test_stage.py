@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import stage as stage_module
+from pipeline.core import stage as stage_module
+from pipeline.core.stage import Stage, arguments, publish, run, runtimes
 from pipeline.params.method import LossParams
-from pipeline.stage import Stage, arguments, publish, run, runtimes
 
 ROOT = Path(__file__).parents[1]
 
@@ -233,7 +233,7 @@ def test_termination_ends_a_stage_cleanly_and_publishes_nothing(repository):
     script = repository / "slow.py"
     script.write_text(
         "import time\n"
-        "from pipeline.stage import run\n"
+        "from pipeline.core.stage import run\n"
         "def main(stage):\n"
         "    with stage.output('data/slow') as folder:\n"
         "        (folder / 'a').touch()\n"

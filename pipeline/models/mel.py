@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline import baselines
+from pipeline.core.params import check
 from pipeline.hear_input import checked
-from pipeline.params import check
 from pipeline.params.data import LogMelParams
 from pipeline.windows import FrontEnd
 

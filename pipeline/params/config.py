@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from pipeline.params import PARAMS_FILE, Section, check, read
+from pipeline.core.params import PARAMS_FILE, Section, check, read
 from pipeline.params.data import (
     SOURCES,
     AudioSetParams,

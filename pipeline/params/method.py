@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.params import Section
+from pipeline.core.params import Section
 
 AUDIONTT_STRIDE = 4  # mel bins, and frames, per output position
 

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline import segments
+from pipeline.core.stage import root
 from pipeline.params.data import AudioSetParams
 from pipeline.segments import Segment
-from pipeline.stage import root
 
 logger = logging.getLogger(__name__)
 

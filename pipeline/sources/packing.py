@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import ledger, manifest, tarshards
+from pipeline import ledger, tarshards
+from pipeline.core import shard_folder
+from pipeline.core.locks import exclusive
 from pipeline.download import MIN_CLIP_S, STAGE
 from pipeline.failures import UnavailableError
-from pipeline.locks import exclusive
 from pipeline.segments import Segment
 from pipeline.sources import Container, probing
 
@@ -40,9 +41,9 @@ def pack(
         exclusive(folder / "lock", f"copying the same clips into {folder}"),
         tqdm(total=len(segments), unit="clip", desc=STAGE, disable=None) as bar,
     ):
-        for shard in range(manifest.shard_count(len(segments), clips_per_shard)):
+        for shard in range(shard_folder.shard_count(len(segments), clips_per_shard)):
             part = segments[shard * clips_per_shard : (shard + 1) * clips_per_shard]
-            path = manifest.shard_path(folder, shard, tarshards.SUFFIX)
+            path = shard_folder.shard_path(folder, shard, tarshards.SUFFIX)
             if not path.with_suffix(".csv").exists():
                 _pack_shard(source, part, path)
             rows += ledger.read(path.with_suffix(".csv"))
@@ -99,7 +100,7 @@ def hand_over(folder: Path, target: Path, shards: int) -> None:
     again. Where the file system has no hard links, they are moved.
     """
     for shard in range(shards):
-        path = manifest.shard_path(folder, shard, tarshards.SUFFIX)
+        path = shard_folder.shard_path(folder, shard, tarshards.SUFFIX)
         try:
             os.link(path, target / path.name)
         except OSError:

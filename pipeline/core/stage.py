@@ -30,9 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from pipeline import params
-from pipeline.locks import exclusive
-from pipeline.params import Section
+from pipeline.core import params
+from pipeline.core.locks import exclusive
+from pipeline.core.params import Section
 
 logger = logging.getLogger(__name__)
 

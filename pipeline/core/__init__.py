@@ -1,0 +1,1 @@
+"""What all parts share: parameters, stages, locks, the device, folders of shards."""
