@@ -25,12 +25,12 @@ from torch.nn import functional
 
 from pipeline import checkpoint, hear_api
 from pipeline.checkpoint import Checkpoint
+from pipeline.config import load_config
 from pipeline.core.device import choose_device
 from pipeline.embeddings import HearModule, embed_files
 from pipeline.encoders import build_encoder
 from pipeline.hear_audio import decoded
 from pipeline.hear_input import repeatable
-from pipeline.params.config import load_config
 
 REPEATS = 3
 SIZES = {

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.pretrain import CLIP_FRAMES, synchronize, write_corpus
+from pipeline.config import load_config
 from pipeline.core.device import choose_device
-from pipeline.dataset import Features, Plan, epoch_plan, load_features, locate_crops
-from pipeline.feed import DeviceFeed, DiskFeed, Feed, HostFeed
-from pipeline.params.config import load_config
+from pipeline.pretrain.index import Features, Plan, epoch_plan, load_features, locate_crops
+from pipeline.pretrain.loader import DeviceFeed, DiskFeed, Feed, HostFeed
 
 REPEATS = 3
 CROP_FRAMES = 96

@@ -28,8 +28,8 @@ from benchmarks.media import RATE, RECORDINGS, ROOT, cpu_s, encode, show
 from pipeline import ledger
 from pipeline.clipstore import ClipStore
 from pipeline.core import params
+from pipeline.core.settings import NetworkParams
 from pipeline.download import Fetcher
-from pipeline.params.data import NetworkParams
 from pipeline.segments import Segment
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import scores
-from pipeline.params.hear import ScoreParams
+from pipeline.hear.score.params import ScoreParams
 
 FRAMES = 2401  # of a clip of an event task: 120 s with a hop of 50 ms
 HOP_MS = 50.0

@@ -22,13 +22,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import shards, stats
+from pipeline.config import Config, load_config
 from pipeline.core import shard_folder
 from pipeline.core.device import choose_device
 from pipeline.core.shard_folder import Manifest
-from pipeline.dataset import Features, epoch_plan, load_features
-from pipeline.params.config import Config, load_config
-from pipeline.pretrain import Settings, Trainer, build_model
+from pipeline.features import hdf5_shards, stats
+from pipeline.pretrain.index import Features, epoch_plan, load_features
+from pipeline.pretrain.trainer import Settings, Trainer, build_model
 
 DEFAULT = ["audiontt:128", "audiontt:1024", "vitc:128"]
 CLIP_FRAMES = 1001  # of ten seconds
@@ -91,10 +91,10 @@ def write_corpus(folder: Path, clips: int, config: Config) -> None:
     sizes = [min(CLIPS_PER_SHARD, clips - i) for i in range(0, clips, CLIPS_PER_SHARD)]
     for shard, size in enumerate(sizes):
         content = [
-            shards.Clip(f"s{shard}c{i}", "", noise[i : i + CLIP_FRAMES], stats.Totals())
+            hdf5_shards.Clip(f"s{shard}c{i}", "", noise[i : i + CLIP_FRAMES], stats.Totals())
             for i in range(size)
         ]
-        shards.write(folder / f"{shard:05d}.h5", content, config.logmel)
+        hdf5_shards.write(folder / f"{shard:05d}.h5", content, config.logmel)
     shard_folder.write(folder, Manifest(len(sizes), clips, clips, CLIPS_PER_SHARD))
     (folder / "stats.json").write_text(json.dumps({"mean": -0.8, "std": 4.6}))
 

@@ -20,8 +20,8 @@ import torchaudio
 
 from benchmarks.media import FORMATS, cpu_s, encode
 from pipeline import audio, ledger, logmel, resample
-from pipeline.features import LogMel
-from pipeline.params.config import load_config
+from pipeline.config import load_config
+from pipeline.features.front_end import LogMel
 from pipeline.pool import keep_freed_memory
 
 CLIPS = 16

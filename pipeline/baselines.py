@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.params.data import LogMelParams
-from pipeline.params.hear import BaselineParams, Model
+from pipeline.features.params import LogMelParams
+from pipeline.hear.params import BaselineParams, Model
 
 SETTINGS = "model.json"
 BLOCK = 2**20  # bytes

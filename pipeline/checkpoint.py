@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.core.params import Section, check
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.params.data import LogMelParams
-from pipeline.params.method import EncoderParams, check_encoder
+from pipeline.encoders.params import EncoderParams, check_encoder
+from pipeline.features.params import LogMelParams
 
 WEIGHTS = "encoder.safetensors"
 SETTINGS = "encoder.json"

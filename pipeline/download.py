@@ -32,9 +32,9 @@ from yt_dlp.utils import YoutubeDLError
 
 from pipeline import failures, ledger, tools
 from pipeline.clipstore import ClipStore, Outcome
+from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import root
 from pipeline.failures import UnavailableError
-from pipeline.params.data import NetworkParams
 from pipeline.politeness import BlockedError, Clock, Gate, StoppedError, back_off_s
 from pipeline.segments import Segment
 

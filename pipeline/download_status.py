@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.clipstore import RETRIED, ClipStore
+from pipeline.core.settings import NetworkParams
 from pipeline.download import WAITING, key
 from pipeline.ledger import OK
-from pipeline.params.data import NetworkParams
 from pipeline.segments import Segment
 
 HOURS = (1, 24)  # of which the rate is told

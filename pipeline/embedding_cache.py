@@ -16,8 +16,8 @@ import diskcache
 import numpy as np
 from jaxtyping import Float, Float32
 
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import root
-from pipeline.params.data import ComputeParams
 
 SHARED = ("nsynth_pitch", "speech_commands", "mridangam_stroke", "mridangam_tonic")
 CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # files, where there are any

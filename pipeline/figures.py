@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pipeline.params.data import LogMelParams
+from pipeline.features.params import LogMelParams
 
 INK, BLUE, ORANGE = "#000001", "#000002", "#000003"  # stand for the page's colors
 COLORS = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)"}

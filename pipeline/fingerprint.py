@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int64, UInt32
 
-from pipeline import shards
 from pipeline.core.params import check
-from pipeline.params.data import LogMelParams
+from pipeline.features import hdf5_shards
+from pipeline.features.params import LogMelParams
 
 STAGE = "fingerprint"
 SUFFIX = ".h5"
@@ -85,7 +85,7 @@ def fingerprint_shard(job: tuple[Path, Path]) -> int:
         ValueError: the shard is damaged.
     """
     source, target = job
-    shard = shards.read(source)
+    shard = hdf5_shards.read(source)
     clips = zip(shard.start[:-1], shard.start[1:], strict=True)
     values = [fingerprint(shard.frames[first:end])[::STRIDE] for first, end in clips]
     start = np.cumsum([0, *map(len, values)], dtype=np.int64)

@@ -29,9 +29,9 @@ from pipeline import layers as layer_outputs
 from pipeline.checkpoint import Checkpoint
 from pipeline.core.params import check
 from pipeline.encoders.audiontt import AudioNTT
-from pipeline.features import SILENCE
+from pipeline.features.front_end import SILENCE
+from pipeline.hear.params import ExtractionParams, check_layers
 from pipeline.hear_input import checked, repeatable
-from pipeline.params.hear import ExtractionParams, check_layers
 from pipeline.windows import FrontEnd
 
 REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, of the wrapper; pre-training has 1024

@@ -5,11 +5,11 @@ import math
 import torch
 from tqdm import tqdm
 
-from pipeline import stats
-from pipeline.features import LogMel
+from pipeline.features import stats
+from pipeline.features.front_end import LogMel
+from pipeline.features.params import LogMelParams
 from pipeline.hear_audio import decoded
 from pipeline.hear_tasks import Task
-from pipeline.params.data import LogMelParams
 
 
 def task_statistics(task: Task, params: LogMelParams, workers: int = 1) -> tuple[float, float]:

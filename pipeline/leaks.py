@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, Real, UInt32
 
 from pipeline import fingerprint, hear_audio
-from pipeline.features import LogMel
+from pipeline.features.front_end import LogMel
+from pipeline.features.params import LogMelParams
 from pipeline.fingerprint import BITS, SPAN, STRIDE, UNINFORMATIVE
 from pipeline.hear_tasks import TRAIN_VALID_TEST, Task
 from pipeline.leak_table import Leak
-from pipeline.params.data import LogMelParams
 
 KEY_BITS = 24  # the lower bands, which lossy coding spares
 MAX_REPEATS = 256  # frames of the test files; a key that more of them share says too little

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import audio, ledger, shards, shardwork, stats, tarshards
+from pipeline import audio, ledger, shardwork, tarshards
 from pipeline.audio import BadAudioError
-from pipeline.features import LogMel
-from pipeline.params.data import LogMelParams
-from pipeline.stats import Totals
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.front_end import LogMel
+from pipeline.features.params import LogMelParams
+from pipeline.features.stats import Totals
 
 STAGE = "logmel"
 # Modules that determine a shard's bytes, and libraries.
@@ -51,11 +52,11 @@ def logmel_shard(job: Job, target: Path) -> list[ledger.Row]:
         else:
             clips.append(clip)
             rows[clip_id] = replace(rows[clip_id], frames=len(clip.frames))
-    shards.write(target, clips, job.params)
+    hdf5_shards.write(target, clips, job.params)
     return list(rows.values())
 
 
-def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> shards.Clip:
+def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> hdf5_shards.Clip:
     """Return the log-mel of one clip, one at a time: batches are slower on a CPU.
 
     Raises:
@@ -74,7 +75,7 @@ def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> shards.Clip
     with torch.inference_mode():  # also reuses memory, which takes a third of the time off
         log_mel = front_end(torch.from_numpy(audio.to_mono(wave))).numpy().T
     totals = stats.of(log_mel)
-    return shards.Clip(row.clip_id, row.labels, log_mel.astype(np.float16), totals)
+    return hdf5_shards.Clip(row.clip_id, row.labels, log_mel.astype(np.float16), totals)
 
 
 def summarize(totals: Totals, rows: Sequence[ledger.Row]) -> dict[str, float | int]:

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from pipeline.core.settings import NetworkParams
 from pipeline.failures import UnavailableError
-from pipeline.params.data import NetworkParams
 
 logger = logging.getLogger(__name__)
 

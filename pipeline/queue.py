@@ -23,8 +23,9 @@ from typing import Any
 from pipeline import download_status, queue_ledger
 from pipeline.clipstore import RETRIED, ClipStore
 from pipeline.core import params
+from pipeline.core.settings import NetworkParams
+from pipeline.corpus.params import SOURCES
 from pipeline.download import WAITING, Fetcher, key, local_path, recording_url, store_folder
-from pipeline.params.data import SOURCES, NetworkParams
 from pipeline.sources import listing
 from pipeline.sources.audioset import AudioSet, kept, read_labels
 from pipeline.sources.segment_list import SegmentList

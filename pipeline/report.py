@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline import figures, leak_table, paper_tables, score_table
+from pipeline.hear.params import TRAINED
 from pipeline.leak_table import Found
 from pipeline.paper_tables import Comparison
-from pipeline.params.hear import TRAINED
 from pipeline.probe_table import ProbeTable
 from pipeline.report_inputs import Pretraining
 from pipeline.score_table import ScoreTable

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from pipeline.core.params import check
-from pipeline.params.data import LogMelParams
+from pipeline.features.params import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
 LABEL_COLUMNS = ["mid", "display_name"]

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from pipeline import audio, ledger, tarshards
 from pipeline.audio import BadAudioError
-from pipeline.params.data import ResampleParams
+from pipeline.corpus.params import ResampleParams
 
 STAGE = "resample"
 CODE = ("audio", "resample", "tarshards")  # modules that determine a shard's bytes, and libraries

@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.params.hear import TRAINED, Model, ScoreParams
+from pipeline.hear.params import TRAINED, Model
+from pipeline.hear.score.params import ScoreParams
 
 MODEL_NAMES: dict[Model, str] = {
     "pretrain": "the pre-trained encoder",

@@ -25,7 +25,7 @@ import numpy as np
 from pipeline import heareval_seed
 from pipeline.batched.data import check_batches, read_data
 from pipeline.batched.protocol import settings, splits
-from pipeline.params.hear import ScoreParams
+from pipeline.hear.score.params import ScoreParams
 
 logger = logging.getLogger(__name__)
 

@@ -35,9 +35,9 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from uuid import uuid4
 
 from pipeline.core import shard_folder
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, root, run
 from pipeline.ledger import COLUMNS, Row
-from pipeline.params.data import ComputeParams
 from pipeline.pool import keep_freed_memory, map_shards
 
 logger = logging.getLogger(__name__)

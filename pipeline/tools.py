@@ -17,7 +17,7 @@ import imageio_ffmpeg
 import yt_dlp.version
 from yt_dlp.globals import supported_js_runtimes
 
-from pipeline.params.data import NetworkParams
+from pipeline.core.settings import NetworkParams
 
 JS_RUNTIMES = ("deno", "node")  # that yt-dlp may use, the first one that is recent enough
 YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")

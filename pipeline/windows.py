@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.features import LogMel
+from pipeline.features.front_end import LogMel
+from pipeline.features.params import LogMelParams
+from pipeline.hear.params import front_end_hops, min_samples, window_hops
 from pipeline.hear_input import device_of
-from pipeline.params.data import LogMelParams
-from pipeline.params.hear import front_end_hops, min_samples, window_hops
 
 BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # in one pass, unless one clip is longer
 STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: what fits a core's cache is faster

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
+from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import root
-from pipeline.params.data import NetworkParams
-from pipeline.params.hear import ZenodoParams
+from pipeline.hear.params import ZenodoParams
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pipeline import baselines
 from pipeline.core.params import check
 from pipeline.core.stage import Stage, arguments, run
-from pipeline.params.data import LogMelParams
-from pipeline.params.hear import BASELINES, BaselineParams
+from pipeline.features.params import LogMelParams
+from pipeline.hear.params import BASELINES, BaselineParams
 
 
 def main(stage: Stage) -> None:

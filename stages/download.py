@@ -12,9 +12,10 @@ from typing import Any
 from pipeline import clipshards, ledger
 from pipeline.clipstore import ClipStore
 from pipeline.core import params, shard_folder
+from pipeline.core.settings import ComputeParams, NetworkParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.corpus.params import SOURCES, DownloadParams
 from pipeline.download import STAGE, WAITING, Fetcher, check_tried, store_folder
-from pipeline.params.data import SOURCES, ComputeParams, DownloadParams, NetworkParams
 from pipeline.segments import Segment
 from pipeline.sources import Container, Recordings, listing, packing
 from pipeline.sources.audioset import AudioSet

@@ -14,12 +14,12 @@ from pipeline import checkpoint, embedding_cache, models
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.embeddings import check_sample_rate, write_embeddings
+from pipeline.hear.params import BASELINES, TRAINED, ExtractionParams
 from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
-from pipeline.params.data import ComputeParams
-from pipeline.params.hear import BASELINES, TRAINED, ExtractionParams
 from pipeline.pool import cores
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on

@@ -6,11 +6,11 @@ Writes  data/fingerprints: HDF5 shards, manifest.json
 
 from pathlib import Path
 
-from pipeline import shards
 from pipeline.core import params, shard_folder
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.features import hdf5_shards
 from pipeline.fingerprint import STAGE, SUFFIX, fingerprint_shard
-from pipeline.params.data import ComputeParams
 from pipeline.pool import map_shards
 
 FEATURES = Path("data/logmel")
@@ -19,9 +19,9 @@ FEATURES = Path("data/logmel")
 def main(stage: Stage) -> None:
     """Run the stage."""
     compute = params.load("compute", ComputeParams)
-    given = shard_folder.verify(FEATURES, shards.SUFFIX, stage="logmel")
+    given = shard_folder.verify(FEATURES, hdf5_shards.SUFFIX, stage="logmel")
     with stage.output("data/fingerprints") as folder:
-        sources = shard_folder.shard_paths(FEATURES, given, shards.SUFFIX)
+        sources = shard_folder.shard_paths(FEATURES, given, hdf5_shards.SUFFIX)
         targets = shard_folder.shard_paths(folder, given, SUFFIX)
         jobs = list(zip(sources, targets, strict=True))
         map_shards(fingerprint_shard, jobs, compute.local_workers, STAGE)

@@ -12,12 +12,12 @@ from typing import Any
 
 from pipeline import zenodo
 from pipeline.core import params
+from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.hear.params import TASK_SOURCES
 from pipeline.hear_archive import unpack_task
 from pipeline.hear_audio import publish_task
 from pipeline.hear_tasks import find_task, read_task
-from pipeline.params.data import NetworkParams
-from pipeline.params.hear import TASK_SOURCES
 
 logger = logging.getLogger(__name__)
 

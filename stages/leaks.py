@@ -13,10 +13,11 @@ from pathlib import Path
 
 from pipeline import fingerprint, leak_table, leaks
 from pipeline.core import params, shard_folder
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.features.params import LogMelParams
 from pipeline.hear_tasks import Task, read_task
 from pipeline.leaks import CLIPS_PER_JOB, FILES_PER_JOB, FilesJob, Index, SearchJob
-from pipeline.params.data import ComputeParams, LogMelParams
 from pipeline.pool import map_shards
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,13 @@ Params  logmel
 import json
 from pathlib import Path
 
-from pipeline import ledger, shards, shardwork, stats, tarshards
+from pipeline import ledger, shardwork, tarshards
 from pipeline.core import params, shard_folder
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.params import LogMelParams
 from pipeline.logmel import CODE, LIBRARIES, STAGE, Job, logmel_shard, summarize
-from pipeline.params.data import ComputeParams, LogMelParams
 from pipeline.shardwork import Shards, fingerprint, read_sums
 
 AUDIO = Path("data/audio16k")
@@ -36,7 +38,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         for source, sha256, rows in zip(sources, sums, row_shards, strict=True)
     ]
     code = fingerprint(CODE, LIBRARIES)
-    work = Shards(STAGE, FEATURES, shards.SUFFIX, logmel_shard, code, jobs)
+    work = Shards(STAGE, FEATURES, hdf5_shards.SUFFIX, logmel_shard, code, jobs)
     if part:
         with work.kept():
             work.finish(compute, part)
@@ -47,7 +49,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         ledger.write(finished, rows)
         ledger.check_any(rows, finished)
         work.place(paths, folder)
-        totals = stats.merge(map(shards.read_totals, paths))
+        totals = stats.merge(map(hdf5_shards.read_totals, paths))
         (folder / "stats.json").write_text(json.dumps(summarize(totals, rows), indent=2) + "\n")
         shard_folder.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
     work.tidy()

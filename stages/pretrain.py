@@ -24,22 +24,18 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoint, distributed, leak_table
+from pipeline import checkpoint, leak_table
 from pipeline.checkpoint import Checkpoint
 from pipeline.core import params
 from pipeline.core.device import choose_device, make_deterministic
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, root, run
-from pipeline.dataset import epoch_plan, load_features
-from pipeline.params.data import ComputeParams
-from pipeline.params.method import (
-    AugmentParams,
-    LossParams,
-    PretrainParams,
-    ProjectorParams,
-    check_encoder,
-)
-from pipeline.pretrain import Settings, Trainer
-from pipeline.resume import Checkpoints, remove_forgotten
+from pipeline.encoders.params import check_encoder
+from pipeline.pretrain import distributed
+from pipeline.pretrain.index import epoch_plan, load_features
+from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
+from pipeline.pretrain.resume import Checkpoints, remove_forgotten
+from pipeline.pretrain.trainer import Settings, Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from pipeline import checkpoint, hear_api, probe
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.embeddings import HearModule, check_sample_rate
+from pipeline.hear.params import ExtractionParams
 from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
-from pipeline.params.data import ComputeParams
-from pipeline.params.hear import ExtractionParams
 from pipeline.pool import cores
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pipeline import leak_table, paper_tables, probe_table, report, report_inputs, score_table
 from pipeline.core.stage import Stage, arguments, run, runtimes
+from pipeline.hear.params import HearParams, ProbeParams, ReportParams
+from pipeline.hear.score.params import ScoreParams
 from pipeline.lineage import Lineage
-from pipeline.params.hear import HearParams, ProbeParams, ReportParams, ScoreParams
-from pipeline.params.method import PretrainParams
+from pipeline.pretrain.params import PretrainParams
 from pipeline.probe_table import ProbeTable
 from pipeline.score_table import ScoreTable
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pipeline import ledger, shardwork, tarshards
 from pipeline.core import params, shard_folder
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
-from pipeline.params.data import ComputeParams, ResampleParams
+from pipeline.corpus.params import ResampleParams
 from pipeline.resample import CODE, LIBRARIES, STAGE, Job, describe_levels, resample_shard
 from pipeline.shardwork import Shards, fingerprint
 

@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 
 from pipeline import scores
 from pipeline.core import params
+from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.hear.params import BASELINES, TRAINED
+from pipeline.hear.score.params import ScoreParams
 from pipeline.hear_tasks import read_task
-from pipeline.params.data import ComputeParams
-from pipeline.params.hear import BASELINES, TRAINED, ScoreParams
 
 logger = logging.getLogger(__name__)
 

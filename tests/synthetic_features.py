@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 
-from pipeline import shards, stats
+from pipeline.config import load_config
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.params.config import load_config
+from pipeline.features import hdf5_shards, stats
 
 LOG_MEL = load_config().logmel
 
@@ -19,9 +19,9 @@ def write_folder(folder, lengths, log_mel=LOG_MEL):
         for j, frames in enumerate(shard):
             column = 100.0 * i + 10 * j + np.arange(frames)[:, None]
             values = column.repeat(log_mel.n_mels, axis=1).astype(np.float16)
-            clip = shards.Clip(f"s{i}c{j}", "", values, stats.of(values))
+            clip = hdf5_shards.Clip(f"s{i}c{j}", "", values, stats.of(values))
             clips.append(clip)
-        shards.write(shard_folder.shard_path(folder, i, ".h5"), clips, log_mel)
+        hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), clips, log_mel)
     clips = sum(map(len, lengths))
     shard_folder.write(folder, Manifest(len(lengths), 10 * len(lengths), clips, 10))
     (folder / "stats.json").write_text(json.dumps({"mean": 1.5, "std": 2.5}))

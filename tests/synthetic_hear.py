@@ -10,8 +10,8 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder
-from pipeline.params.config import load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = load_config()

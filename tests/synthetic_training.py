@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Generator
 
-from pipeline.dataset import Features
-from pipeline.params.config import load_config
-from pipeline.pretrain import Settings, Trainer
+from pipeline.config import load_config
+from pipeline.pretrain.index import Features
+from pipeline.pretrain.trainer import Settings, Trainer
 
 CONFIG = load_config()
 CPU = torch.device("cpu")

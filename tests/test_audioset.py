@@ -22,8 +22,8 @@ from pipeline import ledger, tarshards
 from pipeline import queue as download_queue
 from pipeline.clipstore import ClipStore
 from pipeline.core.stage import run
+from pipeline.corpus.params import AudioSetParams
 from pipeline.download import store_folder
-from pipeline.params.data import AudioSetParams
 from pipeline.segments import Segment
 from pipeline.sources.audioset import AudioSet, read_labels
 

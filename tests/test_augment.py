@@ -7,7 +7,8 @@ import torch
 from torch import Generator
 from torch.nn import functional
 
-from pipeline.augment import (
+from pipeline.config import load_config
+from pipeline.pretrain.augment import (
     Views,
     _draw_box,
     draw_noise,
@@ -18,7 +19,6 @@ from pipeline.augment import (
     resize_weights,
     standardize,
 )
-from pipeline.params.config import load_config
 
 PAPER = load_config().augment
 SCALES = [0.6, 1.5]

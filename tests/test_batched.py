@@ -18,7 +18,7 @@ from pipeline.batched.engine import evaluate
 from pipeline.batched.metrics import Metrics, accuracy, mean_average_precision
 from pipeline.batched.protocol import settings, splits
 from pipeline.batched.stack import Stack, StackAdam, initial_state
-from pipeline.params.hear import ScoreParams
+from pipeline.hear.score.params import ScoreParams
 
 CPU = torch.device("cpu")
 PARAMS = ScoreParams(engine="batched", grid="default", grid_points=3, seeds=1)

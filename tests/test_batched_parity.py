@@ -23,8 +23,8 @@ from pipeline.batched.data import read_data
 from pipeline.batched.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
 from pipeline.batched.fitting import Fit
 from pipeline.batched.protocol import Split, best, postprocessings, settings, splits
+from pipeline.hear.score.params import ScoreParams
 from pipeline.hear_tasks import EvaluationParams, Metadata, read_task
-from pipeline.params.hear import ScoreParams
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and of metrics of absent classes
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer
 
-from pipeline.loss import byol_loss, noise_floor
-from pipeline.params.config import load_config
-from pipeline.params.method import LossParams
-from pipeline.pretrain import Trainer
+from pipeline.config import load_config
+from pipeline.pretrain.loss import byol_loss, noise_floor
+from pipeline.pretrain.params import LossParams
+from pipeline.pretrain.trainer import Trainer
 
 BYOL = {"loss__objective": "byol", "loss__target": "ema", "loss__predictor": True}
 

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder
-from pipeline.params.config import load_config
 
 CONFIG = load_config()
 

@@ -16,9 +16,10 @@ import soundfile
 from media_server import serve
 from stage_runs import MAINS, ROOT, change_params, run_stages, use
 
-from pipeline import ledger, shards, tarshards
+from pipeline import ledger, tarshards
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
+from pipeline.features import hdf5_shards
 
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}
 RATE = 22050
@@ -74,7 +75,7 @@ def test_segments_become_features_and_a_ledger_that_accounts_for_every_row():
     assert [row.frames for row in rows] == [201] * 6 + [101, None, None]
     assert rows[6].duration_s == 1.0
 
-    stored = [shards.read(Path(f"data/logmel/0000{i}.h5")) for i in range(3)]
+    stored = [hdf5_shards.read(Path(f"data/logmel/0000{i}.h5")) for i in range(3)]
     assert [shard.clip_id for shard in stored] == [
         ["-a_0", "-a_2000", "-a_4000", "b_b_0"], ["b_b_2000", "b_b_4000", "b_b_5000"], [],
     ]  # fmt: skip
@@ -204,7 +205,7 @@ def test_a_fetched_clip_is_kept_once_and_a_shard_that_stays_is_not_written_again
     soundfile.write("data/sample/videos/lost.ogg", np.ones(3 * RATE) / 3, RATE)
     run_stages("download")
     again = {p.name: p.stat().st_ino for p in Path("data/clips").glob("*.tar")}
-    assert {name for name in shards if again[name] != shards[name]} == {"00002.tar"}
+    assert {name for name in hdf5_shards if again[name] != hdf5_shards[name]} == {"00002.tar"}
 
 
 def test_other_shards_are_packed_from_the_same_clips():

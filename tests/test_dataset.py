@@ -10,7 +10,7 @@ from synthetic_features import LOG_MEL, write_folder
 
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.dataset import Features, epoch_plan, load_features, locate_crops
+from pipeline.pretrain.index import Features, epoch_plan, load_features, locate_crops
 
 CPU = torch.device("cpu")
 

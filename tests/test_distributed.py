@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from synthetic_features import write_folder
 from synthetic_training import trainer
 
-from pipeline import distributed
-from pipeline.augment import standardize
+from pipeline.pretrain import distributed
+from pipeline.pretrain.augment import standardize
 
 pytestmark = pytest.mark.xdist_group("distributed")
 

@@ -15,10 +15,10 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from pipeline import segments, tools
+from pipeline.config import load_config
 from pipeline.doctor import __main__ as doctor
 from pipeline.doctor import calibration, corpus, examination, forecast
 from pipeline.doctor.cache import Sharing, sharing
-from pipeline.params.config import load_config
 
 ROOT = Path(__file__).parents[1]
 HEAD = "# Segments csv\n# YTID, start_seconds, end_seconds, positive_labels\n"

@@ -22,9 +22,9 @@ from media_server import serve
 
 from pipeline import download, tools
 from pipeline.clipstore import ClipStore
+from pipeline.core.settings import NetworkParams
 from pipeline.download import Fetcher, key
 from pipeline.failures import UnavailableError
-from pipeline.params.data import NetworkParams
 from pipeline.politeness import Gate
 from pipeline.segments import Segment
 

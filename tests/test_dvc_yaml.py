@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.core.params import read
-from pipeline.params.hear import BASELINES, TASK_SOURCES, TRAINED
+from pipeline.hear.params import BASELINES, TASK_SOURCES, TRAINED
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages")

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder, vit
 from pipeline.encoders.audiontt import AudioNTT
+from pipeline.encoders.params import AudioNTTParams, ViTParams
 from pipeline.encoders.vit import Attention, sincos_position
-from pipeline.params.config import load_config
-from pipeline.params.method import AudioNTTParams, ViTParams
 
 CONFIG = load_config()
 AUDIONTT = CONFIG.encoders.audiontt

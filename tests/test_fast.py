@@ -12,14 +12,14 @@ import torch
 from torch import Generator
 from torch.nn import functional
 
-from pipeline.dataset import Features
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder
-from pipeline.fast import audiontt, embed_views, vit
-from pipeline.loss import barlow_twins_loss, cross_correlation
-from pipeline.masking import draw_kept
-from pipeline.params.config import load_config
-from pipeline.pretrain import BarlowTwins, Settings, Trainer
-from pipeline.projector import build_projector
+from pipeline.pretrain.fused import audiontt, embed_views, vit
+from pipeline.pretrain.index import Features
+from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation
+from pipeline.pretrain.masking import draw_kept
+from pipeline.pretrain.projector import build_projector
+from pipeline.pretrain.trainer import BarlowTwins, Settings, Trainer
 
 pytestmark = pytest.mark.usefixtures("shallow")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchaudio.transforms import MelSpectrogram
 
-from pipeline.features import EPSILON, SILENCE, LogMel
-from pipeline.params.data import LogMelParams
+from pipeline.features.front_end import EPSILON, SILENCE, LogMel
+from pipeline.features.params import LogMelParams
 
 PARAMS = LogMelParams(
     sample_rate=16000, n_fft=1024, win_length=1024, hop_length=160, n_mels=64, f_min=60.0,

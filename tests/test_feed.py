@@ -12,9 +12,9 @@ import torch
 from synthetic_features import LOG_MEL, write_folder
 from torch import Generator
 
-from pipeline import feed
-from pipeline.dataset import Features, Plan, epoch_plan, load_features
-from pipeline.feed import DeviceFeed, DiskFeed, HostFeed, choose_feed
+from pipeline.pretrain import loader
+from pipeline.pretrain.index import Features, Plan, epoch_plan, load_features
+from pipeline.pretrain.loader import DeviceFeed, DiskFeed, HostFeed, choose_feed
 
 CPU = torch.device("cpu")
 FEEDS = [DeviceFeed, HostFeed, DiskFeed]
@@ -119,7 +119,7 @@ def test_batches_stay_in_order_and_bounded_however_long_each_takes(features, kin
     monkeypatch.setattr(source, "_read", slow)
     expected = [crop for _, crop in crops(kind(features, 16, CPU), plan)]
     for step, (clip, frames) in enumerate(source.batches(plan)):
-        assert len(begun) <= step + 1 + feed.AHEAD
+        assert len(begun) <= step + 1 + loader.AHEAD
         assert torch.equal(source.crops(clip, frames), expected[step])
     assert len(begun) == 36
     assert source.wait_s > 0
@@ -177,7 +177,7 @@ def test_reads_that_come_in_pieces_are_put_together(features, monkeypatch):
     source, preadv = DiskFeed(features, 16, CPU), os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, to, at: preadv(fd, [to[0][:100]], at))
     file, out = features.frames[0], np.zeros((47, 64), np.float16)
-    feed.read_at(source.descriptors[0], file.offset, out, file)
+    loader.read_at(source.descriptors[0], file.offset, out, file)
     np.testing.assert_array_equal(out, features.read_frames(CPU)[:47])
 
 
@@ -193,10 +193,10 @@ def test_files_are_closed_with_the_feed(features):
 
 def test_more_shards_than_files_may_be_open_raise_the_limit(features, monkeypatch):
     limits = []
-    monkeypatch.setattr(feed.resource, "getrlimit", lambda which: (64, 4096))
-    monkeypatch.setattr(feed.resource, "setrlimit", lambda which, limit: limits.append(limit))
+    monkeypatch.setattr(loader.resource, "getrlimit", lambda which: (64, 4096))
+    monkeypatch.setattr(loader.resource, "setrlimit", lambda which, limit: limits.append(limit))
     DiskFeed(features, 16, CPU)
-    assert limits == [(len(LENGTHS) + feed.SPARE_FILES, 4096)]
+    assert limits == [(len(LENGTHS) + loader.SPARE_FILES, 4096)]
 
 
 def test_features_in_memory_cannot_be_read_from_the_disk():
@@ -218,9 +218,9 @@ def test_auto_takes_the_first_memory_that_stays_half_free(
 ):
     """Free memory in multiples of the features' size."""
     for made in FEEDS:  # no GPU is needed to choose
-        monkeypatch.setattr(feed, made.__name__, lambda f, n, _, made=made: made(f, n, CPU))
+        monkeypatch.setattr(loader, made.__name__, lambda f, n, _, made=made: made(f, n, CPU))
     size = features.nbytes
-    monkeypatch.setattr(feed, "available_memory", lambda: int(memory_free * size))
+    monkeypatch.setattr(loader, "available_memory", lambda: int(memory_free * size))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gpu_free * size), 0))
     with caplog.at_level(logging.INFO):
         assert type(choose_feed(features, 16, torch.device("cuda"), "auto")) is kind
@@ -228,14 +228,14 @@ def test_auto_takes_the_first_memory_that_stays_half_free(
 
 
 def test_auto_on_a_cpu_counts_the_processes_that_share_the_memory(features, monkeypatch):
-    monkeypatch.setattr(feed, "available_memory", lambda: 5 * features.nbytes)
+    monkeypatch.setattr(loader, "available_memory", lambda: 5 * features.nbytes)
     kinds = [type(choose_feed(features, 16, CPU, "auto", n)) for n in (1, 2, 3)]
     assert kinds == [DeviceFeed, DeviceFeed, DiskFeed]
 
 
 @pytest.mark.parametrize(("where", "kind"), [("device", DeviceFeed), ("host", HostFeed)])
 def test_what_is_asked_for_is_taken(features, monkeypatch, where, kind):
-    monkeypatch.setattr(feed, "available_memory", lambda: 0)
+    monkeypatch.setattr(loader, "available_memory", lambda: 0)
     assert type(choose_feed(features, 16, CPU, where)) is kind
 
 
@@ -245,5 +245,5 @@ def test_the_limits_of_a_jobs_control_groups_count(tmp_path):
     (root / "job" / "memory.max").write_text("4096\n")
     (root / "job" / "step" / "memory.max").write_text("max\n")
     groups.write_text("4:memory:/old\n0::/job/step\n")
-    assert feed.group_limits(groups, root) == [4096]
-    assert feed.group_limits(tmp_path / "absent", root) == []
+    assert loader.group_limits(groups, root) == [4096]
+    assert loader.group_limits(tmp_path / "absent", root) == []

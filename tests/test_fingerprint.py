@@ -8,9 +8,9 @@ import torch
 from synthetic_recordings import RATE, coded, recording
 
 from pipeline import fingerprint, leaks
-from pipeline.features import LogMel
+from pipeline.config import load_config
+from pipeline.features.front_end import LogMel
 from pipeline.fingerprint import LAG, SMOOTH, SPAN, STRIDE, UNINFORMATIVE
-from pipeline.params.config import load_config
 
 CONFIG = load_config()
 LOG_MEL = CONFIG.logmel

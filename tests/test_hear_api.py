@@ -10,9 +10,9 @@ from synthetic_hear import MEAN, RATE, SMALL, STD, old_tool_environment, write_c
 from torch import nn
 
 from pipeline import checkpoint, hear_api
-from pipeline.features import SILENCE, LogMel
+from pipeline.config import load_config
+from pipeline.features.front_end import SILENCE, LogMel
 from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
-from pipeline.params.config import load_config
 from pipeline.windows import BATCH_FRAMES
 
 WINDOW, HOP = 15_200, 800  # samples of a timestamp's window and between timestamps

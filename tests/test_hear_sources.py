@@ -18,9 +18,9 @@ from zenodo_server import TASKS, Miniature, files, key, label_files, metadata, p
 import stages.hear_tasks
 import stages.validate
 from pipeline import hear_archive
+from pipeline.config import load_config
 from pipeline.core.stage import run
 from pipeline.hear_tasks import read_task
-from pipeline.params.config import load_config
 
 NAME = "tfds_crema_d-1.0.0-full"
 

@@ -17,9 +17,9 @@ import stages.embed
 import stages.hear_tasks
 import stages.score
 from pipeline import paper_tables, report, score_table
+from pipeline.config import load_config
 from pipeline.core.stage import run
 from pipeline.embedding_cache import serves
-from pipeline.params.config import load_config
 
 MODEL = "pretrain"
 

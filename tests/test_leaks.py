@@ -18,15 +18,16 @@ from synthetic_training import CPU, features, settings
 import stages.exclude
 import stages.fingerprint
 import stages.leaks
-from pipeline import leak_table, leaks, shards, stats
+from pipeline import leak_table, leaks
+from pipeline.config import load_config
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
 from pipeline.core.stage import run
-from pipeline.dataset import load_features
-from pipeline.features import LogMel
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.front_end import LogMel
 from pipeline.leak_table import Found, Leak
-from pipeline.params.config import load_config
-from pipeline.pretrain import Trainer
+from pipeline.pretrain.index import load_features
+from pipeline.pretrain.trainer import Trainer
 from stages.pretrain import identity
 
 LOG_MEL = load_config().logmel
@@ -55,10 +56,10 @@ def write_corpus(folder):
     clips = []
     for name, wave in corpus().items():
         log_mel = front_end(torch.from_numpy(wave)).numpy().T
-        clips.append(shards.Clip(name, "", log_mel.astype("float16"), stats.of(log_mel)))
+        clips.append(hdf5_shards.Clip(name, "", log_mel.astype("float16"), stats.of(log_mel)))
     folder.mkdir(parents=True)
     for i, part in enumerate((clips[:1], clips[1:])):
-        shards.write(shard_folder.shard_path(folder, i, ".h5"), part, LOG_MEL)
+        hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), part, LOG_MEL)
     shard_folder.write(folder, Manifest(SHARDS, 2 * CLIPS, CLIPS, CLIPS))
     (folder / "stats.json").write_text('{"mean": -7.0, "std": 4.0}\n')
 

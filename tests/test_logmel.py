@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import audio, ledger, shards, stats, tarshards
-from pipeline.features import LogMel
+from pipeline import audio, ledger, tarshards
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.front_end import LogMel
+from pipeline.features.params import LogMelParams
 from pipeline.logmel import Job, logmel_shard, summarize
-from pipeline.params.data import LogMelParams
 from pipeline.segments import Segment
 
 PARAMS = LogMelParams(
@@ -54,7 +55,7 @@ def expected_log_mel(name):
 
 def test_shards_hold_the_log_mels_rounded_to_float16(job, target):
     logmel_shard(job, target)
-    shard = shards.read(target)
+    shard = hdf5_shards.read(target)
     assert shard.clip_id == ["long_0", "odd_0", "least_0", "one_0"]
     assert np.diff(shard.start).tolist() == [1001, 78, 4, 96]
     for i, name in enumerate(["long", "odd", "least", "one"]):
@@ -77,7 +78,7 @@ def test_a_clip_without_a_frame_is_recorded(job, target):
 
 def test_statistics_equal_numpy_over_all_frames_before_rounding(job, target):
     rows = logmel_shard(job, target)
-    totals = shards.read_totals(target)
+    totals = hdf5_shards.read_totals(target)
     names = [row.ytid for row in rows if row.ok]
     together = np.concatenate([expected_log_mel(n) for n in names]).astype(np.float64)
     found = summarize(stats.merge([totals]), rows)
@@ -85,7 +86,7 @@ def test_statistics_equal_numpy_over_all_frames_before_rounding(job, target):
     assert found["std"] == pytest.approx(together.std(), rel=1e-10)
     assert found["count"] == together.size
     assert found["clips"] == 4
-    assert shards.read(target).totals == totals
+    assert hdf5_shards.read(target).totals == totals
     assert json.loads(json.dumps(found)) == found
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.loss import barlow_twins_loss, cross_correlation, noise_floor
-from pipeline.params.config import load_config
+from pipeline.config import load_config
+from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation, noise_floor
 
 PAPER = load_config().loss
 

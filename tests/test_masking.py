@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder
-from pipeline.masking import draw_kept, mask_ratio_at
-from pipeline.params.config import load_config
+from pipeline.pretrain.masking import draw_kept, mask_ratio_at
 
 VITC = load_config().encoders.vitc
 PATCHES = 24  # of 64 x 48 inputs

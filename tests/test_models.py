@@ -14,10 +14,10 @@ from torch import nn
 from pipeline import baselines, models
 from pipeline.core.params import check
 from pipeline.embeddings import write_embeddings
-from pipeline.features import LogMel
+from pipeline.features.front_end import LogMel
+from pipeline.hear.params import BASELINES, BaselineParams, ExtractionParams
 from pipeline.hear_statistics import task_statistics
 from pipeline.hear_tasks import read_task
-from pipeline.params.hear import BASELINES, BaselineParams, ExtractionParams
 
 TINY = {  # of wav2vec 2.0: two convolutions, one transformer layer
     "extractor_mode": "group_norm",

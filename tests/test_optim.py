@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.capture import Captured
+from pipeline.config import load_config
 from pipeline.encoders import build_encoder
-from pipeline.optim import Lars, build_optimizer, lr_factor, set_lr
-from pipeline.params.config import load_config
+from pipeline.pretrain.cuda_graph import Captured
+from pipeline.pretrain.optim import Lars, build_optimizer, lr_factor, set_lr
 
 CONFIG = load_config()
 LARS = CONFIG.encoders.audiontt.optimizer.model_copy(update={"lr": 0.4})  # the paper's

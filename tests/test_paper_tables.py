@@ -6,9 +6,9 @@ import io
 import pytest
 
 from pipeline import paper_tables
+from pipeline.hear.score.params import ScoreParams
 from pipeline.paper_settings import COMMON, ENCODERS
 from pipeline.paper_tables import GROUPS, PAPER_TASKS, Comparison, Line, Table
-from pipeline.params.hear import ScoreParams
 from pipeline.score_table import Row, Score, ScoreTable
 
 ESC50, GUNSHOT = "esc50-v2.0.0-full", "gunshot_triangulation-v1.0-full"

@@ -12,11 +12,13 @@ from ruamel.yaml import YAML
 from torchaudio.functional import melscale_fbanks
 
 from pipeline import fingerprint
+from pipeline.config import FINGERPRINT_MELS, Config, load_config
 from pipeline.core import params
 from pipeline.core.params import check, load, load_value, read
-from pipeline.params.config import FINGERPRINT_MELS, Config, load_config
-from pipeline.params.data import LogMelParams, ResampleParams
-from pipeline.params.method import PretrainParams, check_encoder
+from pipeline.corpus.params import ResampleParams
+from pipeline.encoders.params import check_encoder
+from pipeline.features.params import LogMelParams
+from pipeline.pretrain.params import PretrainParams
 
 
 def changed(key, value):

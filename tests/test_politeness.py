@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 from fake_clock import FakeClock
 
+from pipeline.core.settings import NetworkParams
 from pipeline.failures import UnavailableError, retry_after_s
-from pipeline.params.data import NetworkParams
 from pipeline.politeness import (
     BlockedError,
     Breaker,

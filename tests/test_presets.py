@@ -9,9 +9,9 @@ from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from zenodo_server import TASKS
 
+from pipeline.config import load_config
 from pipeline.core.params import PARAMS_FILE
 from pipeline.paper_settings import differing
-from pipeline.params.config import load_config
 from pipeline.report import flatten
 
 PRESETS = Path(__file__).parents[1] / "presets"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, with_optimizer
 
-from pipeline.pretrain import Trainer, build_model
+from pipeline.pretrain.trainer import Trainer, build_model
 
 pytestmark = pytest.mark.usefixtures("shallow")
 

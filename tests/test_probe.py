@@ -30,12 +30,12 @@ from test_params import changed
 import stages.probe
 import stages.validate
 from pipeline import hear_api, probe, probe_table
+from pipeline.config import Config
 from pipeline.core.params import check
 from pipeline.core.stage import Stage, run
 from pipeline.embeddings import HearModule
 from pipeline.hear_audio import read_clip
 from pipeline.hear_tasks import read_task
-from pipeline.params.config import Config
 from pipeline.probe import Split
 
 TASK = "toy-v1-small"

@@ -11,7 +11,7 @@ import torch
 from synthetic_training import CPU, features, settings
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.pretrain import Trainer
+from pipeline.pretrain.trainer import Trainer
 
 WAITS = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.params.method import ProjectorParams
-from pipeline.projector import build_projector
+from pipeline.pretrain.params import ProjectorParams
+from pipeline.pretrain.projector import build_projector
 
 
 @pytest.mark.parametrize(

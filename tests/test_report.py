@@ -19,8 +19,8 @@ from pipeline import (
     score_table,
 )
 from pipeline.core.stage import Stage, run
-from pipeline.params.data import LogMelParams
-from pipeline.params.hear import ScoreParams
+from pipeline.features.params import LogMelParams
+from pipeline.hear.score.params import ScoreParams
 from stages.report import main
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from pipeline import ledger, tarshards
-from pipeline.params.data import ResampleParams
+from pipeline.corpus.params import ResampleParams
 from pipeline.resample import Job, describe_levels, resample_shard
 from pipeline.segments import Segment
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer
 
-from pipeline.pretrain import Trainer
-from pipeline.resume import Checkpoints, remove_forgotten, stop_after_step
+from pipeline.pretrain.resume import Checkpoints, remove_forgotten, stop_after_step
+from pipeline.pretrain.trainer import Trainer
 from stages.pretrain import code_version
 
 pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.xdist_group("resume")]
@@ -78,8 +78,10 @@ def test_a_run_is_told_from_one_of_other_code_whatever_others_modules_import_whe
     before = code_version()
     assert code_version() == before
     edited = tmp_path / "resume.py"
-    edited.write_text(Path(sys.modules["pipeline.resume"].__file__).read_text() + "# edited\n")
-    monkeypatch.setattr(sys.modules["pipeline.resume"], "__file__", str(edited))
+    edited.write_text(
+        Path(sys.modules["pipeline.pretrain.resume"].__file__).read_text() + "# edited\n"
+    )
+    monkeypatch.setattr(sys.modules["pipeline.pretrain.resume"], "__file__", str(edited))
     assert code_version() != before
 
 

@@ -15,8 +15,8 @@ from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold
 
 from pipeline import hear_api, scores
 from pipeline.embeddings import HearModule, write_embeddings
+from pipeline.hear.score.params import GRID_SIZES, ScoreParams
 from pipeline.hear_tasks import read_task
-from pipeline.params.hear import GRID_SIZES, ScoreParams
 from pipeline.scores import run_heareval, summarize, summarize_seeds
 
 FAST = ScoreParams(engine="heareval", grid="fast", grid_points=2, seeds=1)

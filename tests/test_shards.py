@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import shards, stats
-from pipeline.params.data import LogMelParams
-from pipeline.shards import Clip
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.hdf5_shards import Clip
+from pipeline.features.params import LogMelParams
 
 PARAMS = LogMelParams(
     sample_rate=16000, n_fft=1024, win_length=1024, hop_length=160, n_mels=64, f_min=60.0,
@@ -29,8 +29,8 @@ def clips():
 
 
 def test_what_is_written_is_read_back(tmp_path, clips):
-    totals = shards.write(tmp_path / "0.h5", clips, PARAMS)
-    shard = shards.read(tmp_path / "0.h5")
+    totals = hdf5_shards.write(tmp_path / "0.h5", clips, PARAMS)
+    shard = hdf5_shards.read(tmp_path / "0.h5")
     assert shard.clip_id == ["-_a_0", "b_30000", "ä_5"]
     assert shard.labels == ["/m/1,/m/2", "", "/t/dd1"]
     assert shard.log_mel == PARAMS
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(tmp_path, clips):
 
 
 def test_the_layout_is_the_documented_one(tmp_path, clips):
-    shards.write(tmp_path / "0.h5", clips, PARAMS)
+    hdf5_shards.write(tmp_path / "0.h5", clips, PARAMS)
     with h5py.File(tmp_path / "0.h5") as file:
         assert set(file) == {"log_mel", "start", "clip_id", "labels"}
         log_mel = file["log_mel"]
@@ -56,7 +56,7 @@ def test_the_layout_is_the_documented_one(tmp_path, clips):
 
 
 def test_a_crop_is_one_run_of_bytes_in_the_file(tmp_path, clips):
-    shards.write(tmp_path / "0.h5", clips, PARAMS)
+    hdf5_shards.write(tmp_path / "0.h5", clips, PARAMS)
     with h5py.File(tmp_path / "0.h5") as file:
         offset = file["log_mel"].id.get_offset()
     raw = (tmp_path / "0.h5").read_bytes()[offset + 20 * 128 : offset + 52 * 128]
@@ -67,13 +67,13 @@ def test_a_crop_is_one_run_of_bytes_in_the_file(tmp_path, clips):
 
 def test_the_same_clips_make_the_same_bytes(tmp_path, clips):
     for name in ("0.h5", "1.h5"):
-        shards.write(tmp_path / name, clips, PARAMS)
+        hdf5_shards.write(tmp_path / name, clips, PARAMS)
     assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "1.h5").read_bytes()
 
 
 def test_a_shard_may_be_empty(tmp_path):
-    shards.write(tmp_path / "0.h5", [], PARAMS)
-    shard = shards.read(tmp_path / "0.h5")
+    hdf5_shards.write(tmp_path / "0.h5", [], PARAMS)
+    shard = hdf5_shards.read(tmp_path / "0.h5")
     assert shard.frames.shape == (0, 64)
     assert shard.start.tolist() == [0]
     assert shard.clip_id == shard.labels == []
@@ -83,14 +83,14 @@ def test_a_shard_may_be_empty(tmp_path):
 @pytest.mark.parametrize("size", [0, 100, 5000])
 def test_a_truncated_shard_is_an_error_that_says_what_to_run(tmp_path, clips, size):
     path = tmp_path / "0.h5"
-    shards.write(path, clips, PARAMS)
+    hdf5_shards.write(path, clips, PARAMS)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"0\.h5 is no shard.*or is damaged.*`dvc repro -f logmel"):
-        shards.read(path)
+        hdf5_shards.read(path)
 
 
 def test_another_hdf5_file_is_an_error(tmp_path):
     with h5py.File(tmp_path / "0.h5", "w") as file:
         file["log_mel"] = np.zeros((3, 64))
     with pytest.raises(ValueError, match="is no shard"):
-        shards.read(tmp_path / "0.h5")
+        hdf5_shards.read(tmp_path / "0.h5")

@@ -13,7 +13,7 @@ from test_dvc_yaml import import_closure
 
 from pipeline import ledger, logmel, resample, shardwork
 from pipeline.core import params
-from pipeline.params.data import ComputeParams
+from pipeline.core.settings import ComputeParams
 from pipeline.segments import Segment
 from pipeline.shardwork import Shards, check_sum, fingerprint, read_sums, run_or_part
 

@@ -17,9 +17,10 @@ from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import RATE, audio, tone
 
 import stages.pretrain
-from pipeline import ledger, shards
+from pipeline import ledger
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
+from pipeline.features import hdf5_shards
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -151,7 +152,7 @@ def test_a_source_is_pre_trained_on(name):
 
 def features_of(labels):
     """The frames of every clip, which are those expected, with their labels and in their order."""
-    stored = [shards.read(path) for path in sorted(Path("data/logmel").glob("*.h5"))]
+    stored = [hdf5_shards.read(path) for path in sorted(Path("data/logmel").glob("*.h5"))]
     ids = [clip_id for shard in stored for clip_id in shard.clip_id]
     found = [label for shard in stored for label in shard.labels]
     assert list(zip(ids, found, strict=True)) == list(labels.items())

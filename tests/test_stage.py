@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.core import stage as stage_module
 from pipeline.core.stage import Stage, arguments, publish, run, runtimes
-from pipeline.params.method import LossParams
+from pipeline.pretrain.params import LossParams
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import stats
-from pipeline.stats import Totals
+from pipeline.features import stats
+from pipeline.features.stats import Totals
 
 
 def test_merged_totals_equal_numpy_over_the_concatenated_values():

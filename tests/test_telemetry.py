@@ -7,9 +7,9 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer
 
-from pipeline.loss import noise_floor
-from pipeline.pretrain import Trainer
-from pipeline.telemetry import History, Throughput, dead_dimensions, effective_rank
+from pipeline.pretrain.loss import noise_floor
+from pipeline.pretrain.telemetry import History, Throughput, dead_dimensions, effective_rank
+from pipeline.pretrain.trainer import Trainer
 
 
 def orthogonal(n, d, seed=0):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer, with_optimizer
 
-from pipeline.loss import barlow_twins_loss, cross_correlation
-from pipeline.pretrain import Trainer
-from pipeline.projector import build_projector
+from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation
+from pipeline.pretrain.projector import build_projector
+from pipeline.pretrain.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("shallow")
 

@@ -7,7 +7,7 @@ import pytest
 import urllib3.util.retry
 from zenodo_server import RECORD, key, serve
 
-from pipeline.params.config import load_config
+from pipeline.config import load_config
 from pipeline.zenodo import fetched
 
 NETWORK = load_config().network.model_copy(update={"tries": 3, "backoff_s": 0.0, "timeout_s": 5.0})

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_distributed import CASES, compute, uneven_crops
 
-from pipeline import distributed
-from pipeline.augment import standardize
+from pipeline.pretrain import distributed
+from pipeline.pretrain.augment import standardize
 
 with distributed.process_group(torch.device("cpu")):
     half = slice(8 * distributed.rank(), 8 * distributed.rank() + 8)

@@ -15,8 +15,8 @@ from pipeline.batched.data import TaskData, check_batches
 from pipeline.batched.draws import Draws
 from pipeline.batched.fitting import Fit, Trainer
 from pipeline.batched.protocol import best, settings, splits
+from pipeline.hear.score.params import ScoreParams
 from pipeline.hear_tasks import METADATA
-from pipeline.params.hear import ScoreParams
 
 AT_ONCE = {"cpu": 1}  # more do not fit into the caches and are 5 % slower
 

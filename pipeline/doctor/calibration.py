@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float32
 
 from pipeline import audio, download, logmel, resample
-from pipeline.features import LogMel
+from pipeline.config import Config
+from pipeline.features.front_end import LogMel
 from pipeline.ledger import Row
-from pipeline.params.config import Config
 from pipeline.segments import Segment
 
 CLIPS = 3  # measured, after one that is not

@@ -7,10 +7,10 @@ from typing import Any
 
 from pipeline import segments
 from pipeline.clipstore import ClipStore
+from pipeline.config import Config
+from pipeline.corpus.params import AudioSetParams, SegmentListParams
 from pipeline.download import recording_url, store_folder
 from pipeline.ledger import OK
-from pipeline.params.config import Config
-from pipeline.params.data import AudioSetParams, SegmentListParams
 from pipeline.segments import Segment
 from pipeline.sources import listing
 from pipeline.sources.audioset import kept

@@ -8,9 +8,9 @@ import psutil
 import torch
 
 from pipeline import pool, tools
+from pipeline.config import Config, load_config
 from pipeline.core.stage import EXPECTED_ERRORS
 from pipeline.doctor import Finding, cache, corpus, forecast
-from pipeline.params.config import Config, load_config
 
 MIN_MEMORY = 3e9  # bytes; the sample run takes 2.2 GB, AudioSet's list 1.9 GB
 

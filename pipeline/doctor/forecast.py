@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import download_status, pool, tools
+from pipeline.config import Config
 from pipeline.core import params
 from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
 from pipeline.doctor import Finding, calibration
 from pipeline.doctor.cache import Sharing
 from pipeline.doctor.corpus import FLAC, Corpus, address, corpus
 from pipeline.download import local_path
-from pipeline.params.config import Config
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
 KEPT = (".work/clips", ".work/download")

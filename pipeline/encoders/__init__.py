@@ -5,8 +5,8 @@ or None where one forward pass takes any length.
 """
 
 from pipeline.encoders.audiontt import AudioNTT
+from pipeline.encoders.params import AudioNTTParams, EncoderParams
 from pipeline.encoders.vit import ViT
-from pipeline.params.method import AudioNTTParams, EncoderParams
 
 Encoder = AudioNTT | ViT
 

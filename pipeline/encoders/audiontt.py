@@ -8,7 +8,7 @@ time by maximum plus mean. 6,333,376 parameters at 64 mel bins and 3072 dimensio
 from jaxtyping import Float
 from torch import Tensor, cat, nn
 
-from pipeline.params.method import AUDIONTT_STRIDE, AudioNTTParams
+from pipeline.encoders.params import AUDIONTT_STRIDE, AudioNTTParams
 
 
 class AudioNTT(nn.Module):

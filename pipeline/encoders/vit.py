@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.params.method import ViTParams
+from pipeline.encoders.params import ViTParams
 
 WIDTH_HEADS = {"base": (768, 12), "small": (384, 6), "tiny": (192, 3)}
 DEPTH = 12

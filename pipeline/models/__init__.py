@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipeline import hear_api
 from pipeline.embeddings import HearModule
+from pipeline.hear.params import TRAINED, ExtractionParams
 from pipeline.hear_api import Statistics
 from pipeline.models import crepe, external, mel, wav2vec2
-from pipeline.params.hear import TRAINED, ExtractionParams
 
 
 def load(

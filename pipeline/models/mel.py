@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline import baselines
 from pipeline.core.params import check
+from pipeline.features.params import LogMelParams
 from pipeline.hear_input import checked
-from pipeline.params.data import LogMelParams
 from pipeline.windows import FrontEnd
 
 

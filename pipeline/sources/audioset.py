@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pipeline import segments
 from pipeline.core.stage import root
-from pipeline.params.data import AudioSetParams
+from pipeline.corpus.params import AudioSetParams
 from pipeline.segments import Segment
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.corpus.params import FolderParams
 from pipeline.failures import UnavailableError
-from pipeline.params.data import FolderParams
 from pipeline.segments import Segment
 from pipeline.sources import listing, probing
 

@@ -11,8 +11,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.corpus.params import Fsd50kParams
 from pipeline.failures import UnavailableError
-from pipeline.params.data import Fsd50kParams
 from pipeline.segments import Segment, read_text
 from pipeline.sources import listing
 from pipeline.sources.folder import read_file

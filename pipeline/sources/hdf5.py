@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 
 from pipeline import audio
+from pipeline.corpus.params import Hdf5Params
 from pipeline.failures import UnavailableError
-from pipeline.params.data import Hdf5Params
 from pipeline.segments import Segment, read_text
 from pipeline.sources import listing
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from pipeline.corpus.params import ParquetParams
 from pipeline.failures import UnavailableError
-from pipeline.params.data import ParquetParams
 from pipeline.segments import Segment
 from pipeline.sources import listing
 from pipeline.sources.tar import join_labels

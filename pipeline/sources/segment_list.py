@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import segments
-from pipeline.params.data import SegmentListParams
+from pipeline.corpus.params import SegmentListParams
 from pipeline.segments import Segment
 
 

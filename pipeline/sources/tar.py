@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from pipeline.corpus.params import TarParams
 from pipeline.failures import UnavailableError
-from pipeline.params.data import TarParams
 from pipeline.segments import Segment, check_labels
 from pipeline.sources import listing
 

@@ -4,7 +4,7 @@ A residual addition and the normalization that follows it are one operation; att
 queries, keys and values as the matrix product leaves them; both, and GELU, add the bias of the
 product before them, so that its gradient is a by-product of theirs. Where CLS represents the input,
 nothing reads the other tokens after the last attention, and they end there. On a GPU the three
-operations below are Triton kernels (`pipeline.fast.vit_kernels`); the expressions here define them.
+operations below are Triton kernels (`vit_kernels`); the expressions here define them.
 """
 
 from itertools import zip_longest
@@ -18,7 +18,7 @@ from torch.nn import functional
 from pipeline.encoders.vit import ViT
 
 if torch.cuda.is_available():
-    from pipeline.fast import vit_kernels as kernels
+    from pipeline.pretrain.fused import vit_kernels as kernels
 
 MAX_TOKENS = 128  # of the attention kernel, which holds a head's whole matrix
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from pipeline.params.method import MIN_RANDOM_MASK, ViTParams, kept_patches
+from pipeline.encoders.params import MIN_RANDOM_MASK, ViTParams, kept_patches
 
 
 def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor, "2"]) -> float:

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
-from pipeline.dataset import Features, FrameFile, Plan, locate_crops
-from pipeline.features import SILENCE
+from pipeline.features.front_end import SILENCE
+from pipeline.pretrain.index import Features, FrameFile, Plan, locate_crops
 
 logger = logging.getLogger(__name__)
 

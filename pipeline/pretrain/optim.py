@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from pipeline.params.method import OptimizerParams, PretrainParams
+from pipeline.encoders.params import OptimizerParams
+from pipeline.pretrain.params import PretrainParams
 
 REFERENCE_BATCH = 128  # batch size that the learning rates are given for
 FINAL_FACTOR = 0.001  # where the cosine ends

@@ -14,26 +14,20 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from pipeline import distributed, masking
-from pipeline.augment import Views
-from pipeline.capture import Captured
-from pipeline.dataset import Features, Plan, epoch_plan
 from pipeline.encoders import Encoder, ViT, build_encoder
-from pipeline.fast import embed_views, layers
-from pipeline.feed import choose_feed
-from pipeline.loss import BarlowTwinsLoss, cross_correlation, objective
-from pipeline.optim import build_optimizer, lr_factor, set_lr
-from pipeline.params.method import (
-    AugmentParams,
-    EncoderParams,
-    LossParams,
-    PretrainParams,
-    ProjectorParams,
-    ViTParams,
-)
-from pipeline.projector import build_projector
-from pipeline.resume import Checkpoints, stop_after_step
-from pipeline.telemetry import History, Throughput, dead_dimensions, effective_rank, norms
+from pipeline.encoders.params import EncoderParams, ViTParams
+from pipeline.pretrain import distributed, masking
+from pipeline.pretrain.augment import Views
+from pipeline.pretrain.cuda_graph import Captured
+from pipeline.pretrain.fused import embed_views, layers
+from pipeline.pretrain.index import Features, Plan, epoch_plan
+from pipeline.pretrain.loader import choose_feed
+from pipeline.pretrain.loss import BarlowTwinsLoss, cross_correlation, objective
+from pipeline.pretrain.optim import build_optimizer, lr_factor, set_lr
+from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
+from pipeline.pretrain.projector import build_projector
+from pipeline.pretrain.resume import Checkpoints, stop_after_step
+from pipeline.pretrain.telemetry import History, Throughput, dead_dimensions, effective_rank, norms
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +239,7 @@ class Trainer:
             logger.info("epoch %d of %d: loss %.1f", epoch, p.epochs, loss)
 
     def train_step(self, clips: Int[Tensor, " B"], payload: Tensor) -> None:
-        """Update the model once on crops of the given clips (see `pipeline.feed`)."""
+        """Update the model once on crops of the given clips (see `pipeline.pretrain.loader`)."""
         p = self.settings.pretrain
         factor = lr_factor(self.step, self.steps_per_epoch, p)
         set_lr(self.optimizer, factor)

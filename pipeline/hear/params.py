@@ -1,4 +1,4 @@
-"""Sections of params.yaml that the evaluation reads: hear, score, probe, report."""
+"""Sections `hear` and `probe` of params.yaml."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.core.params import Section
-from pipeline.params.data import LogMelParams
+from pipeline.features.params import LogMelParams
 
-GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
 MIN_FRAMES = 4  # that an encoder takes
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # one word in DVC and in a shell
-
 Model = Literal["pretrain", "random", "mel", "crepe", "wav2vec2", "module"]
 TRAINED: tuple[Model, ...] = ("pretrain", "random")  # made by the stage pretrain
 BASELINES: tuple[Model, ...] = ("mel", "crepe", "wav2vec2", "module")  # by the stage baselines
@@ -209,25 +207,6 @@ def window_hops(window_ms: float, log_mel: LogMelParams) -> int:
 def min_samples(log_mel: LogMelParams) -> int:
     """Return the fewest samples that give an encoder's fewest frames and reflected edges."""
     return max(log_mel.n_fft // 2 + 1, (MIN_FRAMES - 1) * log_mel.hop_length)
-
-
-class ScoreParams(Section):
-    """Section `score`: hear-eval-kit's protocol."""
-
-    engine: Literal["heareval", "batched"]
-    grid: Literal["default", "fast", "faster"]
-    grid_points: int = Field(ge=1)  # settings that are tried
-    seeds: int = Field(ge=1, le=100)  # repetitions with other random numbers
-
-    @model_validator(mode="after")
-    def _inside_the_grid(self) -> "ScoreParams":
-        size = GRID_SIZES[self.grid]
-        if self.grid_points > size:
-            raise ValueError(
-                f"grid_points = {self.grid_points}: the grid {self.grid!r} has only {size} "
-                "settings to try (HEAR's protocol tries 8 of its default grid)."
-            )
-        return self
 
 
 class ProbeParams(Section):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.distributed import global_moments, world_size
+from pipeline.pretrain.distributed import global_moments, world_size
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.loss import noise_floor
-from pipeline.params.method import LossParams
+from pipeline.pretrain.loss import noise_floor
+from pipeline.pretrain.params import LossParams
 
 CONSTANT = 1e-5  # standard deviation, relative to the largest, under which a dimension is dead
 TERMS = ("invariance", "redundancy")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-from pipeline.params.data import LogMelParams
+from pipeline.features.params import LogMelParams
 
 EPSILON = float(np.finfo(np.float32).eps)
 SILENCE = float(np.log(EPSILON))  # log-mel of digital silence, -15.94

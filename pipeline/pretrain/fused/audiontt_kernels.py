@@ -1,4 +1,4 @@
-"""Triton kernels of `pipeline.fast.audiontt`, which defines what they compute.
+"""Triton kernels of `pipeline.pretrain.fused.audiontt`, which defines what they compute.
 
 Layouts: x [V, F, T], pooled [V, F/2, T/2, C], both contiguous; a view is one half of the items. A
 program works on all channels of some pooled places of one view; a view has a multiple of 64 of them

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from pipeline.distributed import global_moments
-from pipeline.params.method import AugmentParams
+from pipeline.pretrain.distributed import global_moments
+from pipeline.pretrain.params import AugmentParams
 
 EPSILON = torch.finfo(torch.float32).eps
 CUBIC_A = -0.75  # of the bicubic kernel, as in torch.nn.functional.interpolate

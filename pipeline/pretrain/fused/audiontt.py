@@ -11,7 +11,7 @@ the statistics, and normalization and ReLU act on a quarter of the values.
 
 The convolutions' biases are cancelled by batch norm: left out, they get no gradient, which is the
 exact one. On a GPU the three operations below are Triton kernels
-(`pipeline.fast.audiontt_kernels`); the expressions here define them.
+(`pipeline.pretrain.fused.audiontt_kernels`); the expressions here define them.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.encoders.audiontt import AudioNTT
-from pipeline.fast.norm import VIEWS, fold
+from pipeline.pretrain.fused.norm import VIEWS, fold
 
 if torch.cuda.is_available():
-    from pipeline.fast import audiontt_kernels as kernels
+    from pipeline.pretrain.fused import audiontt_kernels as kernels
 
 TAPS = 9  # of a 3x3 convolution with one input channel
 ROWS = 16  # of a folded kernel: the taps, the shift, zeros

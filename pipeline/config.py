@@ -5,40 +5,32 @@ from pathlib import Path
 from pydantic import model_validator
 
 from pipeline.core.params import PARAMS_FILE, Section, check, read
-from pipeline.params.data import (
+from pipeline.core.settings import ComputeParams, NetworkParams
+from pipeline.corpus.params import (
     SOURCES,
     AudioSetParams,
-    ComputeParams,
     DownloadParams,
     FolderParams,
     Fsd50kParams,
     Hdf5Params,
-    LogMelParams,
-    NetworkParams,
     ParquetParams,
     ResampleParams,
     SegmentListParams,
     TarParams,
 )
-from pipeline.params.hear import (
+from pipeline.encoders.params import AudioNTTParams, ViTParams, check_encoder
+from pipeline.features.params import LogMelParams
+from pipeline.hear.params import (
     HearParams,
     ProbeParams,
     ReportParams,
-    ScoreParams,
     check_layers,
     front_end_hops,
     window_hops,
 )
+from pipeline.hear.score.params import ScoreParams
 from pipeline.params.leaks import LeaksParams
-from pipeline.params.method import (
-    AudioNTTParams,
-    AugmentParams,
-    LossParams,
-    PretrainParams,
-    ProjectorParams,
-    ViTParams,
-    check_encoder,
-)
+from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
 
 FINGERPRINT_MELS = 36  # mel bins of which `pipeline.fingerprint` makes its 32 bits
 

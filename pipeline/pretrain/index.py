@@ -1,6 +1,6 @@
 """Log-mel features for pre-training: what the shards hold, and which crops an epoch takes of them.
 
-Reading the frames is the subject of `pipeline.feed`. The clips of all shards are numbered in order;
+`pipeline.pretrain.loader` reads the frames. The clips of all shards are numbered in order;
 so are their frames, end to end.
 """
 
@@ -17,10 +17,10 @@ from jaxtyping import Float, Float16, Int, Int64
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pipeline import shards, stats
 from pipeline.core import shard_folder
 from pipeline.core.params import check
-from pipeline.params.data import LogMelParams
+from pipeline.features import hdf5_shards, stats
+from pipeline.features.params import LogMelParams
 
 STAGE = "logmel"
 AGAIN = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
@@ -136,11 +136,11 @@ def load_features(folder: Path) -> Features:
         FileNotFoundError: the folder has no features, or fewer shards than its manifest says.
         ValueError: a file is damaged, or the files do not belong together.
     """
-    complete = shard_folder.verify(folder, shards.SUFFIX, STAGE)
+    complete = shard_folder.verify(folder, hdf5_shards.SUFFIX, STAGE)
     mean, std = stats.read(folder)
     files, starts, clip_id, total = [], [np.zeros(1, np.int64)], list[str](), 0
     front_ends = dict[LogMelParams, Path]()
-    paths = shard_folder.shard_paths(folder, complete, shards.SUFFIX)
+    paths = shard_folder.shard_paths(folder, complete, hdf5_shards.SUFFIX)
     for path in tqdm(paths, desc="open features", unit="shard", disable=None):
         index = read_index(path)
         frames = int(index.start[-1])

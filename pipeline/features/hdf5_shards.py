@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from jaxtyping import Float16, Int64
 
-from pipeline import stats
 from pipeline.core.params import check
-from pipeline.params.data import LogMelParams
-from pipeline.stats import Totals
+from pipeline.features import stats
+from pipeline.features.params import LogMelParams
+from pipeline.features.stats import Totals
 
 SUFFIX = ".h5"
 

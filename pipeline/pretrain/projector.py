@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from pipeline.params.method import ProjectorParams
+from pipeline.pretrain.params import ProjectorParams
 
 
 def build_projector(params: ProjectorParams, in_dim: int) -> nn.Sequential:

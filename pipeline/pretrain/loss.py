@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.distributed import all_mean, global_moments
-from pipeline.params.method import LossParams
+from pipeline.pretrain.distributed import all_mean, global_moments
+from pipeline.pretrain.params import LossParams
 
 EPSILON = 1e-5  # added to the variance of each dimension, as batch normalization does
 

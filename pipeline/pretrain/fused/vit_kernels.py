@@ -1,4 +1,4 @@
-"""Triton kernels of `pipeline.fast.vit`, which defines what they compute.
+"""Triton kernels of `pipeline.pretrain.fused.vit`, which defines what they compute.
 
 All tensors are contiguous; arithmetic is in float32, products of matrices take the tensors' own
 precision. Gradients of biases and norms are sums over rows, made in two steps of fixed order.

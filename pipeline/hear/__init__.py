@@ -1,0 +1,1 @@
+"""The evaluation on HEAR: tasks, embeddings, models to compare, and their scores."""

@@ -1,1 +1,0 @@
-"""Sections of params.yaml by the part of the pipeline that reads them."""
