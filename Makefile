@@ -23,7 +23,7 @@ help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
 
 doctor: $(INSTALLED) ## check this machine, and tell the disk and time that a run takes
-	$(WITH_VENV) python -m pipeline.doctor
+	$(WITH_VENV) python -m pipeline.commands.doctor
 
 repro: $(INSTALLED) ## run the pipeline; only what changed runs again
 	$(WITH_VENV) dvc repro

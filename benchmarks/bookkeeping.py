@@ -21,10 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import download_status, ledger, segments
-from pipeline.clipstore import ClipStore
+from pipeline.commands import download_status
 from pipeline.core import shard_folder
-from pipeline.download import key, to_row
+from pipeline.corpus import ledger, segments
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.fetcher import key, to_row
 
 AUDIOSET_ROWS = 2_041_789
 SHARD = 4096  # rows

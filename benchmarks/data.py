@@ -28,9 +28,9 @@ from ruamel.yaml import YAML
 
 from benchmarks import tools
 from benchmarks.media import ROOT, clip, show
-from pipeline import ledger, tarshards
 from pipeline.core import shard_folder
-from pipeline.pool import cores, map_shards
+from pipeline.corpus import ledger, tar_shards
+from pipeline.parallel.processes import cores, map_shards
 
 DIFFERENT = 512  # clips
 SHARD = 4096  # rows, as for AudioSet
@@ -62,7 +62,7 @@ def make_shard(job: Job) -> list[ledger.Row]:
             rows.append(row)
             yield row.clip_id, content
 
-    tarshards.write(job.path, clips())
+    tar_shards.write(job.path, clips())
     return rows
 
 

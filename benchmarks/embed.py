@@ -23,14 +23,15 @@ import soundfile
 import torch
 from torch.nn import functional
 
-from pipeline import checkpoint, hear_api
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import load_config
 from pipeline.core.device import choose_device
-from pipeline.embeddings import HearModule, embed_files
-from pipeline.encoders import build_encoder
-from pipeline.hear_audio import decoded
-from pipeline.hear_input import repeatable
+from pipeline.encoders import checkpoint
+from pipeline.encoders.build import build_encoder
+from pipeline.encoders.checkpoint import Checkpoint
+from pipeline.hear import api
+from pipeline.hear.api.inputs import repeatable
+from pipeline.hear.embed.embed import HearModule, embed_files
+from pipeline.hear.tasks.audio import decoded
 
 REPEATS = 3
 SIZES = {
@@ -54,18 +55,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = made(Path(folder), options.encoder, options.size)
-        module = HearModule(hear_api, model.to(choose_device(options.device)))
+        module = HearModule(api, model.to(choose_device(options.device)))
         for line in (scenes(module, Path(folder), options), timestamps(module, options)):
             print(json.dumps(line), flush=True)  # noqa: T201
 
 
-def made(folder: Path, encoder: str, size: str) -> hear_api.HearModel:
+def made(folder: Path, encoder: str, size: str) -> api.HearModel:
     """Return a model with random weights, through the files of a checkpoint."""
     config = load_config()
     params = getattr(config.encoders, encoder).model_copy(update=SIZES.get((encoder, size), {}))
     network = build_encoder(encoder, params, config.logmel.n_mels, 96)
     checkpoint.save(Checkpoint(network, encoder, params, config.logmel, -7.0, 4.5, 96), folder)
-    return hear_api.load_model(str(folder))
+    return api.load_model(str(folder))
 
 
 def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dict:
@@ -91,7 +92,7 @@ def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dic
 def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
     """Measure all windows of a clip as they are made, and one by one."""
     model = module.model
-    assert isinstance(model, hear_api.HearModel)
+    assert isinstance(model, api.HearModel)
     clip = 0.1 * torch.randn(1, round(options.seconds * module.sample_rate))
     steps = model.front_end.window_steps[0] * model.front_end.stft_hop
     hop = model.front_end.hop_steps * model.front_end.stft_hop

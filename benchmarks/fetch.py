@@ -25,12 +25,12 @@ import psutil
 import soundfile
 
 from benchmarks.media import RATE, RECORDINGS, ROOT, cpu_s, encode, show
-from pipeline import ledger
-from pipeline.clipstore import ClipStore
 from pipeline.core import params
 from pipeline.core.settings import NetworkParams
-from pipeline.download import Fetcher
-from pipeline.segments import Segment
+from pipeline.corpus import ledger
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.fetcher import Fetcher
+from pipeline.corpus.segments import Segment
 
 sys.path.insert(0, str(ROOT / "tests"))
 import media_server

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import scores
+from pipeline.hear.score import scores
 from pipeline.hear.score.params import ScoreParams
 
 FRAMES = 2401  # of a clip of an event task: 120 s with a hop of 50 ms
@@ -165,7 +165,7 @@ def profile(folder: Path, options: argparse.Namespace) -> None:
 
 
 def write_task(folder: Path, name: str, scale: float, dim: int, epochs: int) -> int:
-    """Write a task's embeddings as `pipeline.embeddings` does, and return the number of rows."""
+    """Write a task's embeddings as `pipeline.hear.embed` does and return the number of rows."""
     size, rng = SIZES[name], np.random.default_rng(0)
     splits = ["train", "valid", "test"]
     clips = size.clips

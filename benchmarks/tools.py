@@ -19,10 +19,11 @@ import torch
 import torchaudio
 
 from benchmarks.media import FORMATS, cpu_s, encode
-from pipeline import audio, ledger, logmel, resample
+from pipeline import audio
 from pipeline.config import load_config
+from pipeline.corpus import ledger, logmel, resample
 from pipeline.features.front_end import LogMel
-from pipeline.pool import keep_freed_memory
+from pipeline.parallel.processes import keep_freed_memory
 
 CLIPS = 16
 REPEATS = 3

@@ -23,16 +23,16 @@ from pipeline.features.params import LogMelParams
 from pipeline.hear.params import (
     HearParams,
     ProbeParams,
-    ReportParams,
     check_layers,
     front_end_hops,
     window_hops,
 )
 from pipeline.hear.score.params import ScoreParams
-from pipeline.params.leaks import LeaksParams
+from pipeline.leaks.params import LeaksParams
 from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
+from pipeline.report.params import ReportParams
 
-FINGERPRINT_MELS = 36  # mel bins of which `pipeline.fingerprint` makes its 32 bits
+FINGERPRINT_MELS = 36  # mel bins of which `pipeline.leaks.fingerprint` makes its 32 bits
 
 
 class Encoders(Section):

@@ -6,10 +6,10 @@ Params  hear.models, hear.crepe, hear.wav2vec2, hear.module, logmel
 
 from contextlib import ExitStack
 
-from pipeline import baselines
 from pipeline.core.params import check
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.features.params import LogMelParams
+from pipeline.hear.models import baselines
 from pipeline.hear.params import BASELINES, BaselineParams
 
 

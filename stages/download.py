@@ -9,22 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import clipshards, ledger
-from pipeline.clipstore import ClipStore
 from pipeline.core import params, shard_folder
 from pipeline.core.settings import ComputeParams, NetworkParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.corpus import ledger
+from pipeline.corpus.fetch import clip_shards
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.fetcher import STAGE, WAITING, Fetcher, check_tried, store_folder
 from pipeline.corpus.params import SOURCES, DownloadParams
-from pipeline.download import STAGE, WAITING, Fetcher, check_tried, store_folder
-from pipeline.segments import Segment
-from pipeline.sources import Container, Recordings, listing, packing
-from pipeline.sources.audioset import AudioSet
-from pipeline.sources.folder import Folder
-from pipeline.sources.fsd50k import Fsd50k
-from pipeline.sources.hdf5 import Hdf5
-from pipeline.sources.parquet import Parquet
-from pipeline.sources.segment_list import SegmentList
-from pipeline.sources.tar import Tar
+from pipeline.corpus.segments import Segment
+from pipeline.corpus.sources import Container, Recordings, listing, packing
+from pipeline.corpus.sources.audioset import AudioSet
+from pipeline.corpus.sources.folder import Folder
+from pipeline.corpus.sources.fsd50k import Fsd50k
+from pipeline.corpus.sources.hdf5 import Hdf5
+from pipeline.corpus.sources.parquet import Parquet
+from pipeline.corpus.sources.segment_list import SegmentList
+from pipeline.corpus.sources.tar import Tar
 
 CLIPS = "data/clips"
 CLASSES: dict[str, Any] = {
@@ -61,7 +62,7 @@ def fetch(stage: Stage, source: Recordings, wanted: Sequence[Segment]) -> None:
         rows = fetcher.run(wanted, compute.connections)
         check_tried(rows, download.publish_partial)
         complete = conclude(folder, rows, download)
-        clipshards.write(store, folder, complete, rows, wanted)
+        clip_shards.write(store, folder, complete, rows, wanted)
         shard_folder.write(folder, complete)
 
 

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint, embedding_cache, models
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
-from pipeline.embeddings import check_sample_rate, write_embeddings
+from pipeline.encoders import checkpoint
+from pipeline.hear.api.statistics import task_statistics
+from pipeline.hear.embed import cache as embedding_cache
+from pipeline.hear.embed.embed import check_sample_rate, write_embeddings
+from pipeline.hear.models import registry
 from pipeline.hear.params import BASELINES, TRAINED, ExtractionParams
-from pipeline.hear_statistics import task_statistics
-from pipeline.hear_tasks import read_task
-from pipeline.pool import cores
+from pipeline.hear.tasks.task import read_task
+from pipeline.parallel.processes import cores
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 
@@ -46,7 +48,7 @@ def main(stage: Stage, name: str, model_name: str) -> None:
         check_sample_rate(task, log_mel.sample_rate, str(folder))
         if extraction.normalization == "task":
             statistics = task_statistics(task, log_mel, workers)
-    module = models.load(model_name, folder, extraction, statistics)
+    module = registry.load(model_name, folder, extraction, statistics)
     has_own_rate = model_name not in (*TRAINED, "mel")  # not that of logmel
     name_and_api = f"{folder} ({module.api.__name__})"
     check_sample_rate(task, module.sample_rate, name_and_api, has_own_rate)

@@ -8,8 +8,9 @@ Params  leaks.policy, hear.tasks
 import logging
 from pathlib import Path
 
-from pipeline import leak_table
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.features import excluded
+from pipeline.leaks import table
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,10 @@ RESULTS = Path("reports/leaks")
 def main(stage: Stage) -> None:
     """Run the stage."""
     policy, tasks = stage.value("leaks.policy"), stage.value("hear.tasks")
-    results = leak_table.read(RESULTS, tasks)
-    clips = leak_table.excluded(results, policy)
+    results = table.read(RESULTS, tasks)
+    clips = table.to_exclude(results, policy)
     with stage.output("data/excluded.csv", file=True) as path:
-        leak_table.write_excluded(path, clips)
+        excluded.write(path, clips)
     for found in results:
         logger.info("%s: %d clips are in its test split", found.task, len(found.leaks))
     logger.info("%d clips are left out (leaks.policy = %s)", len(clips), policy)

@@ -10,8 +10,8 @@ from pipeline.core import params, shard_folder
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.features import hdf5_shards
-from pipeline.fingerprint import STAGE, SUFFIX, fingerprint_shard
-from pipeline.pool import map_shards
+from pipeline.leaks.fingerprint import STAGE, SUFFIX, fingerprint_shard
+from pipeline.parallel.processes import map_shards
 
 FEATURES = Path("data/logmel")
 

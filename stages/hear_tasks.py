@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import zenodo
 from pipeline.core import params
 from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import Stage, arguments, run
+from pipeline.hear.fetch import zenodo
+from pipeline.hear.fetch.archive import unpack_task
 from pipeline.hear.params import TASK_SOURCES
-from pipeline.hear_archive import unpack_task
-from pipeline.hear_audio import publish_task
-from pipeline.hear_tasks import find_task, read_task
+from pipeline.hear.tasks.audio import publish_task
+from pipeline.hear.tasks.task import find_task, read_task
 
 logger = logging.getLogger(__name__)
 

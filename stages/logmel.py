@@ -10,14 +10,15 @@ Params  logmel
 import json
 from pathlib import Path
 
-from pipeline import ledger, shardwork, tarshards
 from pipeline.core import params, shard_folder
+from pipeline.core.code_identity import code_identity
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
+from pipeline.corpus import ledger, shard_cache, tar_shards
+from pipeline.corpus.logmel import LIBRARIES, STAGE, Job, logmel_shard, summarize
+from pipeline.corpus.shard_cache import Shards
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.params import LogMelParams
-from pipeline.logmel import CODE, LIBRARIES, STAGE, Job, logmel_shard, summarize
-from pipeline.shardwork import Shards, fingerprint, read_sums
 
 AUDIO = Path("data/audio16k")
 FEATURES = "data/logmel"
@@ -29,15 +30,15 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
     log_mel = stage.load("logmel", LogMelParams)
     compute = params.load("compute", ComputeParams)
 
-    given = shard_folder.verify(AUDIO, tarshards.SUFFIX, stage="resample")
+    given = shard_folder.verify(AUDIO, tar_shards.SUFFIX, stage="resample")
     row_shards = given.rows_of(ledger.read_complete(AUDIO, given, stage="resample"))
-    sources = shard_folder.shard_paths(AUDIO.absolute(), given, tarshards.SUFFIX)
-    sums = read_sums(AUDIO, given.shards, stage="resample")
+    sources = shard_folder.shard_paths(AUDIO.absolute(), given, tar_shards.SUFFIX)
+    sums = shard_folder.read_sums(AUDIO, given.shards, stage="resample")
     jobs = [
         Job(source, sha256, rows, log_mel)
         for source, sha256, rows in zip(sources, sums, row_shards, strict=True)
     ]
-    code = fingerprint(CODE, LIBRARIES)
+    code = code_identity(logmel_shard.__module__, LIBRARIES)
     work = Shards(STAGE, FEATURES, hdf5_shards.SUFFIX, logmel_shard, code, jobs)
     if part:
         with work.kept():
@@ -56,4 +57,4 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    shardwork.run_or_part(STAGE, main)
+    shard_cache.run_or_part(STAGE, main)

@@ -12,10 +12,8 @@ devices, torchrun runs this module once for each.
 """
 
 import copy
-import hashlib
 import logging
 import shutil
-import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,13 +22,15 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoint, leak_table
-from pipeline.checkpoint import Checkpoint
 from pipeline.core import params
+from pipeline.core.code_identity import code_identity
 from pipeline.core.device import choose_device, make_deterministic
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, root, run
+from pipeline.encoders import checkpoint
+from pipeline.encoders.checkpoint import Checkpoint
 from pipeline.encoders.params import check_encoder
+from pipeline.features import excluded
 from pipeline.pretrain import distributed
 from pipeline.pretrain.index import epoch_plan, load_features
 from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
@@ -54,13 +54,14 @@ def main(stage: Stage) -> None:
     if compute.deterministic:
         make_deterministic()
     with distributed.process_group(choose_device(compute.device)) as device:
-        features = load_features(FEATURES).without(leak_table.read_excluded(EXCLUDED))
+        features = load_features(FEATURES).without(excluded.read(EXCLUDED))
         fast = None if compute.fast == "auto" else compute.fast
         trainer = Trainer(settings, features, device, fast, compute.features)
+        code = code_identity(Trainer.__module__)
         how = (
             f"{distributed.world_size()} x {device.type}, fast {trainer.fast}, {torch.__version__}"
         )
-        work = stage.work_folder(code_version(), *identity(FEATURES, EXCLUDED), how)
+        work = stage.work_folder(code, *identity(FEATURES, EXCLUDED), how)
         checkpoints = Checkpoints(work, compute.checkpoint_minutes, compute.checkpoints)
         if distributed.rank() == 0:
             train_and_publish(stage, trainer, checkpoints)
@@ -115,7 +116,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
 
 
 def observe(trainer: Trainer, snapshots: Path) -> None:
-    """Write the curves so far for `python -m pipeline.watch`, and a snapshot where one is due."""
+    """Write the curves so far for `pipeline.commands.watch`, and a snapshot where one is due."""
     trainer.fetch()
     live = root() / ".work" / "live"
     try:
@@ -149,14 +150,6 @@ def identity(features: Path, excluded: Path) -> list[str]:
     """Return what tells these features from others: statistics, sizes, clips that are left out."""
     paths = features / "manifest.json", features / "stats.json", excluded
     return [path.read_text() for path in paths]
-
-
-def code_version() -> str:
-    """Return a hash of the project's modules that this process has imported."""
-    # Others' modules are not touched: some import further ones when asked for an attribute.
-    own = [sys.modules[name] for name in list(sys.modules) if name.split(".")[0] == "pipeline"]
-    paths = sorted(str(module.__file__) for module in own)
-    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
 
 
 def frozen(trainer: Trainer) -> Checkpoint:

@@ -15,17 +15,19 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 
-from pipeline import checkpoint, hear_api, probe
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
-from pipeline.embeddings import HearModule, check_sample_rate
+from pipeline.encoders import checkpoint
+from pipeline.hear import probe
+from pipeline.hear.api import model
+from pipeline.hear.api.statistics import task_statistics
+from pipeline.hear.embed.embed import HearModule, check_sample_rate
 from pipeline.hear.params import ExtractionParams
-from pipeline.hear_statistics import task_statistics
-from pipeline.hear_tasks import read_task
-from pipeline.pool import cores
+from pipeline.hear.tasks.task import read_task
+from pipeline.parallel.processes import cores
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +61,8 @@ def main(stage: Stage, name: str) -> None:
         for epoch, folder in encoders.items():
             sample_rate = checkpoint.read_settings(folder).logmel.sample_rate
             check_sample_rate(task, sample_rate, str(folder))
-            loaded = hear_api.load_model(
-                str(folder), **extraction.model_dump(), statistics=statistics
-            )
-            module = HearModule(hear_api, loaded.to(device))
+            loaded = model.load_model(str(folder), **extraction.model_dump(), statistics=statistics)
+            module = HearModule(model, loaded.to(device))
             torch.manual_seed(SEED)
             with TemporaryDirectory(dir=stage.work_folder()) as scratch:
                 splits = probe.embed_splits(task, module, Path(scratch), workers)

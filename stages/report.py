@@ -14,14 +14,19 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from pipeline import leak_table, paper_tables, probe_table, report, report_inputs, score_table
 from pipeline.core.stage import Stage, arguments, run, runtimes
-from pipeline.hear.params import HearParams, ProbeParams, ReportParams
+from pipeline.features import excluded
+from pipeline.hear.params import HearParams, ProbeParams
 from pipeline.hear.score.params import ScoreParams
-from pipeline.lineage import Lineage
+from pipeline.leaks import table as leak_table
 from pipeline.pretrain.params import PretrainParams
-from pipeline.probe_table import ProbeTable
-from pipeline.score_table import ScoreTable
+from pipeline.report import inputs, probe_table, score_table
+from pipeline.report import page as report_page
+from pipeline.report.lineage import Lineage
+from pipeline.report.paper import tables as paper_tables
+from pipeline.report.params import ReportParams
+from pipeline.report.probe_table import ProbeTable
+from pipeline.report.score_table import ScoreTable
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +57,18 @@ def main(stage: Stage) -> None:
     table = score_table.read_table(SCORES, hear.tasks, protocol, hear.models, usable)
     epochs = pretrain.epochs, pretrain.snapshot_epochs
     probe = probe_table.read_probe(PROBE, probed.tasks, *epochs, usable)
-    pretraining = report_inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
-    ledger = report_inputs.read_ledger(LEDGER)
-    ledger = leak_table.mark(ledger, leak_table.read_excluded(EXCLUDED))
+    pretraining = inputs.read_pretraining(PRETRAIN, encoder, THROUGHPUT)
+    ledger = inputs.read_ledger(LEDGER)
+    ledger = leak_table.mark(ledger, excluded.read(EXCLUDED))
     compared = [task for task in hear.tasks if (LEAKS / f"{task}.json").exists()]
     leaks = leak_table.read(LEAKS, compared)
-    names = report_inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
+    names = inputs.read_label_names(Path("data", stage.value("source"), "labels.csv"))
     left_out = int((ledger["status"] == leak_table.STATUS).sum())
-    paper = paper_tables.compare(table, report.flatten(stage.values), left_out)
-    page = report.render(
+    paper = paper_tables.compare(table, report_page.flatten(stage.values), left_out)
+    page = report_page.render(
         pretraining, table, paper, probe, ledger, leaks, names, stage.values, runtimes()
     )
-    loss = report.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
+    loss = report_page.summarize_loss(pretraining.history, pretraining.epochs)["after"]["loss"]
     metrics = json.dumps(score_table.metrics(table, loss, paper.means), indent=2) + "\n"
 
     texts = {

@@ -10,13 +10,14 @@ Params  resample, logmel.sample_rate
 import logging
 from pathlib import Path
 
-from pipeline import ledger, shardwork, tarshards
 from pipeline.core import params, shard_folder
+from pipeline.core.code_identity import code_identity
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
+from pipeline.corpus import ledger, shard_cache, tar_shards
 from pipeline.corpus.params import ResampleParams
-from pipeline.resample import CODE, LIBRARIES, STAGE, Job, describe_levels, resample_shard
-from pipeline.shardwork import Shards, fingerprint
+from pipeline.corpus.resample import LIBRARIES, STAGE, Job, describe_levels, resample_shard
+from pipeline.corpus.shard_cache import Shards
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"
@@ -30,15 +31,15 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
     sample_rate = stage.value("logmel.sample_rate")
     compute = params.load("compute", ComputeParams)
 
-    given = shard_folder.verify(CLIPS, tarshards.SUFFIX, stage="download")
+    given = shard_folder.verify(CLIPS, tar_shards.SUFFIX, stage="download")
     row_shards = given.rows_of(ledger.read_complete(CLIPS, given, stage="download"))
-    sources = shard_folder.shard_paths(CLIPS.absolute(), given, tarshards.SUFFIX)
+    sources = shard_folder.shard_paths(CLIPS.absolute(), given, tar_shards.SUFFIX)
     jobs = [
         Job(source, rows, resample, sample_rate)
         for source, rows in zip(sources, row_shards, strict=True)
     ]
-    code = fingerprint(CODE, LIBRARIES)
-    shards = Shards(STAGE, AUDIO, tarshards.SUFFIX, resample_shard, code, jobs)
+    code = code_identity(resample_shard.__module__, LIBRARIES)
+    shards = Shards(STAGE, AUDIO, tar_shards.SUFFIX, resample_shard, code, jobs)
     if part:
         with shards.kept():
             shards.finish(compute, part)
@@ -56,4 +57,4 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    shardwork.run_or_part(STAGE, main)
+    shard_cache.run_or_part(STAGE, main)

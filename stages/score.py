@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline import scores
 from pipeline.core import params
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.hear.params import BASELINES, TRAINED
+from pipeline.hear.score import scores
 from pipeline.hear.score.params import ScoreParams
-from pipeline.hear_tasks import read_task
+from pipeline.hear.tasks.task import read_task
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline import baselines
 from pipeline.config import load_config
 from pipeline.core.params import PARAMS_FILE
 from pipeline.core.stage import Stage, arguments, run
-from pipeline.hear_tasks import find_task, read_task
-from pipeline.paper_tables import PAPER_TASKS
+from pipeline.hear.models import baselines
+from pipeline.hear.tasks.task import find_task, read_task
+from pipeline.report.paper.tables import PAPER_TASKS
 
 DVC_EXPERIMENT = "DVC_EXP_NAME"  # set by `dvc exp run` alone
 HEAR_RECORD = 6332517  # on Zenodo, HEAR 2021.3

@@ -16,7 +16,7 @@ def die_once(target: Any) -> None:
 
 def resample_and_die_once(job: Any, target: Any) -> Any:
     """Do the shard step of `resample`, but not at the first attempt."""
-    from pipeline.resample import resample_shard
+    from pipeline.corpus.resample import resample_shard
 
     die_once(target)
     return resample_shard(job, target)
@@ -24,7 +24,7 @@ def resample_and_die_once(job: Any, target: Any) -> Any:
 
 def logmel_and_die_once(job: Any, target: Any) -> Any:
     """Do the shard step of `logmel`, but not at the first attempt."""
-    from pipeline.logmel import logmel_shard
+    from pipeline.corpus.logmel import logmel_shard
 
     die_once(target)
     return logmel_shard(job, target)

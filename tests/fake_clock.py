@@ -2,7 +2,7 @@
 
 import threading
 
-from pipeline.politeness import Clock, StoppedError
+from pipeline.corpus.fetch.rate_limit import Clock, StoppedError
 
 
 class FakeClock(Clock):

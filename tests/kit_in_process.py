@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.batched.draws import Draws
+from pipeline.hear.score.random_streams import Draws
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Replay(Draws):
 def write_embedded_task(
     folder: Path, rows: dict[str, int], kind: str = "multiclass", noise: float = 0.8, **metadata
 ) -> Path:
-    """Embeddings of a task as `pipeline.embeddings` writes them; of events, 20 frames per file.
+    """Embeddings of a task as `pipeline.hear.embed` writes them; of events, 20 frames per file.
 
     Args:
         rows: of each split.

@@ -8,10 +8,10 @@ import numpy as np
 import soundfile
 import torch
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder
+from pipeline.encoders import checkpoint
+from pipeline.encoders.build import build_encoder
+from pipeline.encoders.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = load_config()

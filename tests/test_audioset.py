@@ -18,14 +18,14 @@ from media_server import serve
 from ruamel.yaml import YAML
 
 import stages.download
-from pipeline import ledger, tarshards
-from pipeline import queue as download_queue
-from pipeline.clipstore import ClipStore
+from pipeline.commands import queue as download_queue
 from pipeline.core.stage import run
+from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.fetcher import store_folder
 from pipeline.corpus.params import AudioSetParams
-from pipeline.download import store_folder
-from pipeline.segments import Segment
-from pipeline.sources.audioset import AudioSet, read_labels
+from pipeline.corpus.segments import Segment
+from pipeline.corpus.sources.audioset import AudioSet, read_labels
 
 ROOT = Path(__file__).parents[1]
 RATE = 8000
@@ -186,7 +186,7 @@ def test_the_stage_fetches_the_clips_of_the_subsets(site, params):
         ("--a_b-c_d_-", "ok"),
         ("n404-bbbbbb", "gone"),
     ]
-    members = list(tarshards.read(Path("data/clips/00000.tar"), ["--a_b-c_d_-_1000"], "download"))
+    members = list(tar_shards.read(Path("data/clips/00000.tar"), ["--a_b-c_d_-_1000"], "download"))
     assert len(members) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_reader_that_has_seen_enough_ends_the_status_quietly(site, params):
     run_stage()
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "pipeline.queue", "status"]
+    command = [sys.executable, "-m", "pipeline.commands.queue", "status"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False

@@ -11,14 +11,14 @@ from heareval.score import available_scores
 from kit_in_process import write_embedded_task
 from sklearn.metrics import average_precision_score
 
-from pipeline.batched.batches import Batch, batches
-from pipeline.batched.data import check_batches, read_data
-from pipeline.batched.draws import Draws
-from pipeline.batched.engine import evaluate
-from pipeline.batched.metrics import Metrics, accuracy, mean_average_precision
-from pipeline.batched.protocol import settings, splits
-from pipeline.batched.stack import Stack, StackAdam, initial_state
+from pipeline.hear.score.batches import Batch, batches
+from pipeline.hear.score.data import check_batches, read_data
+from pipeline.hear.score.engine import evaluate
+from pipeline.hear.score.ensemble import Stack, StackAdam, initial_state
+from pipeline.hear.score.metrics import Metrics, accuracy, mean_average_precision
 from pipeline.hear.score.params import ScoreParams
+from pipeline.hear.score.protocol import settings, splits
+from pipeline.hear.score.random_streams import Draws
 
 CPU = torch.device("cpu")
 PARAMS = ScoreParams(engine="batched", grid="default", grid_points=3, seeds=1)

@@ -17,14 +17,13 @@ import pytest
 import torch
 from kit_in_process import Replay, run_kit, write_embedded_task
 
-from pipeline import heareval_seed
-from pipeline.batched import data, engine, fitting, protocol, stack
-from pipeline.batched.data import read_data
-from pipeline.batched.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
-from pipeline.batched.fitting import Fit
-from pipeline.batched.protocol import Split, best, postprocessings, settings, splits
+from pipeline.hear.score import data, engine, ensemble, fitting, heareval_seed, protocol
+from pipeline.hear.score.data import read_data
+from pipeline.hear.score.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
+from pipeline.hear.score.fitting import Fit
 from pipeline.hear.score.params import ScoreParams
-from pipeline.hear_tasks import EvaluationParams, Metadata, read_task
+from pipeline.hear.score.protocol import Split, best, postprocessings, settings, splits
+from pipeline.hear.tasks.task import EvaluationParams, Metadata, read_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and of metrics of absent classes
 
@@ -186,7 +185,7 @@ def last_batch_left_out(patch):
         ("multiclass", partial(set_own, "lr", 0.00101)),
         ("multiclass", later_of_equals),
         ("multiclass", last_batch_left_out),
-        ("multiclass", lambda patch: patch.setattr(stack, "MOMENTUM", 0.11)),
+        ("multiclass", lambda patch: patch.setattr(ensemble, "MOMENTUM", 0.11)),
         ("multilabel", shuffle_rows),
         ("k-fold", turn_folds),
         ("k-fold", shuffle_rows),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder
+from pipeline.encoders import checkpoint
+from pipeline.encoders.build import build_encoder
+from pipeline.encoders.checkpoint import Checkpoint
 
 CONFIG = load_config()
 

@@ -6,8 +6,8 @@ import multiprocessing
 
 import pytest
 
-from pipeline import clipstore
-from pipeline.clipstore import ClipStore, Outcome
+from pipeline.corpus.fetch import clip_store
+from pipeline.corpus.fetch.clip_store import ClipStore, Outcome
 
 SHA = hashlib.sha256(b"abc").hexdigest()
 OK = Outcome(status="ok", bytes=3, sha256=SHA, duration_s=1.0)
@@ -85,7 +85,7 @@ def test_a_clip_that_the_disk_has_changed_is_never_returned_and_is_fetched_anew(
 
 
 def test_packs_have_a_limited_size(store, monkeypatch):
-    monkeypatch.setattr(clipstore, "PACK_BYTES", 7)
+    monkeypatch.setattr(clip_store, "PACK_BYTES", 7)
     for i in range(4):
         store.add(f"x{i}", OK, b"abc")
     sizes = [p.stat().st_size for p in sorted((store.folder / "packs").iterdir())]

@@ -14,8 +14,9 @@ from test_data_stages import content_of_all, forget
 
 import stages.logmel
 import stages.resample
-from pipeline import cluster, pool
-from pipeline.pool import map_shards
+from pipeline.parallel import dask as pipeline_dask
+from pipeline.parallel import processes
+from pipeline.parallel.processes import map_shards
 
 pytestmark = test_data_stages.pytestmark
 _source = test_data_stages._source  # a fixture that every test uses
@@ -58,7 +59,7 @@ def test_results_are_in_the_order_of_the_jobs_however_many_there_are(scheduler):
 
 
 def test_a_cluster_of_this_machine_needs_no_address_and_names_a_job_that_kills(monkeypatch):
-    monkeypatch.setattr(pool, "cores", lambda: 1)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
     with pytest.raises(RuntimeError, match=r"on 13 was killed 3 times, most often for lack of mem"):
         map_shards(square, [1, 13, 2], "dask", "demo")
 
@@ -80,7 +81,7 @@ def test_a_scheduler_that_does_not_answer_is_named_with_its_parameter():
 
 
 def test_a_scheduler_without_workers_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(cluster, "WAIT_S", 0.1)
+    monkeypatch.setattr(pipeline_dask, "WAIT_S", 0.1)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
         pytest.raises(RuntimeError, match=r"has had no worker .*dask worker tcp://"),

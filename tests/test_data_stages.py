@@ -16,9 +16,9 @@ import soundfile
 from media_server import serve
 from stage_runs import MAINS, ROOT, change_params, run_stages, use
 
-from pipeline import ledger, tarshards
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
+from pipeline.corpus import ledger, tar_shards
 from pipeline.features import hdf5_shards
 
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}
@@ -214,7 +214,7 @@ def test_other_shards_are_packed_from_the_same_clips():
     run_stages("download")
     rows = ledger.read(Path("data/clips/ledger.csv"))
     usable = [row.clip_id for row in rows if row.ok]
-    assert [c for c, _ in tarshards.read(Path("data/clips/00000.tar"), usable, "x")] == usable
+    assert [c for c, _ in tar_shards.read(Path("data/clips/00000.tar"), usable, "x")] == usable
 
 
 def test_a_clip_that_arrives_later_changes_one_shard_only():
@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_message_without_a_traceback(caplog, monkeypatch):
     def no_space(*args, **kwargs):
         raise OSError(28, "No space left on device", "data/clips/00000.tar")
 
-    monkeypatch.setattr(tarshards.tarfile.TarFile, "addfile", no_space)
+    monkeypatch.setattr(tar_shards.tarfile.TarFile, "addfile", no_space)
     message = failure_of("download", caplog)
     assert "No space left on device" in message
     assert not Path("data/clips").exists()

@@ -14,11 +14,12 @@ import soundfile
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from pipeline import segments, tools
+from pipeline.commands.doctor import __main__ as doctor
+from pipeline.commands.doctor import calibration, corpus, examination, forecast
+from pipeline.commands.doctor.cache import Sharing, sharing
 from pipeline.config import load_config
-from pipeline.doctor import __main__ as doctor
-from pipeline.doctor import calibration, corpus, examination, forecast
-from pipeline.doctor.cache import Sharing, sharing
+from pipeline.corpus import segments
+from pipeline.corpus.fetch import requirements
 
 ROOT = Path(__file__).parents[1]
 HEAD = "# Segments csv\n# YTID, start_seconds, end_seconds, positive_labels\n"
@@ -55,8 +56,8 @@ def found_by(subject, findings):
 
 
 def test_a_release_s_age_is_in_its_number():
-    assert tools.age_days("2026.10.26", date(2026, 11, 23)) == 28
-    assert tools.age_days("2026.10.26.232330", date(2026, 10, 26)) == 0
+    assert requirements.age_days("2026.10.26", date(2026, 11, 23)) == 28
+    assert requirements.age_days("2026.10.26.232330", date(2026, 10, 26)) == 0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_a_release_s_age_is_in_its_number():
     ],
 )
 def test_youtube_is_known_by_its_host(url, expected):
-    assert tools.is_youtube(url) == expected
+    assert requirements.is_youtube(url) == expected
 
 
 def test_a_clip_of_ten_seconds_has_the_sizes_of_its_arrays():
@@ -290,8 +291,8 @@ def test_a_missing_package_is_told_before_anything_is_imported(capsys, monkeypat
 
 
 def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2020.01.31")
-    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("node", "20.0.0", False)]))
+    monkeypatch.setattr(requirements.yt_dlp.version, "__version__", "2020.01.31")
+    monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("node", "20.0.0", False)]))
     config = settings({})
     for url, levels in (
         ("https://www.youtube.com/watch?v={ytid}", ["ok", "problem", "problem"]),
@@ -303,9 +304,9 @@ def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
 
 
 def test_deno_or_node_will_do_whichever_is_recent_enough(monkeypatch):
-    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("deno", "2.2.0", False),
+    monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("deno", "2.2.0", False),
                                                             ("node", "22.1.0", True)]))  # fmt: skip
-    assert tools.check_js_runtime() == "node 22.1.0"
-    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([]))
-    with pytest.raises(tools.ToolError, match="none found"):
-        tools.check_js_runtime()
+    assert requirements.check_js_runtime() == "node 22.1.0"
+    monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([]))
+    with pytest.raises(requirements.ToolError, match="none found"):
+        requirements.check_js_runtime()

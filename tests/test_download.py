@@ -20,13 +20,15 @@ import soundfile
 from fake_clock import FakeClock
 from media_server import serve
 
-from pipeline import download, tools
-from pipeline.clipstore import ClipStore
 from pipeline.core.settings import NetworkParams
-from pipeline.download import Fetcher, key
-from pipeline.failures import UnavailableError
-from pipeline.politeness import Gate
-from pipeline.segments import Segment
+from pipeline.corpus.fetch import fetcher as fetching
+from pipeline.corpus.fetch import media as fetch_media
+from pipeline.corpus.fetch import requirements
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.fetcher import Fetcher, key
+from pipeline.corpus.fetch.rate_limit import Gate
+from pipeline.corpus.segments import Segment
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = [
@@ -249,7 +251,7 @@ def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, 
 def test_a_failure_has_its_class_and_reason(
     fetcher, site, tmp_path, monkeypatch, name, status, reason, requests
 ):
-    monkeypatch.setattr(download, "PATIENCE", 1 if name == "drip-a" else 10)
+    monkeypatch.setattr(fetch_media, "PATIENCE", 1 if name == "drip-a" else 10)
     fetch = fetcher(site.template)
     row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
     assert (row.status, row.stage) == (status, "download")
@@ -303,14 +305,14 @@ def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, t
 def test_a_refused_medium_is_looked_up_anew(fetcher, site):
     lookups = []
     fetch = fetcher(site.template, tries=4)
-    resolve = download.resolve
+    resolve = fetch_media.resolve
 
     def counted(ydl, url):
         lookups.append(url)
         return resolve(ydl, url)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "resolve", counted)
+        patch.setattr(fetch_media, "resolve", counted)
         fetch_one(fetch, segment("media403-a"))
     assert len(lookups) == 2
 
@@ -324,7 +326,7 @@ def test_content_that_was_bad_once_is_had_at_the_second_attempt(fetcher, site, r
         return 0.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "back_off_s", mend)
+        patch.setattr(fetching, "back_off_s", mend)
         row, _ = fetch_one(fetch, segment("ok-mended"))
     assert row.ok
     assert fetch.store.last(key(segment("ok-mended"))).tries == 2
@@ -359,7 +361,7 @@ def test_what_an_account_or_a_proxy_may_open_is_tried_again_with_one(
     def refuse(*_):
         raise UnavailableError(status, "not here")
 
-    monkeypatch.setattr(download, "resolve", refuse)
+    monkeypatch.setattr(fetch_media, "resolve", refuse)
     fetch_one(first, segment("ok-a"))
     journal = (tmp_path / "store" / "journal.jsonl").read_text()
     assert "u:p" not in journal
@@ -435,12 +437,12 @@ def test_a_run_tries_no_more_clips_than_its_limit_and_the_next_goes_on(fetcher, 
     rows = fetcher(site.template, limit=2).run(asked, connections=2)
     assert [row.status for row in rows] == ["ok", "gone", "waiting"]
     with pytest.raises(RuntimeError, match=r"1 of 3 clips were not tried yet.*network\.limit"):
-        download.check_tried(rows, publish_partial=False)
-    download.check_tried(rows, publish_partial=True)
+        fetching.check_tried(rows, publish_partial=False)
+    fetching.check_tried(rows, publish_partial=True)
     rows = fetcher(site.template, limit=2).run(asked, connections=2)
     assert [row.status for row in rows] == ["ok", "gone", "ok"]
     assert "not tried" not in rows[2].reason
-    download.check_tried(rows, publish_partial=False)
+    fetching.check_tried(rows, publish_partial=False)
 
 
 def test_all_threads_together_keep_to_the_rate(fetcher, site):
@@ -623,13 +625,13 @@ def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
 
 def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monkeypatch):
     fetch = fetcher(str(recordings / "{ytid}.wav"))
-    command = download.cut_command
+    command = fetch_media.cut_command
 
     def to_full_disk(media, wanted, target, timeout_s):
         arguments = command(media, wanted, target, timeout_s)
         return ["/dev/full" if part == str(target) else part for part in arguments]
 
-    monkeypatch.setattr(download, "cut_command", to_full_disk)
+    monkeypatch.setattr(fetch_media, "cut_command", to_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         fetch.run([segment("ok-a"), segment("ok-b", row=1)], connections=2)
     assert fetch.store.last(key(segment("ok-a"))) is None
@@ -645,20 +647,22 @@ def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
 
 def test_a_relative_template_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    url = download.recording_url("data/{ytid}.ogg", "a")
-    assert download.local_path(url) == tmp_path / "data" / "a.ogg"
-    assert download.recording_url("https://x.org/watch?v={ytid}", "-_a") == (
+    url = fetch_media.recording_url("data/{ytid}.ogg", "a")
+    assert fetch_media.local_path(url) == tmp_path / "data" / "a.ogg"
+    assert fetch_media.recording_url("https://x.org/watch?v={ytid}", "-_a") == (
         "https://x.org/watch?v=-_a"
     )
-    assert download.local_path("https://x.org/a.ogg") is None
+    assert fetch_media.local_path("https://x.org/a.ogg") is None
 
 
 def test_ffmpeg_waits_for_the_network_only(tmp_path):
     asked = segment("a")
-    web = download.cut_command(download.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
+    web = fetch_media.cut_command(fetch_media.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
     assert web[web.index("-rw_timeout") + 1] == "2500000"
     assert web[web.index("-headers") + 1] == "A: b\r\n"
-    local = download.cut_command(download.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5)
+    local = fetch_media.cut_command(
+        fetch_media.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5
+    )
     assert "-rw_timeout" not in local
     assert "-headers" not in local
 
@@ -692,7 +696,7 @@ def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recording
 )
 def test_a_gap_is_where_time_goes_on_without_samples(stamps, expected_s):
     lines = [f"frame:{i}    pts:1 pts_time:{stamp}\n-=-" for i, stamp in enumerate(stamps)]
-    assert download.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
+    assert fetch_media.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
 
 
 def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recordings, signal):
@@ -716,22 +720,25 @@ def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
 
 def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
     fetch = fetcher(site.template, timeout_s=30.0)
-    media, stop = download.Media(site.template.replace("{ytid}", "drip-a"), {}), threading.Event()
+    media, stop = (
+        fetch_media.Media(site.template.replace("{ytid}", "drip-a"), {}),
+        threading.Event(),
+    )
     threading.Timer(0.5, stop.set).start()
     started = time.monotonic()
     with pytest.raises(UnavailableError, match="interrupted"):
-        download.cut(media, segment("drip-a"), fetch.partial.with_suffix(".flac"), 30.0, stop)
+        fetch_media.cut(media, segment("drip-a"), fetch.partial.with_suffix(".flac"), 30.0, stop)
     assert 0.5 <= time.monotonic() - started < 1.5
 
 
 def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
-    media = download.Media(site.template.replace("{ytid}", "drip-a"), {})
+    media = fetch_media.Media(site.template.replace("{ytid}", "drip-a"), {})
     with pytest.raises(UnavailableError, match="no complete clip within 1 s"):
-        download.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
+        fetch_media.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
 
 
 def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site, monkeypatch):
-    monkeypatch.setattr(download, "STOP_S", 0.3)
+    monkeypatch.setattr(fetching, "STOP_S", 0.3)
     fetch = fetcher(site.template, timeout_s=30.0)
 
     def interrupt():
@@ -769,7 +776,7 @@ def test_faults_of_this_machine_are_told_before_the_first_clip(
 ):
     break_tools(monkeypatch, tmp_path, fault)
     fetch = fetcher("https://www.youtube.com/watch?v={ytid}")
-    monkeypatch.setattr(download, "resolve", lambda *_: pytest.fail("a clip was asked for"))
+    monkeypatch.setattr(fetch_media, "resolve", lambda *_: pytest.fail("a clip was asked for"))
     with pytest.raises((RuntimeError, OSError), match=message):
         fetch.run([segment("ok-a")], connections=1)
     assert fetch.store.last(key(segment("ok-a"))) is None
@@ -785,18 +792,20 @@ def break_tools(monkeypatch, folder, fault):
     elif fault == "old ffmpeg":
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     elif fault == "old yt-dlp":
-        monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2026.01.31")
+        monkeypatch.setattr(requirements.yt_dlp.version, "__version__", "2026.01.31")
     elif fault == "no js":
-        monkeypatch.setattr(tools, "check_age", lambda _: None)
-        monkeypatch.setattr(tools, "js_runtimes", lambda: iter([("node", "20.1.0", False)]))
+        monkeypatch.setattr(requirements, "check_age", lambda _: None)
+        monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("node", "20.1.0", False)]))
     else:
-        monkeypatch.setattr(tools, "check_age", lambda _: None)
-        monkeypatch.setattr(tools.shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000))
+        monkeypatch.setattr(requirements, "check_age", lambda _: None)
+        monkeypatch.setattr(
+            requirements.shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000)
+        )
 
 
 def test_other_sites_than_youtube_need_no_new_tools(fetcher, site, monkeypatch):
-    monkeypatch.setattr(tools.yt_dlp.version, "__version__", "2020.01.31")
-    monkeypatch.setattr(tools, "js_runtimes", lambda: iter([]))
+    monkeypatch.setattr(requirements.yt_dlp.version, "__version__", "2020.01.31")
+    monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([]))
     row, _ = fetch_one(fetcher(site.template), segment("ok-a"))
     assert row.ok
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline import embedding_cache
-from pipeline.embedding_cache import EmbeddingCache, identity
+from pipeline.hear.embed import cache as embedding_cache
+from pipeline.hear.embed.cache import EmbeddingCache, identity
 
 RNG = np.random.default_rng(0)
 WAVE = RNG.standard_normal(1600).astype(np.float32)

@@ -25,10 +25,11 @@ from synthetic_hear import (
 )
 from torch import nn
 
-from pipeline import embedding_cache, hear_api
-from pipeline.embedding_cache import EmbeddingCache
-from pipeline.embeddings import HearModule, frame_labels, write_embeddings
-from pipeline.hear_tasks import Event, read_task
+from pipeline.hear import api
+from pipeline.hear.embed import cache as embedding_cache
+from pipeline.hear.embed.cache import EmbeddingCache
+from pipeline.hear.embed.embed import HearModule, frame_labels, write_embeddings
+from pipeline.hear.tasks.task import Event, read_task
 
 TASKS = {"scene": write_scene_task, "event": write_event_task, "folds": write_fold_task}
 
@@ -48,7 +49,7 @@ def task_folders(tmp_path_factory):
 
 def embedded_by_heareval(checkpoint_folder: Path, tasks: Path, folder: Path) -> Path:
     """Folder of the embeddings that heareval's own runner makes of all tasks."""
-    command = [sys.executable, "-m", "heareval.embeddings.runner", "pipeline.hear_api"]
+    command = [sys.executable, "-m", "heareval.embeddings.runner", "pipeline.hear.api.model"]
     command += ["--model", checkpoint_folder, "--tasks-dir", tasks]
     done = subprocess.run(
         [*command, "--embeddings-dir", folder / "embeddings"],
@@ -59,12 +60,12 @@ def embedded_by_heareval(checkpoint_folder: Path, tasks: Path, folder: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder / "embeddings" / "pipeline.hear_api"
+    return folder / "embeddings" / "pipeline.hear.api.model"
 
 
 @pytest.fixture
 def module(checkpoint_folder):
-    return HearModule(hear_api, hear_api.load_model(str(checkpoint_folder)))
+    return HearModule(api, api.load_model(str(checkpoint_folder)))
 
 
 def written(folder: Path, module, target: Path) -> Path:
@@ -178,7 +179,7 @@ def test_clips_of_equal_length_share_a_call_wherever_they_stand_and_any_hear_mod
 
 def test_threads_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     folder = write_scene_task(tmp_path / "toy")
-    monkeypatch.setattr("pipeline.hear_audio.AHEAD_BYTES", 20_000)
+    monkeypatch.setattr("pipeline.hear.tasks.audio.AHEAD_BYTES", 20_000)
     for workers in (1, 3):
         (tmp_path / str(workers)).mkdir()
         write_embeddings(read_task(folder), length_module(), tmp_path / str(workers), workers)
@@ -187,7 +188,7 @@ def test_threads_that_read_ahead_change_nothing(tmp_path, monkeypatch):
 
 
 def test_no_call_gets_more_than_two_minutes(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.embeddings.BATCH_SAMPLES", 17_000)
+    monkeypatch.setattr("pipeline.hear.embed.embed.BATCH_SAMPLES", 17_000)
     module = length_module()
     written(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
     assert {n for n, _ in module.api.calls} == {2}
@@ -263,7 +264,7 @@ def test_one_timestamp_may_be_anywhere_in_the_clip(tmp_path):
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_an_embedding_of_another_size_is_refused(tmp_path, monkeypatch, split):
     """Within a split, and in the next one."""
-    monkeypatch.setattr("pipeline.embeddings.BATCH_SAMPLES", 1)
+    monkeypatch.setattr("pipeline.hear.embed.embed.BATCH_SAMPLES", 1)
     sizes = iter([2, 3] if split == "train" else [2, 2, 3])
     module = length_module()
     module.api.get_timestamp_embeddings = lambda audio, model: (

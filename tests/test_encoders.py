@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder, vit
+from pipeline.encoders import vit
 from pipeline.encoders.audiontt import AudioNTT
+from pipeline.encoders.build import build_encoder
 from pipeline.encoders.params import AudioNTTParams, ViTParams
 from pipeline.encoders.vit import Attention, sincos_position
 

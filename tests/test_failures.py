@@ -3,7 +3,7 @@
 import pytest
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
 
-from pipeline import failures
+from pipeline.corpus.fetch import failures
 
 
 def raised(cause, message=None):

@@ -13,7 +13,7 @@ from torch import Generator
 from torch.nn import functional
 
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder
+from pipeline.encoders.build import build_encoder
 from pipeline.pretrain.fused import audiontt, embed_views, vit
 from pipeline.pretrain.index import Features
 from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation

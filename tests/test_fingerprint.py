@@ -7,14 +7,14 @@ import pytest
 import torch
 from synthetic_recordings import RATE, coded, recording
 
-from pipeline import fingerprint, leaks
 from pipeline.config import load_config
 from pipeline.features.front_end import LogMel
-from pipeline.fingerprint import LAG, SMOOTH, SPAN, STRIDE, UNINFORMATIVE
+from pipeline.leaks import fingerprint, search
+from pipeline.leaks.fingerprint import LAG, SMOOTH, SPAN, STRIDE, UNINFORMATIVE
 
 CONFIG = load_config()
 LOG_MEL = CONFIG.logmel
-LIMITS = leaks.limits(CONFIG.leaks.max_bit_error, CONFIG.leaks.min_overlap_s, LOG_MEL)
+LIMITS = search.limits(CONFIG.leaks.max_bit_error, CONFIG.leaks.min_overlap_s, LOG_MEL)
 
 
 @cache
@@ -32,8 +32,8 @@ def prints(wave):
 
 def find(tests, clip):
     """The match of a clip among test files, both waveforms."""
-    index = leaks.build_index([prints(wave) for wave in tests])
-    return leaks.search(index, prints(clip)[::STRIDE], LIMITS)
+    index = search.build_index([prints(wave) for wave in tests])
+    return search.search(index, prints(clip)[::STRIDE], LIMITS)
 
 
 def test_each_bit_is_the_sign_of_a_change_of_the_difference_of_two_bands():
@@ -120,12 +120,12 @@ def test_other_recordings_noise_and_repetition_do_not_match():
     tests = [recording(6, seed) for seed in range(20, 30)] + [0.1 * rng.standard_normal(6 * RATE)]
     time = np.arange(6 * RATE) / RATE
     tests.append(0.3 * np.sin(2 * np.pi * 220 * time) * (1 + np.sin(2 * np.pi * 4 * time)))
-    index = leaks.build_index([prints(wave) for wave in tests])
+    index = search.build_index([prints(wave) for wave in tests])
     others = [recording(6, seed) for seed in range(40, 60)]
     others += [0.1 * rng.standard_normal(6 * RATE), np.zeros(6 * RATE)]
     others.append(0.3 * np.sin(2 * np.pi * 330 * time) * (1 + np.sin(2 * np.pi * 3 * time)))
     for other in others:
-        assert leaks.search(index, prints(other)[::STRIDE], LIMITS) is None
+        assert search.search(index, prints(other)[::STRIDE], LIMITS) is None
 
 
 def test_the_search_finds_what_a_comparison_at_every_position_finds():
@@ -145,7 +145,7 @@ def test_the_search_finds_what_a_comparison_at_every_position_finds():
             if STRIDE * len(pairs) >= LIMITS.overlap:
                 error = sum((a ^ b).bit_count() for a, b in pairs) / (32 * len(pairs))
                 expected.append((error, number, offset))
-    found = leaks.search(leaks.build_index(files), clip, LIMITS)
+    found = search.search(search.build_index(files), clip, LIMITS)
     assert (found.bit_error, found.file, found.offset) == pytest.approx(min(expected))
 
 
@@ -158,8 +158,8 @@ def test_fewer_bits_may_differ_over_a_shorter_overlap():
 
 def test_what_many_frames_share_is_no_key():
     rng = np.random.default_rng(0)
-    common = np.full(leaks.MAX_REPEATS + 1, 7, np.uint32)
+    common = np.full(search.MAX_REPEATS + 1, 7, np.uint32)
     rare = rng.integers(100, 2**24, 50).astype(np.uint32)
-    index = leaks.build_index([common, rare])
+    index = search.build_index([common, rare])
     np.testing.assert_array_equal(index.keys, np.unique(rare))
     assert len(index.where) == 50

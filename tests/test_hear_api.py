@@ -9,11 +9,12 @@ import torch
 from synthetic_hear import MEAN, RATE, SMALL, STD, old_tool_environment, write_checkpoint
 from torch import nn
 
-from pipeline import checkpoint, hear_api
 from pipeline.config import load_config
+from pipeline.encoders import checkpoint
 from pipeline.features.front_end import SILENCE, LogMel
-from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
-from pipeline.windows import BATCH_FRAMES
+from pipeline.hear import api
+from pipeline.hear.api.model import get_scene_embeddings, get_timestamp_embeddings, load_model
+from pipeline.hear.api.timestamps import BATCH_FRAMES
 
 WINDOW, HOP = 15_200, 800  # samples of a timestamp's window and between timestamps
 ENCODERS = ("audiontt", "vitc")
@@ -90,7 +91,7 @@ def batch_statistics(self, log_mel):
     ("method", "fault"), [("eval", train_mode), ("scene_statistics", batch_statistics)]
 )
 def test_the_check_finds_train_mode_and_batch_statistics(audiontt, monkeypatch, method, fault):
-    monkeypatch.setattr(hear_api.HearModel, method, fault)
+    monkeypatch.setattr(api.HearModel, method, fault)
     with pytest.raises(AssertionError):
         check_that_a_clip_alone_decides(audiontt)
 
@@ -358,7 +359,7 @@ def test_wrong_options_are_refused(folders, options, error, message):
 
 
 def test_the_official_validator_accepts_the_module(folders, tmp_path):
-    command = [Path(sys.executable).with_name("hear-validator"), "pipeline.hear_api"]
+    command = [Path(sys.executable).with_name("hear-validator"), "pipeline.hear.api.model"]
     command += ["--model", folders["audiontt"], "--device", "cpu"]
     done = subprocess.run(
         command, env=old_tool_environment(tmp_path), capture_output=True, text=True, check=False

@@ -11,9 +11,9 @@ import soundfile
 from synthetic_hear import wave
 from zenodo_server import RATE, TASKS, files, pack
 
-from pipeline.hear_archive import unpack_task
-from pipeline.hear_audio import publish_task
-from pipeline.hear_tasks import read_task
+from pipeline.hear.fetch.archive import unpack_task
+from pipeline.hear.tasks.audio import publish_task
+from pipeline.hear.tasks.task import read_task
 
 NAME = "esc50-v2.0.0-full"
 BASE = f"tasks/{NAME}"

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 from synthetic_hear import RATE, wave, write_event_task, write_fold_task, write_scene_task
 
-from pipeline.hear_audio import publish_task, read_clip
-from pipeline.hear_tasks import read_task
+from pipeline.hear.tasks.audio import publish_task, read_clip
+from pipeline.hear.tasks.task import read_task
 
 
 def published(folder, tmp_path, sample_rate=RATE):

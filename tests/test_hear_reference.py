@@ -5,8 +5,8 @@ import torch
 from synthetic_hear import MEAN, RATE, SMALL, STD, write_checkpoint
 from torchaudio.transforms import MelSpectrogram
 
-from pipeline import checkpoint
-from pipeline.hear_api import get_scene_embeddings, get_timestamp_embeddings, load_model
+from pipeline.encoders import checkpoint
+from pipeline.hear.api.model import get_scene_embeddings, get_timestamp_embeddings, load_model
 
 REFERENCE = {"mode": "reference", "normalization": "reference", "edges": "cut"}
 

@@ -17,10 +17,10 @@ from zenodo_server import TASKS, Miniature, files, key, label_files, metadata, p
 
 import stages.hear_tasks
 import stages.validate
-from pipeline import hear_archive
 from pipeline.config import load_config
 from pipeline.core.stage import run
-from pipeline.hear_tasks import read_task
+from pipeline.hear.fetch import archive
+from pipeline.hear.tasks.task import read_task
 
 NAME = "tfds_crema_d-1.0.0-full"
 
@@ -179,7 +179,7 @@ def test_an_interrupted_unpacking_publishes_nothing_and_keeps_the_archive(
     repository, site, monkeypatch, caplog
 ):
     use_record(site)
-    original, clips = hear_archive.publish_clip, []
+    original, clips = archive.publish_clip, []
 
     def stop_at_the_tenth(*arguments):
         clips.append(arguments)
@@ -187,7 +187,7 @@ def test_an_interrupted_unpacking_publishes_nothing_and_keeps_the_archive(
             signal.raise_signal(signal.SIGTERM)
         original(*arguments)
 
-    monkeypatch.setattr(hear_archive, "publish_clip", stop_at_the_tenth)
+    monkeypatch.setattr(archive, "publish_clip", stop_at_the_tenth)
     with pytest.raises(SystemExit):
         publish(NAME)
     assert "interrupted; nothing was published" in caplog.text

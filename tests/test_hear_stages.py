@@ -16,9 +16,10 @@ import stages.baselines
 import stages.embed
 import stages.hear_tasks
 import stages.score
-from pipeline import hear_api, scores
 from pipeline.core.stage import run
-from pipeline.embeddings import HearModule
+from pipeline.hear import api
+from pipeline.hear.embed.embed import HearModule
+from pipeline.hear.score import scores
 
 TASK = "toy-v1-small"
 RESULT = {
@@ -110,8 +111,8 @@ def test_embed_reads_how_embeddings_are_made_from_the_parameters(repository, mon
         options.update(found, path=path)
         return original(path, **found)
 
-    original = hear_api.load_model
-    monkeypatch.setattr(hear_api, "load_model", load_model)
+    original = api.load_model
+    monkeypatch.setattr(api, "load_model", load_model)
     changes = {"window_ms": [160.0, 500.0], "hop_ms": 20.0, "layers": "concat", "mel_mean": True}
     changes |= {"mode": "correct", "normalization": "task", "edges": "cut"}
     set_params(repository, **changes)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from synthetic_hear import ROOT, write_event_task, write_fold_task, write_scene_task, write_task
 
-from pipeline import hear_tasks
-from pipeline.hear_tasks import available_tasks, find_task, read_task
+from pipeline.hear.tasks import task as hear_tasks
+from pipeline.hear.tasks.task import available_tasks, find_task, read_task
 
 SAMPLE = ROOT / "data/sample/tasks"
 MISSING = object()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from killed_download import CONNECTIONS, TRIES, Comparison, compare
 
-from pipeline import ledger
+from pipeline.corpus import ledger
 
 pytestmark = pytest.mark.xdist_group("killed download")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from synthetic_hear import CONFIG, SMALL
 
-from pipeline import layers
-from pipeline.encoders import build_encoder
+from pipeline.encoders.build import build_encoder
+from pipeline.hear.api import layers
 
 
 def encoder_of(name, **changes):

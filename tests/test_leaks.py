@@ -18,14 +18,15 @@ from synthetic_training import CPU, features, settings
 import stages.exclude
 import stages.fingerprint
 import stages.leaks
-from pipeline import leak_table, leaks
 from pipeline.config import load_config
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
 from pipeline.core.stage import run
-from pipeline.features import hdf5_shards, stats
+from pipeline.features import excluded, hdf5_shards, stats
 from pipeline.features.front_end import LogMel
-from pipeline.leak_table import Found, Leak
+from pipeline.leaks import search as leak_search
+from pipeline.leaks import table
+from pipeline.leaks.table import Found, Leak
 from pipeline.pretrain.index import load_features
 from pipeline.pretrain.trainer import Trainer
 from stages.pretrain import identity
@@ -119,7 +120,7 @@ def set_params(folder, old, new):
 
 def search(name=TASK):
     run("leaks", partial(stages.leaks.main, name=name), name)
-    return leak_table.read(Path("reports/leaks"), [name])[0]
+    return table.read(Path("reports/leaks"), [name])[0]
 
 
 def exclude(repository, policy="exclude", tasks=(TASK,)):
@@ -130,7 +131,7 @@ def exclude(repository, policy="exclude", tasks=(TASK,)):
     lines = "".join(f"    - {task}\n" for task in tasks)
     (repository / "params.yaml").write_text(f"{text[:begin]}  tasks:\n{lines}{text[end:]}")
     run("exclude", stages.exclude.main)
-    return leak_table.read_excluded(Path("data/excluded.csv"))
+    return excluded.read(Path("data/excluded.csv"))
 
 
 def message(caplog, stage, *arguments) -> str:
@@ -218,14 +219,14 @@ FREESOUND = [("test", "123.wav"), ("test", "1-456-a-0.wav"), ("test", "x789.wav"
 )
 def test_ids_count_only_where_both_sides_have_freesounds(source, task, expected):
     clips = ["123_0", "456_0", "789_0", "1234_0"]
-    found = leaks.leaks_by_id(clips, source, task, FREESOUND)
+    found = leak_search.leaks_by_id(clips, source, task, FREESOUND)
     assert {leak.clip_id: leak.file for leak in found} == expected
     assert all((leak.how, leak.offset_s) == ("id", None) for leak in found)
 
 
 def test_a_clip_of_the_same_id_is_found_though_it_sounds_otherwise(repository, monkeypatch):
     set_params(repository, "source: sample ", "source: fsd50k ")
-    monkeypatch.setattr(leaks, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
+    monkeypatch.setattr(search, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
     name = "fsd50k-v1.0-full"
     write_tests(usual_splits(test={"c1.wav": recording(3, seed=700), "b.wav": planted()}), name)
     found = search(name)
@@ -273,7 +274,7 @@ def test_refuse_lets_clean_data_pass(repository):
 def test_the_list_does_not_depend_on_which_tasks_found_a_clip():
     leak = Leak("c3_0", "test", "b.wav", "audio", 1.2, 0.9)
     found = [Found(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
-    assert leak_table.excluded(found, "exclude") == leak_table.excluded(found[:1], "exclude")
+    assert table.to_exclude(found, "exclude") == table.excluded(found[:1], "exclude")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"task": "other"}'])
@@ -282,23 +283,23 @@ def test_a_missing_or_broken_result_is_named_with_the_remedy(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises((FileNotFoundError, ValueError), match=rf"{TASK}.json.*leaks@{TASK}"):
-        leak_table.read(tmp_path, [TASK])
+        table.read(tmp_path, [TASK])
 
 
 def test_a_result_of_another_task_is_refused(tmp_path):
     found = Found(task="other", files=1, unchecked=0, clips=1, leaks=[])
-    leak_table.write(tmp_path / f"{TASK}.json", found)
+    table.write(tmp_path / f"{TASK}.json", found)
     with pytest.raises(ValueError, match="is of task 'other'"):
-        leak_table.read(tmp_path, [TASK])
+        table.read(tmp_path, [TASK])
 
 
 def test_a_missing_or_foreign_list_is_refused(tmp_path):
     path = tmp_path / "excluded.csv"
     with pytest.raises(FileNotFoundError, match="dvc repro exclude"):
-        leak_table.read_excluded(path)
+        excluded.read(path)
     path.write_text("row,clip_id\n")
     with pytest.raises(ValueError, match="begins with 'row,clip_id'"):
-        leak_table.read_excluded(path)
+        excluded.read(path)
 
 
 # ---- pre-training -----------------------------------------------------------------------------
@@ -364,8 +365,8 @@ def test_a_run_without_them_goes_on_in_the_same_bits():
 
 def test_states_belong_to_one_list_of_clips_that_are_left_out(tmp_path):
     lists = [tmp_path / "none.csv", tmp_path / "one.csv"]
-    leak_table.write_excluded(lists[0], [])
-    leak_table.write_excluded(lists[1], ["c3_0"])
+    excluded.write(lists[0], [])
+    excluded.write(lists[1], ["c3_0"])
     none, one = (identity(Path("data/logmel"), path) for path in lists)
     assert none != one
     assert none == identity(Path("data/logmel"), lists[0])

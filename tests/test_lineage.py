@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.lineage import Lineage
+from pipeline.report.lineage import Lineage
 
 ROOT = Path(__file__).parents[1]
 SCORE = Path("reports/scores/pretrain/a.json")

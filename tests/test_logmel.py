@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import audio, ledger, tarshards
+from pipeline import audio
+from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.logmel import Job, logmel_shard, summarize
+from pipeline.corpus.segments import Segment
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams
-from pipeline.logmel import Job, logmel_shard, summarize
-from pipeline.segments import Segment
 
 PARAMS = LogMelParams(
     sample_rate=16000, n_fft=1024, win_length=1024, hop_length=160, n_mels=64, f_min=60.0,
@@ -29,7 +30,7 @@ def waveform(name):
 def make_job(folder, rate=16000):
     rows = [ledger.from_segment(Segment(i, n, 0.0, 10.0, "/m/1")) for i, n in enumerate(SAMPLES)]
     clips = [(row.clip_id, audio.encode_flac(waveform(row.ytid), rate)) for row in rows]
-    tarshards.write(folder / "0.tar", clips)
+    tar_shards.write(folder / "0.tar", clips)
     rows.append(
         ledger.from_segment(Segment(9, "absent", 0.0, 10.0, "")).failed("resample", "silent", "x")
     )

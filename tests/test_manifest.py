@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline import ledger
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.segments import Segment
+from pipeline.corpus import ledger
+from pipeline.corpus.segments import Segment
 
 
 def rows(count, failed=()):

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, nn
 
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder
+from pipeline.encoders.build import build_encoder
 from pipeline.pretrain.masking import draw_kept, mask_ratio_at
 
 VITC = load_config().encoders.vitc

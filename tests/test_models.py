@@ -11,13 +11,13 @@ import torchaudio
 from synthetic_hear import CONFIG, RATE, write_event_task, write_scene_task
 from torch import nn
 
-from pipeline import baselines, models
 from pipeline.core.params import check
-from pipeline.embeddings import write_embeddings
 from pipeline.features.front_end import LogMel
+from pipeline.hear.api.statistics import task_statistics
+from pipeline.hear.embed.embed import write_embeddings
+from pipeline.hear.models import baselines, registry
 from pipeline.hear.params import BASELINES, BaselineParams, ExtractionParams
-from pipeline.hear_statistics import task_statistics
-from pipeline.hear_tasks import read_task
+from pipeline.hear.tasks.task import read_task
 
 TINY = {  # of wav2vec 2.0: two convolutions, one transformer layer
     "extractor_mode": "group_norm",
@@ -82,7 +82,7 @@ def check_the_api(module, clips=2, seconds=0.5):
 
 
 def test_mel_is_the_mean_and_the_standard_deviation_of_every_mel_bin(tmp_path):
-    module = models.load("mel", described(tmp_path, "mel"), extraction(hop_ms=50.0))
+    module = registry.load("mel", described(tmp_path, "mel"), extraction(hop_ms=50.0))
     audio, scenes, found, times = check_the_api(module)
     log_mel = LogMel(CONFIG.logmel)(audio)
     expected = torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)], dim=-1)
@@ -96,7 +96,7 @@ def test_mel_is_the_mean_and_the_standard_deviation_of_every_mel_bin(tmp_path):
 
 def test_mel_takes_several_windows_and_edges(tmp_path):
     params = extraction(window_ms=[160.0, 950.0], edges="cut")
-    module = models.load("mel", described(tmp_path, "mel"), params)
+    module = registry.load("mel", described(tmp_path, "mel"), params)
     _, _, found, _ = check_the_api(module)
     assert found.shape[-1] == 256
 
@@ -111,7 +111,7 @@ def torchcrepe():
 
 def test_crepe_gives_what_its_package_does(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny", "scene_hop_ms": 250.0})
-    module = models.load("crepe", folder, extraction(hop_ms=50.0))
+    module = registry.load("crepe", folder, extraction(hop_ms=50.0))
     audio, scenes, found, times = check_the_api(module, seconds=0.6)
     assert times[0].tolist() == [50.0 * i for i in range(13)]
     for clip, embedding, scene in zip(audio, found, scenes, strict=True):
@@ -123,7 +123,7 @@ def test_crepe_gives_what_its_package_does(tmp_path, torchcrepe):
 
 def test_crepe_stays_finite_in_silence(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny"})
-    module = models.load("crepe", folder, extraction())
+    module = registry.load("crepe", folder, extraction())
     assert module(torch.zeros(1, 100), "scene")[0].isfinite().all()
 
 
@@ -152,7 +152,7 @@ def tiny_bundle(tmp_path, monkeypatch):
 
 def test_wav2vec2_gives_the_last_layer_every_hop_of_its_convolutions(tmp_path, tiny_bundle):
     network, settings = tiny_bundle
-    module = models.load(
+    module = registry.load(
         "wav2vec2", described(tmp_path, "wav2vec2", wav2vec2=settings), extraction()
     )
     audio, scenes, found, times = check_the_api(module)
@@ -170,7 +170,7 @@ def test_the_centres_of_the_published_bundles_are_12_5_ms_and_on():
     params = torchaudio.pipelines.WAV2VEC2_BASE._params
     config = [(4, kernel, stride) for _, kernel, stride in params["extractor_conv_layer_config"]]
     small = {"extractor_conv_layer_config": config}
-    model = models.wav2vec2.Wav2Vec2(
+    model = registry.wav2vec2.Wav2Vec2(
         torchaudio.models.wav2vec2_model(**TINY | small), 12, RATE, normalized=False
     )
     assert (model.hop, model.reach) == (320, 400)
@@ -181,14 +181,14 @@ def test_weights_of_another_bundle_are_refused(tmp_path, tiny_bundle):
     torch.save({"other": torch.zeros(1)}, settings["weights"])
     folder = described(tmp_path, "wav2vec2", wav2vec2=settings)
     with pytest.raises(ValueError, match=r"tiny\.pth does not hold the weights of WAV2VEC2_TINY"):
-        models.load("wav2vec2", folder, extraction())
+        registry.load("wav2vec2", folder, extraction())
 
 
 def test_an_unknown_bundle_is_answered_with_those_there_are(tmp_path, tiny_bundle):
     _, settings = tiny_bundle
     folder = described(tmp_path, "wav2vec2", wav2vec2=settings | {"bundle": "WAV2VEC2_X"})
     with pytest.raises(ValueError, match=r"bundle = 'WAV2VEC2_X': torchaudio.* WAV2VEC2_BASE"):
-        models.load("wav2vec2", folder, extraction())
+        registry.load("wav2vec2", folder, extraction())
 
 
 def test_missing_weights_are_told_with_where_to_get_them():
@@ -238,7 +238,7 @@ def test_any_module_embeds_tasks_in_evaluation_mode(tmp_path, toy, write):
     weights.write_bytes(b"toy")
     settings = {"import": "toybaseline", "weights": str(weights)}
     (tmp_path / "out").mkdir()
-    module = models.load("module", described(tmp_path, "module", module=settings), extraction())
+    module = registry.load("module", described(tmp_path, "module", module=settings), extraction())
     assert module.model.loaded == str(weights)
     write_embeddings(read_task(write(tmp_path / "task")), module, tmp_path / "out")
     assert json.loads((tmp_path / "out/test.embedding-dimensions.json").read_text())[1] == 5
@@ -260,10 +260,10 @@ def test_what_is_no_hear_module_is_refused(tmp_path, toy):
     folder = described(tmp_path, "module", module={"import": "toybaseline", "weights": ""})
     toy.load_model = lambda: "model"
     with pytest.raises(ValueError, match=r"toybaseline\.load_model returned a str, expected"):
-        models.load("module", folder, extraction())
+        registry.load("module", folder, extraction())
     del toy.get_scene_embeddings
     with pytest.raises(ValueError, match="'toybaseline' has no get_scene_embeddings"):
-        models.load("module", folder, extraction())
+        registry.load("module", folder, extraction())
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, writte
     name = written_module(HEAR_MODULE.format(load=code, embed=code))
     folder = described(tmp_path, "module", module={"import": name})
     with pytest.raises(RuntimeError, match=rf"^toymodule\.load_model {cause}"):
-        models.load("module", folder, extraction())
+        registry.load("module", folder, extraction())
     sys.modules[name].load_model = lambda: ToyModel("")
-    module = models.load("module", folder, extraction())
+    module = registry.load("module", folder, extraction())
     with pytest.raises(RuntimeError, match=rf"^toymodule\.get_scene_embeddings {cause}"):
         module(noise(1, RATE), "scene")
     with pytest.raises(RuntimeError, match=rf"^toymodule\.get_timestamp_embeddings {cause}"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.config import load_config
-from pipeline.encoders import build_encoder
+from pipeline.encoders.build import build_encoder
 from pipeline.pretrain.cuda_graph import Captured
 from pipeline.pretrain.optim import Lars, build_optimizer, lr_factor, set_lr
 

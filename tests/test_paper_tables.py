@@ -5,11 +5,11 @@ import io
 
 import pytest
 
-from pipeline import paper_tables
 from pipeline.hear.score.params import ScoreParams
-from pipeline.paper_settings import COMMON, ENCODERS
-from pipeline.paper_tables import GROUPS, PAPER_TASKS, Comparison, Line, Table
-from pipeline.score_table import Row, Score, ScoreTable
+from pipeline.report.paper import tables
+from pipeline.report.paper.settings import COMMON, ENCODERS
+from pipeline.report.paper.tables import GROUPS, PAPER_TASKS, Comparison, Line, Table
+from pipeline.report.score_table import Row, Score, ScoreTable
 
 ESC50, GUNSHOT = "esc50-v2.0.0-full", "gunshot_triangulation-v1.0-full"
 CREMA = ("tfds_crema_d-1.0.0-full", "top1_acc")
@@ -18,7 +18,7 @@ PAPER = {"source": "audioset", "encoder": "audiontt", **COMMON, **AUDIONTT}
 
 
 def table_of(group, *measured):
-    return Table(group, GROUPS[group], (*paper_tables.published(), *measured))
+    return Table(group, GROUPS[group], (*tables.published(), *measured))
 
 
 def line_of(table, model):
@@ -34,7 +34,7 @@ def test_the_paper_has_18_tasks_in_the_kit_s_names():
 def test_every_published_line_has_every_score_but_what_the_paper_leaves_out():
     absent = {
         (line.model, column.name)
-        for line in paper_tables.published()
+        for line in tables.published()
         for columns in GROUPS.values()
         for column in columns
         if column.key not in line.scores
@@ -85,9 +85,9 @@ def test_no_mean_is_given_over_fewer_columns():
     measured = Line("ours", False, {(ESC50, "top1_acc"): 0.9, (GUNSHOT, "top1_acc"): 0.8})
     table = table_of("environmental sound", measured)
     assert table.mean(measured) is None
-    assert list(paper_tables.cells(table, measured)) == [
+    assert list(tables.cells(table, measured)) == [
         ("0.900", True), ("–", False), ("0.800", False), ("–", False)]  # fmt: skip
-    assert paper_tables.group_means(measured, [ESC50]) == {"environmental": None}
+    assert tables.group_means(measured, [ESC50]) == {"environmental": None}
 
 
 def test_a_measured_gain_refers_to_the_measured_random_encoder():
@@ -96,8 +96,8 @@ def test_a_measured_gain_refers_to_the_measured_random_encoder():
     random = Line("random", False, dict.fromkeys(keys, 0.5), random="random")
     table = table_of("environmental sound", ours, random)
     assert table.over_random(ours) == 50.0
-    assert list(paper_tables.cells(table, ours))[-1][0] == "0.750 (+50 %)"
-    assert list(paper_tables.cells(table, random))[-1][0] == "0.500"
+    assert list(tables.cells(table, ours))[-1][0] == "0.750 (+50 %)"
+    assert list(tables.cells(table, random))[-1][0] == "0.500"
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_measured_gain_refers_to_the_measured_random_encoder():
         (ESC50, "top1_acc", 0.786 * 1.139, "within"),
         (ESC50, "top1_acc", 0.786 * 1.141, "above"),
         (ESC50, "top1_acc", 0.65, "below"),
-        (paper_tables.MAESTRO, "event_onset_50ms_fms", 0.0, "below"),  # of 0.048
-        (paper_tables.DCASE, "segment_1s_er", 0.15, "above"),  # an error rate
-        (paper_tables.DCASE, "segment_1s_er", 0.35, "below"),
+        (tables.MAESTRO, "event_onset_50ms_fms", 0.0, "below"),  # of 0.048
+        (tables.DCASE, "segment_1s_er", 0.15, "above"),  # an error rate
+        (tables.DCASE, "segment_1s_er", 0.35, "below"),
     ],
 )
 def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
-    (verdict,) = paper_tables.verdicts(Line("ours", False, {(task, metric): score}), "audiontt")
+    (verdict,) = tables.verdicts(Line("ours", False, {(task, metric): score}), "audiontt")
     assert verdict.text == expected
 
 
@@ -123,7 +123,7 @@ def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
 )  # fmt: skip
 def test_a_model_that_is_scored_again_is_within_the_noise(first, again):
     column = GROUPS["speech"][0]
-    assert paper_tables.Verdict(column, again, first).text == "within"
+    assert tables.Verdict(column, again, first).text == "within"
 
 
 def test_random_weights_do_not_compete_for_the_best_two():
@@ -139,15 +139,15 @@ def test_random_weights_do_not_compete_for_the_best_two():
 
 
 def test_there_is_no_verdict_for_an_encoder_that_the_paper_lacks():
-    assert paper_tables.verdicts(Line("ours", False, {CREMA: 0.6}), "vit") == []
+    assert tables.verdicts(Line("ours", False, {CREMA: 0.6}), "vit") == []
 
 
 def test_tasks_of_one_s_own_get_a_table_of_their_own():
     own = Line("pretrain", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
-    (table,) = paper_tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
+    (table,) = tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
     assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrain"])
     comparison = Comparison((table,), (), ("not comparable",), {}, "")
-    text = paper_tables.to_markdown(comparison)
+    text = tables.to_markdown(comparison)
     assert "> not comparable" in text
     assert "| pretrain | measured, 1 seed | **0.250** | 0.250 |" in text
 
@@ -163,15 +163,15 @@ def own_table(*metrics):
     )  # fmt: skip
     models = ("pretrain", "random", "mel")
     scores = ScoreTable(rows, table_with([]).protocol, models)
-    (table,) = paper_tables.compare(scores, PAPER, 0).tables
+    (table,) = tables.compare(scores, PAPER, 0).tables
     return table
 
 
 def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
     table = own_table("top1_acc", None, "mAP")
-    assert paper_tables.header(table)[2:] == [
+    assert tables.header(table)[2:] == [
         "task0", "task1", "task2", "mean of 3 (over random)"]  # fmt: skip
-    texts = [text for text, _ in paper_tables.cells(table, table.lines[0])]
+    texts = [text for text, _ in tables.cells(table, table.lines[0])]
     assert texts == ["0.200", "–", "0.200", "–"]
 
 
@@ -181,7 +181,7 @@ def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
 )
 def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metric, best, name):
     table = own_table("top1_acc", metric)
-    assert paper_tables.header(table)[3:] == [name, "mean of 2 (over random)"]
+    assert tables.header(table)[3:] == [name, "mean of 2 (over random)"]
     assert [table.mean(line) for line in table.lines] == [None, None, None]
     top = [table.is_top(line, table.columns[1]) for line in table.lines]
     assert {i for i, is_top in enumerate(top) if is_top} == set(best)
@@ -189,8 +189,8 @@ def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metr
 
 def test_the_csv_has_every_score_and_its_origin():
     ours = Line("pretrain", False, {CREMA: 0.601}, note="3 seeds")
-    found = paper_tables.tables([ours], [CREMA[0]], {})
-    rows = list(csv.DictReader(io.StringIO(paper_tables.to_csv(found))))
+    found = tables.tables([ours], [CREMA[0]], {})
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(found))))
     assert len(rows) == 7 * 6 + 1
     assert rows[-1] == {"group": "speech", "task": CREMA[0], "metric": "top1_acc",
                         "model": "pretrain", "origin": "measured, 3 seeds",
@@ -198,8 +198,8 @@ def test_the_csv_has_every_score_and_its_origin():
 
 
 def test_the_leaderboard_s_line_has_18_scores():
-    line = next(line for line in paper_tables.published() if line.model == "ABT AudioNTT")
-    head, values = csv.reader(io.StringIO(paper_tables.leaderboard(line)))
+    line = next(line for line in tables.published() if line.model == "ABT AudioNTT")
+    head, values = csv.reader(io.StringIO(tables.leaderboard(line)))
     assert len(head) == len(values) == 19
     assert dict(zip(head, values, strict=True))["fsd50k-v1.0-full"] == "0.474"
 
@@ -223,9 +223,9 @@ def table_with(tasks, points=8):
 
 def test_measured_lines_stand_beside_the_published_ones():
     tasks = [column.task for column in GROUPS["environmental sound"] if column.name != "FSD50K"]
-    found = paper_tables.compare(table_with(tasks), PAPER, 0)
+    found = tables.compare(table_with(tasks), PAPER, 0)
     (table,) = found.tables
-    ours = [(line.model, paper_tables.origin(line)) for line in table.lines if line.note[0] == "3"]
+    ours = [(line.model, tables.origin(line)) for line in table.lines if line.note[0] == "3"]
     assert ours == [("the pre-trained encoder", "measured, 3 seeds"),
                     ("the random encoder", "measured, 3 seeds")]  # fmt: skip
     assert [(v.column.name, v.text) for v in found.verdicts] == [
@@ -238,11 +238,11 @@ def test_measured_lines_stand_beside_the_published_ones():
 
 def test_other_metrics_of_a_task_are_taken_from_its_score_file():
     metrics = {"event_onset_200ms_fms": 0.8, "segment_1s_er": 0.2}
-    score = scored(paper_tables.DCASE, "pretrain", 0.8, "event_onset_200ms_fms", metrics=metrics)
-    row = Row(paper_tables.DCASE, "dcase", {"pretrain": score})
+    score = scored(tables.DCASE, "pretrain", 0.8, "event_onset_200ms_fms", metrics=metrics)
+    row = Row(tables.DCASE, "dcase", {"pretrain": score})
     table = ScoreTable((row,), table_with([]).protocol, ("pretrain",))
-    (line,) = paper_tables.measured(table)
-    assert line.scores == {(paper_tables.DCASE, name): value for name, value in metrics.items()}
+    (line,) = tables.measured(table)
+    assert line.scores == {(tables.DCASE, name): value for name, value in metrics.items()}
 
 
 @pytest.mark.parametrize(
@@ -257,18 +257,18 @@ def test_other_metrics_of_a_task_are_taken_from_its_score_file():
 )
 def test_whatever_is_not_like_for_like_is_told(changes, warning):
     given = {"scores": table_with(sorted(PAPER_TASKS)), "params": PAPER, "left_out": 0}
-    assert not paper_tables.compare(**given).warnings
-    (told,) = paper_tables.compare(**given | changes).warnings
+    assert not tables.compare(**given).warnings
+    (told,) = tables.compare(**given | changes).warnings
     assert warning in told
 
 
 def test_embeddings_without_the_wrapper_s_faults_are_not_like_for_like():
     params = PAPER | {"hear.mode": "correct"}
-    *_, told = paper_tables.compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
+    *_, told = tables.compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
     assert "the authors' wrapper with its faults" in told
 
 
 def test_no_warning_is_needed_where_there_is_nothing_published():
     params = PAPER | {"encoder": "vit", "source": "sample"}
-    found = paper_tables.compare(table_with(["birds"], 2), params, 0)
+    found = tables.compare(table_with(["birds"], 2), params, 0)
     assert found.warnings == () and found.verdicts == ()

@@ -11,13 +11,13 @@ from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from torchaudio.functional import melscale_fbanks
 
-from pipeline import fingerprint
 from pipeline.config import FINGERPRINT_MELS, Config, load_config
 from pipeline.core import params
 from pipeline.core.params import check, load, load_value, read
 from pipeline.corpus.params import ResampleParams
 from pipeline.encoders.params import check_encoder
 from pipeline.features.params import LogMelParams
+from pipeline.leaks import fingerprint
 from pipeline.pretrain.params import PretrainParams
 
 

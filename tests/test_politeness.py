@@ -11,8 +11,8 @@ import pytest
 from fake_clock import FakeClock
 
 from pipeline.core.settings import NetworkParams
-from pipeline.failures import UnavailableError, retry_after_s
-from pipeline.politeness import (
+from pipeline.corpus.fetch.failures import UnavailableError, retry_after_s
+from pipeline.corpus.fetch.rate_limit import (
     BlockedError,
     Breaker,
     Clock,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.pool import cores, map_shards
+from pipeline.parallel.processes import cores, map_shards
 
 
 def square_slowly_at_first(job):

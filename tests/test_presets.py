@@ -11,8 +11,8 @@ from zenodo_server import TASKS
 
 from pipeline.config import load_config
 from pipeline.core.params import PARAMS_FILE
-from pipeline.paper_settings import differing
-from pipeline.report import flatten
+from pipeline.report.page import flatten
+from pipeline.report.paper.settings import differing
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

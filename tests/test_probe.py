@@ -29,14 +29,15 @@ from test_params import changed
 
 import stages.probe
 import stages.validate
-from pipeline import hear_api, probe, probe_table
 from pipeline.config import Config
 from pipeline.core.params import check
 from pipeline.core.stage import Stage, run
-from pipeline.embeddings import HearModule
-from pipeline.hear_audio import read_clip
-from pipeline.hear_tasks import read_task
-from pipeline.probe import Split
+from pipeline.hear import api, probe
+from pipeline.hear.embed.embed import HearModule
+from pipeline.hear.probe import Split
+from pipeline.hear.tasks.audio import read_clip
+from pipeline.hear.tasks.task import read_task
+from pipeline.report import probe_table
 
 TASK = "toy-v1-small"
 
@@ -144,7 +145,7 @@ def test_each_kind_of_task_has_its_training_and_validation_split(tmp_path):
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
     folder = write_checkpoint(tmp_path_factory.mktemp("model") / "audiontt", "audiontt", **SMALL)
-    return HearModule(hear_api, hear_api.load_model(str(folder)))
+    return HearModule(api, api.load_model(str(folder)))
 
 
 def assert_is_embedded(split, task, names, module):

@@ -9,18 +9,14 @@ import pytest
 from safetensors.numpy import save_file
 from synthetic_run import TASKS, SyntheticRun, failed_row, ledger_row
 
-from pipeline import (
-    figures,
-    leak_table,
-    paper_tables,
-    probe_table,
-    report,
-    report_inputs,
-    score_table,
-)
 from pipeline.core.stage import Stage, run
+from pipeline.features import excluded
 from pipeline.features.params import LogMelParams
 from pipeline.hear.score.params import ScoreParams
+from pipeline.leaks import table as leak_table
+from pipeline.report import figures, inputs, probe_table, score_table
+from pipeline.report import page as report_page
+from pipeline.report.paper import tables as paper_tables
 from stages.report import main
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +35,9 @@ def made_up(tmp_path, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Leave the drawing out of pages that are about something else."""
-    monkeypatch.setattr(report, "draw", lambda run: dict.fromkeys(FIGURES, ""))
-    monkeypatch.setattr(report, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
-    monkeypatch.setattr(report, "draw_clips", lambda run, ledger, count: [])
+    monkeypatch.setattr(report_page, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(report_page, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
+    monkeypatch.setattr(report_page, "draw_clips", lambda run, ledger, count: [])
 
 
 def page_of(made_up, runtimes=None):
@@ -51,20 +47,22 @@ def page_of(made_up, runtimes=None):
     pretrain, tasks = made_up.params["pretrain"], made_up.params["probe"]["tasks"]
     sizes = pretrain["epochs"], pretrain["snapshot_epochs"]
     probe = probe_table.read_probe(made_up.root / "reports" / "probe", tasks, *sizes)
-    ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
-    excluded = leak_table.read_excluded(made_up.root / "data" / "excluded.csv")
-    ledger = leak_table.mark(ledger, excluded)
+    ledger = inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    left_out = excluded.read(made_up.root / "data" / "excluded.csv")
+    ledger = leak_table.mark(ledger, left_out)
     leaks = leak_table.read(made_up.root / "reports" / "leaks", made_up.params["hear"]["tasks"])
     values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
     names = {"/m/09x0r": "Speech"}
-    paper = paper_tables.compare(table, report.flatten(made_up.params), left_out=0)
-    return report.render(run, table, paper, probe, ledger, leaks, names, values, runtimes or {})
+    paper = paper_tables.compare(table, report_page.flatten(made_up.params), left_out=0)
+    return report_page.render(
+        run, table, paper, probe, ledger, leaks, names, values, runtimes or {}
+    )
 
 
 def read_run(made_up, encoder="audiontt"):
     """What pre-training has left."""
     speed = made_up.root / "reports" / "throughput.csv"
-    return report_inputs.read_pretraining(made_up.root / "data" / "pretrain", encoder, speed)
+    return inputs.read_pretraining(made_up.root / "data" / "pretrain", encoder, speed)
 
 
 def read_table(made_up):
@@ -255,12 +253,14 @@ def test_a_tasks_column_does_not_depend_on_the_other_mode_being_there():
 
 
 def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, without_figures):
-    history = report_inputs.read_history(made_up.root / "data" / "pretrain" / "history.csv")
-    epochs = report_inputs.read_epochs(made_up.root / "data" / "pretrain" / "epochs.csv")
+    history = inputs.read_history(made_up.root / "data" / "pretrain" / "history.csv")
+    epochs = inputs.read_epochs(made_up.root / "data" / "pretrain" / "epochs.csv")
     rows = pd.read_csv("data/pretrain/history.csv")
     last = epochs["loss"].iloc[-1]
     floor = 0.005 * 256 * 255 / 32
-    assert report.summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(last, abs=1e-6)
+    assert report_page.summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(
+        last, abs=1e-6
+    )
     words = text(page_of(made_up))
     assert f"Loss {rows['loss'][0]:.2f} {last:.2f}" in words
     assert f"Noise floor λ D (D − 1) / B {floor:.2f} {floor:.2f}" in words
@@ -270,7 +270,7 @@ def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, 
 
 def test_correlation_is_summed_up_on_and_off_the_diagonal():
     matrix = np.array([[1.0, 0.3, 0.0], [-0.3, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
-    summary = report.summarize_correlation(matrix)
+    summary = report_page.summarize_correlation(matrix)
     assert summary["diagonal"] == pytest.approx(0.5)
     assert summary["others"] == pytest.approx(math.sqrt(2 * 0.09 / 6))
 
@@ -450,13 +450,13 @@ def test_a_clip_that_had_failed_before_stays_what_it_was():
 
 def test_labels_are_counted_over_obtained_clips_only():
     rows = [ledger_row(row) for row in range(8)] + [failed_row(8, "download", "gone", "gone")]
-    summary = report.summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
+    summary = report_page.summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
     assert summary.labels == [("/m/09x0r", 8), ("/m/04rlf", 2)]
     assert summary.obtained_hours == pytest.approx(8 * 9 / 3600)
 
 
 def test_labels_are_shown_by_their_names_where_these_are_known(made_up, monkeypatch):
-    monkeypatch.setattr(report, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(report_page, "draw", lambda run: dict.fromkeys(FIGURES, ""))
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
     words = text(page_of(made_up))
     assert "Clips Speech /m/09x0r 20 /m/04rlf 5" in words
@@ -465,18 +465,18 @@ def test_labels_are_shown_by_their_names_where_these_are_known(made_up, monkeypa
 
 def test_names_of_labels_are_read_as_audioset_writes_them(tmp_path):
     path = tmp_path / "labels.csv"
-    assert report_inputs.read_label_names(path) == {}
+    assert inputs.read_label_names(path) == {}
     path.write_text('index,mid,display_name\n0,/m/02zsn,"Female speech, woman speaking"\n')
     expected = {"/m/02zsn": "Female speech, woman speaking"}
-    assert report_inputs.read_label_names(path) == expected
+    assert inputs.read_label_names(path) == expected
     path.write_text("mid,name\n/m/02zsn,Speech\n")
     with pytest.raises(ValueError, match=r"labels\.csv.*class_labels_indices\.csv"):
-        report_inputs.read_label_names(path)
+        inputs.read_label_names(path)
 
 
 def test_the_sample_names_every_label_that_it_has():
     sample = ROOT / "data" / "sample"
-    names = report_inputs.read_label_names(sample / "labels.csv")
+    names = inputs.read_label_names(sample / "labels.csv")
     segments = (sample / "segments.csv").read_text()
     used = set(re.findall(r"/[mt]/\w+", segments))
     assert used == set(names)
@@ -566,8 +566,8 @@ def test_run_times_are_summed_over_tasks_and_gaps_are_named(made_up, without_fig
 def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, asked, shown):
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
     run = read_run(made_up)
-    ledger = report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
-    clips = report.draw_clips(run, ledger, asked)
+    ledger = inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    clips = report_page.draw_clips(run, ledger, asked)
     assert [clip["id"] for clip in clips] == [f"toy{i:08d}_30000" for i in shown]
     assert clips[0]["labels"] == ["/m/09x0r", "/m/04rlf"]
 
@@ -613,7 +613,7 @@ def test_color_limits_leave_out_the_most_extreme_values_only():
 
 def read_inputs(made_up):
     """Read everything but the scores."""
-    report_inputs.read_ledger(made_up.root / "data" / "ledger.csv")
+    inputs.read_ledger(made_up.root / "data" / "ledger.csv")
     read_run(made_up)
 
 
@@ -650,7 +650,7 @@ def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
     lines[3] = "2,0.3,nan,1,1,1,0.1"
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"history.csv, row 3: not all values are finite"):
-        report_inputs.read_history(path)
+        inputs.read_history(path)
 
 
 @pytest.mark.parametrize("shapes", [((4, 4), (4, 3)), ((4, 4), (5, 5)), ((16,), (16,))])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline import ledger, tarshards
+from pipeline.corpus import ledger, tar_shards
 from pipeline.corpus.params import ResampleParams
-from pipeline.resample import Job, describe_levels, resample_shard
-from pipeline.segments import Segment
+from pipeline.corpus.resample import Job, describe_levels, resample_shard
+from pipeline.corpus.segments import Segment
 
 PARAMS = ResampleParams(max_failed=0.05, min_duration_s=0.1, silence_db=-80.0, max_clipped=1.0)
 RATE = 44100
@@ -60,7 +60,7 @@ def job(tmp_path):
     """A shard with a clip of every kind and a row that did not arrive."""
     rows = [first_row(i, name, content) for i, (name, content) in enumerate(CLIPS.items())]
     contents = zip((row.clip_id for row in rows), CLIPS.values(), strict=True)
-    tarshards.write(tmp_path / "in.tar", contents)
+    tar_shards.write(tmp_path / "in.tar", contents)
     absent = ledger.from_segment(Segment(len(rows), "absent", 0.0, 1.0, ""))
     rows.insert(3, absent.failed("download", "gone", "404"))
     return Job(tmp_path / "in.tar", rows, PARAMS, 16000)
@@ -100,7 +100,7 @@ def test_rows_keep_their_order_and_what_was_fetched(job, target):
 def test_usable_clips_are_16_khz_mono_and_in_order(job, target):
     rows = resample_shard(job, target)
     usable = [row.clip_id for row in rows if row.ok]
-    clips = dict(tarshards.read(target, usable, "resample"))
+    clips = dict(tar_shards.read(target, usable, "resample"))
     assert list(clips) == ["good_0", "quiet_0", "mono_0"]
     wave, rate = soundfile.read(io.BytesIO(clips["good_0"]))
     assert (rate, wave.shape) == (16000, (16000,))
@@ -120,7 +120,7 @@ def test_the_same_shard_makes_the_same_bytes(job, target):
 def test_a_clip_that_is_not_the_one_fetched_stops_the_stage(tmp_path, how):
     row = first_row(0, "good", GOOD)
     other = bytes([*GOOD[:-1], GOOD[-1] ^ 1]) if how == "one byte" else CLIPS["quiet"]
-    tarshards.write(tmp_path / "in.tar", [(row.clip_id, other)])
+    tar_shards.write(tmp_path / "in.tar", [(row.clip_id, other)])
     with pytest.raises(ValueError, match=r"in\.tar is damaged: good_0\.flac") as error:
         resample_shard(Job(tmp_path / "in.tar", [row], PARAMS, 16000), tmp_path / "o.tar")
     for part in (row.sha256, hashlib.sha256(other).hexdigest(), "`dvc pull --force download`",
@@ -132,7 +132,7 @@ def test_a_header_that_lies_about_the_rate_does_not_fill_the_memory(job, tmp_pat
     lying = bytearray(GOOD)
     lying[18:21] = (1 << 4 | lying[20] & 0xF).to_bytes(3, "big")  # 20 bits: 1 Hz
     row = first_row(0, "lying", bytes(lying))
-    tarshards.write(tmp_path / "in.tar", [(row.clip_id, bytes(lying))])
+    tar_shards.write(tmp_path / "in.tar", [(row.clip_id, bytes(lying))])
     (found,) = resample_shard(Job(tmp_path / "in.tar", [row], PARAMS, 16000), tmp_path / "o.tar")
     assert found.status == "corrupt"
     assert "44100.000 s" in found.reason
@@ -149,7 +149,7 @@ def resampled(tmp_path, contents, **changes):
     """Rows by recording of a shard of these clips."""
     rows = [first_row(i, name, content) for i, (name, content) in enumerate(contents.items())]
     clips = zip((row.clip_id for row in rows), contents.values(), strict=True)
-    tarshards.write(tmp_path / "in.tar", clips)
+    tar_shards.write(tmp_path / "in.tar", clips)
     job = Job(tmp_path / "in.tar", rows, PARAMS.model_copy(update=changes), 16000)
     return {row.ytid: row for row in resample_shard(job, tmp_path / "o.tar")}
 

@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 import time
-import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from synthetic_training import CPU, features, settings, trainer
 
 from pipeline.pretrain.resume import Checkpoints, remove_forgotten, stop_after_step
 from pipeline.pretrain.trainer import Trainer
-from stages.pretrain import code_version
 
 pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.xdist_group("resume")]
 
@@ -64,25 +61,6 @@ def unbroken_run(name):
     made = trainer(**VARIANTS[name])
     made.run()
     return made
-
-
-def test_a_run_is_told_from_one_of_other_code_whatever_others_modules_import_when_asked(
-    monkeypatch, tmp_path
-):
-    class Lazy(types.ModuleType):
-        def __getattr__(self, name):
-            monkeypatch.setitem(sys.modules, "imported_late", types.ModuleType("imported_late"))
-            raise AttributeError(name)
-
-    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
-    before = code_version()
-    assert code_version() == before
-    edited = tmp_path / "resume.py"
-    edited.write_text(
-        Path(sys.modules["pipeline.pretrain.resume"].__file__).read_text() + "# edited\n"
-    )
-    monkeypatch.setattr(sys.modules["pipeline.pretrain.resume"], "__file__", str(edited))
-    assert code_version() != before
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -13,11 +13,12 @@ import pytest
 from kit_in_process import write_embedded_task
 from synthetic_hear import SMALL, write_checkpoint, write_event_task, write_fold_task
 
-from pipeline import hear_api, scores
-from pipeline.embeddings import HearModule, write_embeddings
+from pipeline.hear.api import model
+from pipeline.hear.embed.embed import HearModule, write_embeddings
+from pipeline.hear.score import scores
 from pipeline.hear.score.params import GRID_SIZES, ScoreParams
-from pipeline.hear_tasks import read_task
-from pipeline.scores import run_heareval, summarize, summarize_seeds
+from pipeline.hear.score.scores import run_heareval, summarize, summarize_seeds
+from pipeline.hear.tasks.task import read_task
 
 FAST = ScoreParams(engine="heareval", grid="fast", grid_points=2, seeds=1)
 QUICK = ScoreParams(engine="heareval", grid="faster", grid_points=1, seeds=1)
@@ -325,7 +326,7 @@ def test_embeddings_that_are_not_finite_reach_no_engine(tmp_path, engine):
 def module(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "audiontt"
     write_checkpoint(folder, "audiontt", **SMALL)
-    return HearModule(hear_api, hear_api.load_model(str(folder)))
+    return HearModule(model, model.load_model(str(folder)))
 
 
 def score(folder, module, tmp_path):

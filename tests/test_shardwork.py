@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_dvc_yaml import import_closure
 
-from pipeline import ledger, logmel, resample, shardwork
 from pipeline.core import params
 from pipeline.core.settings import ComputeParams
-from pipeline.segments import Segment
-from pipeline.shardwork import Shards, check_sum, fingerprint, read_sums, run_or_part
+from pipeline.core.shard_folder import check_sum, read_sums
+from pipeline.corpus import ledger
+from pipeline.corpus.segments import Segment
+from pipeline.corpus.shard_cache import Shards, run_or_part
 
 ROOT = Path(__file__).parents[1]
 COMPUTE = params.load("compute", ComputeParams, ROOT / "params.yaml").model_copy(
@@ -257,27 +257,6 @@ def test_a_file_with_another_sum_is_refused():
     check_sum(Path("x"), hashlib.sha256(b"x").hexdigest(), "demo")
     with pytest.raises(ValueError, match=r"x is damaged.*dvc repro -f demo"):
         check_sum(Path("x"), "00", "demo")
-
-
-def test_only_what_code_does_counts_for_its_fingerprint(folder, monkeypatch):
-    monkeypatch.setattr(shardwork, "__file__", str(folder / "shardwork.py"))
-    path = folder / "module.py"
-    path.write_text('"""Old."""\ndef f(x):\n    """Old."""\n    return x + 1\n')
-    before = fingerprint(["module"], ["numpy"])
-    path.write_text('"""New."""\n# a remark\ndef f(x):\n\n    return (x + 1)\n')
-    assert fingerprint(["module"], ["numpy"]) == before
-    assert fingerprint(["module"], []) != before
-    path.write_text("def f(x):\n    return x + 2\n")
-    assert fingerprint(["module"], ["numpy"]) != before
-
-
-@pytest.mark.parametrize("module", [resample, logmel])
-def test_the_fingerprint_is_of_all_modules_that_make_the_bytes(module):
-    """All that the module imports, but for the bookkeeping, which no byte of a shard depends on."""
-    bookkeeping = import_closure(Path("pipeline/shardwork.py")) | {Path("pipeline/__init__.py")}
-    bookkeeping |= import_closure(Path("pipeline/ledger.py"))
-    closure = import_closure(Path("pipeline", f"{module.STAGE}.py")) - bookkeeping
-    assert {f"pipeline/{name}.py" for name in module.CODE} == {str(path) for path in closure}
 
 
 @pytest.mark.parametrize(

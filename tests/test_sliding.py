@@ -4,8 +4,8 @@ import pytest
 import torch
 from synthetic_hear import CONFIG, SMALL
 
-from pipeline import sliding
-from pipeline.encoders import build_encoder
+from pipeline.encoders.build import build_encoder
+from pipeline.hear.api import sliding
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # of values around 1
 

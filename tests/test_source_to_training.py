@@ -17,9 +17,9 @@ from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import RATE, audio, tone
 
 import stages.pretrain
-from pipeline import ledger
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
+from pipeline.corpus import ledger
 from pipeline.features import hdf5_shards
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.

@@ -22,12 +22,12 @@ import synthetic_sources as synthetic
 from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import audio
 
-import pipeline.sources.parquet
+import pipeline.corpus.sources.parquet
 import stages.download
-from pipeline import ledger, tarshards
-from pipeline.segments import Segment
-from pipeline.sources import listing, probing
-from pipeline.sources.tar import join_labels
+from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.segments import Segment
+from pipeline.corpus.sources import listing, probing
+from pipeline.corpus.sources.tar import join_labels
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -537,7 +537,7 @@ def test_shards_need_not_end_where_row_groups_do(per_shard):
 
 def test_a_row_group_is_read_in_batches(monkeypatch):
     pytest.importorskip("pyarrow")
-    monkeypatch.setattr(pipeline.sources.parquet, "BATCH", 2)
+    monkeypatch.setattr(pipeline.corpus.sources.parquet, "BATCH", 2)
     synthetic.parquet("data/parquet", group=5)
     Path("list.txt").write_text("1-_abcdefgh\n2-_abcdefgh\n4-_abcdefgh\n")
     use("parquet", clips="list.txt")
@@ -711,8 +711,8 @@ def test_ids_that_cannot_name_a_clip_are_refused(ytid, message):
 
 def test_shards_are_read_whatever_the_format_of_their_clips(tmp_path):
     clips = [(f"a.{kind}_0", audio(300, kind)) for kind in ("wav", "flac", "ogg", "mp3", "m4a")]
-    tarshards.write(tmp_path / "0.tar", clips)
-    assert list(tarshards.read(tmp_path / "0.tar", [name for name, _ in clips], "x")) == clips
+    tar_shards.write(tmp_path / "0.tar", clips)
+    assert list(tar_shards.read(tmp_path / "0.tar", [name for name, _ in clips], "x")) == clips
 
 
 def test_a_segment_list_and_a_container_restrict_alike():

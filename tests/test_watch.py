@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import SyntheticRun
 
-from pipeline import figures, watch
+from pipeline.commands import watch
+from pipeline.report import figures
 
 STEPS = 140  # 20 epochs of 7
 

@@ -8,7 +8,7 @@ import urllib3.util.retry
 from zenodo_server import RECORD, key, serve
 
 from pipeline.config import load_config
-from pipeline.zenodo import fetched
+from pipeline.hear.fetch.zenodo import fetched
 
 NETWORK = load_config().network.model_copy(update={"tries": 3, "backoff_s": 0.0, "timeout_s": 5.0})
 PARAMS = load_config().hear.sources.zenodo
@@ -164,7 +164,7 @@ def test_no_site_at_all_is_one_short_message_that_says_what_else_to_do(site, cap
     message = re.escape(f"http://127.0.0.1:1/x cannot be fetched after 3 attempts ({reason}): ")
     with pytest.raises(OSError, match=rf"^{message}run it again later.*hear\.source = folder"):
         fetch(site, listing="http://127.0.0.1:1/x")
-    assert {record.name for record in caplog.records} == {"pipeline.zenodo"}
+    assert {record.name for record in caplog.records} == {"pipeline.hear.fetch.zenodo"}
     assert [record.getMessage() for record in caplog.records] == [
         f"/x: {reason}; next attempt in 0 s"] * 2  # fmt: skip
 

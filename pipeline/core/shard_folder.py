@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.core.files import sha256
+
 Row = TypeVar("Row")
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,33 @@ def _parse(values: Any) -> Manifest:
             f"with {manifest.rows} clips at most, got {manifest.shards} with {manifest.clips}"
         )
     return manifest
+
+
+def read_sums(folder: Path, shards: int, stage: str) -> list[str]:
+    """Return the SHA-256 of each shard of an output.
+
+    Raises:
+        FileNotFoundError: there is no list of them.
+        ValueError: it is not one of that many shards.
+    """
+    remedy = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
+    try:
+        sums = [line.split()[0] for line in (folder / SUMS).read_text().splitlines()]
+    except (FileNotFoundError, IndexError):
+        raise FileNotFoundError(f"There is no {folder}/{SUMS}, or it is broken. {remedy}") from None
+    if len(sums) != shards:
+        raise ValueError(f"{folder}/{SUMS} has {len(sums)} lines, expected {shards}. {remedy}")
+    return sums
+
+
+def check_sum(path: Path, expected: str, stage: str) -> None:
+    """Stop if a shard is not the one that was published.
+
+    Raises:
+        ValueError: its SHA-256 is another.
+    """
+    if (found := sha256(path)) != expected:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found}, expected {expected} as in {SUMS} beside "
+            f"it. Run `dvc pull --force {stage}` if it was pushed, or `dvc repro -f {stage}`."
+        )

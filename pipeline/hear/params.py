@@ -215,9 +215,3 @@ class ProbeParams(Section):
     tasks: Tasks  # scene tasks among hear.tasks; empty: no probe
     neighbors: int = Field(ge=1, le=100_000)  # of the kNN classifier
     c: float = Field(gt=0, le=1e6)  # of the logistic regression: inverse strength of its L2 penalty
-
-
-class ReportParams(Section):
-    """Section `report`."""
-
-    clips: int = Field(ge=1, le=100)  # shown with their two views

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from pipeline.encoders import Encoder, ViT, build_encoder
+from pipeline.encoders.build import Encoder, ViT, build_encoder
 from pipeline.encoders.params import EncoderParams, ViTParams
 from pipeline.pretrain import distributed, masking
 from pipeline.pretrain.augment import Views

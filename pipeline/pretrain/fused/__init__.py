@@ -1,6 +1,6 @@
 """Both views through the network at once, with the results of two passes of the plain modules.
 
-The modules of `pipeline.encoders` and `pipeline.pretrain.projector` are the definition; the
+The modules of `pipeline.encoders.build` and `pipeline.pretrain.projector` are the definition; the
 functions here use their weights. All layers take the views concatenated, [view 1; view 2] along the
 batch, except batch norm, which sees each view by itself. A GPU trains this way; a CPU can, which is
 how the tests compare the two.
@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.encoders import Encoder
 from pipeline.encoders.audiontt import AudioNTT
+from pipeline.encoders.build import Encoder
 from pipeline.pretrain.fused import audiontt, vit
 from pipeline.pretrain.fused.norm import VIEWS, batch_norm
 

@@ -1,0 +1,182 @@
+"""How much disk and time a run takes: so many clips, times what one of them takes.
+
+Sizes are those of 16-bit FLAC and of log-mels in float16; CPU times are measured here and now.
+"""
+
+import os
+import shutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.commands import download_status
+from pipeline.commands.doctor import Finding, calibration
+from pipeline.commands.doctor.cache import Sharing
+from pipeline.commands.doctor.corpus import FLAC, Corpus, address, corpus
+from pipeline.config import Config
+from pipeline.core import params
+from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
+from pipeline.corpus.fetch import requirements
+from pipeline.corpus.fetch.media import local_path
+from pipeline.parallel import processes
+
+DATA = ("data/clips", "data/audio16k", "data/logmel")
+KEPT = (".work/clips", ".work/download")
+THROUGHPUT = Path("reports/throughput.csv")
+# Samples per second on one H100: encoder, size of the transformer, batch (benchmarks/RESULTS.md).
+H100 = {
+    ("audiontt", "", 128): 59_126,
+    ("audiontt", "", 1024): 92_900,
+    ("vitc", "base", 128): 7_231,
+}
+H100_PROJECTOR = (8192, 1048)
+H100_PATCH = (16, 8)
+
+
+def findings(config: Config, sharing: Sharing, gpu: str) -> Iterator[Finding]:
+    """Yield what is known of clips, disk and time; `gpu` is the name of the one there is."""
+    try:
+        found = corpus(config)
+    except (*EXPECTED_ERRORS, ImportError) as error:
+        yield Finding("problem", "source", str(error))
+        return
+    if found is None:
+        yield Finding("warning", "source", "too many files to count their clips at once")
+        return
+    seconds = found.clips * found.duration_s
+    told = f"{found.clips:,} clips, {seconds / 3600:,.1f} h ({found.known_from})"
+    yield Finding("ok", "source", told)
+    yield from disk(config, found, sharing)
+    yield from data_stages(config, found)
+    yield pretraining(config, found, gpu)
+
+
+def clip_bytes(config: Config, found: Corpus) -> dict[str, float]:
+    """Return the size of one clip in each form that is kept."""
+    front_end = config.logmel
+    samples = found.duration_s * front_end.sample_rate
+    frames = 1 + samples // front_end.hop_length
+    return {
+        "as fetched": found.fetched_bytes,
+        "FLAC": 2 * samples * FLAC,
+        "log-mel": frames * front_end.n_mels * 2,
+    }
+
+
+def disk(config: Config, found: Corpus, sharing: Sharing) -> Iterator[Finding]:
+    """Yield, for each file system, the space that is needed and what is free."""
+    each = clip_bytes(config, found)
+    total = found.clips * sum(each.values())
+    here = min(taken([root() / path for path in KEPT] + [Path(path) for path in DATA]), total)
+    sizes = ", ".join(f"{gb(found.clips * s)} {n} ({s / 1e3:,.0f} kB)" for n, s in each.items())
+    yield Finding("ok", "data", f"{sizes}: {gb(total)}, {gb(here)} of it here")
+    places = [(root().absolute(), "data")]
+    places += [(sharing.folder, "DVC's copy of them")] if sharing.is_copied else []
+    systems: dict[int, list[tuple[Path, str]]] = {}
+    for path, what in places:
+        folder = requirements.existing(path)
+        systems.setdefault(folder.stat().st_dev, []).append((folder, what))
+    for held in systems.values():
+        needed, free = len(held) * (total - here), shutil.disk_usage(held[0][0]).free
+        what = " and ".join(what for _, what in held)
+        told = f"{held[0][0]}: {gb(needed)} needed for {what}, {gb(free)} free"
+        if needed > free:
+            told += "; free some, move the repository or the cache (`dvc cache dir`), or take fewer"
+            yield Finding("problem", "disk", f"{told} clips (`clips` of the source)")
+        else:
+            yield Finding("ok", "disk", told)
+
+
+def taken(folders: list[Path]) -> int:
+    """Return the size of all files in some folders; of links to one file, one counts."""
+    found: dict[tuple[int, int], int] = {}
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                state = os.stat(os.path.join(parent, name), follow_symlinks=False)
+                found[state.st_dev, state.st_ino] = state.st_size
+    return sum(found.values())
+
+
+def data_stages(config: Config, found: Corpus) -> Iterator[Finding]:
+    """Yield the time that each data stage takes on this machine's cores."""
+    try:
+        measured = calibration.measure(config)
+    except (*EXPECTED_ERRORS, ImportError) as error:
+        yield Finding("problem", "time", f"a synthetic clip could not be worked on: {error}")
+        return
+    workers = config.compute.local_workers or processes.cores()
+    share = found.duration_s / calibration.DURATION_S
+    for stage, cpu_s in measured.items():
+        took = cpu_s * share * found.clips / min(workers, processes.cores())
+        told = f"{duration(took)}: {1e3 * cpu_s * share:.1f} ms of CPU per clip"
+        if stage == "download":
+            told = downloading(config, found, told)
+        yield Finding("ok", stage, told)
+
+
+def downloading(config: Config, found: Corpus, from_files: str) -> str:
+    """Return the time of the stage `download`, which a web site's rate decides."""
+    url, network = address(config), config.network
+    if not url:
+        return f"a copy of {gb(found.clips * found.fetched_bytes)}"
+    if local_path(url) is not None:
+        return from_files
+    if not network.clips_per_hour:
+        return f"as fast as the site serves; on this machine {from_files}"
+    days = found.clips / network.clips_per_hour / download_status.open_hours(network)
+    rate = f"{network.clips_per_hour:g} clips an hour"
+    return f"{days:,.1f} days at {rate} (what is left: python -m pipeline.commands.queue status)"
+
+
+def pretraining(config: Config, found: Corpus, gpu: str) -> Finding:
+    """Return the time of pre-training, from a speed that was measured before."""
+    samples = config.pretrain.epochs * found.clips * config.pretrain.crops_per_clip
+    speed, where = recorded(config), "as the last run here"
+    if not speed and "H100" in gpu and config.compute.device != "cpu":
+        speed, where = on_h100(config), "as measured on an H100 (benchmarks/RESULTS.md)"
+    if not speed:
+        return Finding("ok", "pretrain", "unknown: run it for an epoch (pretrain.epochs = 1)")
+    told = f"{duration(samples / speed)}: {speed:,.0f} samples/s, {where}"
+    return Finding("ok", "pretrain", told)
+
+
+def recorded(config: Config) -> float:
+    """Return the samples per second of the last run here, 0 if it was of another network."""
+    record = last_record("pretrain")
+    if record is None or not THROUGHPUT.exists():
+        return 0.0
+    now = params.read()
+    before = record["params"]
+    same = ["encoder", f"encoders.{config.encoder}", "projector"]
+    if any(before.get(key) != params.load_value(key) for key in same):
+        return 0.0
+    if any(before["pretrain"].get(k) != now["pretrain"][k] for k in ("batch_size", "crop_frames")):
+        return 0.0
+    rows = [line.split(",") for line in THROUGHPUT.read_text().splitlines()]
+    column = rows[0].index("samples_per_s")
+    return statistics.median(float(row[column]) for row in rows[1:]) if len(rows) > 1 else 0.0
+
+
+def on_h100(config: Config) -> float:
+    """Return the measured samples per second of the paper's networks, 0 for any other."""
+    encoder = getattr(config.encoders, config.encoder)
+    size = getattr(encoder, "size", "")
+    patch = (getattr(encoder, "patch_mels", 16), getattr(encoder, "patch_frames", 8))
+    projector = (config.projector.hidden_dim, config.projector.out_dim)
+    if projector != H100_PROJECTOR or patch != H100_PATCH:
+        return 0.0
+    return float(H100.get((config.encoder, size, config.pretrain.batch_size), 0))
+
+
+def duration(seconds: int | float) -> str:
+    """Return a time in the unit that suits it."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def gb(size: int | float) -> str:
+    """Return a size in GB, a small one in MB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

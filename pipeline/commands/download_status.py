@@ -1,0 +1,134 @@
+"""How far a download is: from the segment list and the journal alone, without a network."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.settings import NetworkParams
+from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
+from pipeline.corpus.fetch.fetcher import WAITING, key
+from pipeline.corpus.ledger import OK
+from pipeline.corpus.segments import Segment
+
+HOURS = (1, 24)  # of which the rate is told
+SHOWN_LABELS = 15
+GUESSED_BYTES = 1_000_000  # of a clip before there is one: 10 s of FLAC, stereo, 48 kHz
+LEFT = {WAITING, *RETRIED}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What became of the clips so far."""
+
+    statuses: Counter[str]  # clips by status, OK and WAITING among them
+    labels: dict[str, Counter[str]]  # the same by AudioSet label
+    recent: dict[int, int]  # hours -> attempts that ended within them
+    stored_bytes: int  # of the clips that are here
+
+    @property
+    def total(self) -> int:
+        """Number of clips."""
+        return self.statuses.total()
+
+    @property
+    def left(self) -> int:
+        """Number of clips that the next runs will try."""
+        return sum(self.statuses[status] for status in LEFT)
+
+    @property
+    def forecast_bytes(self) -> int:
+        """Size of all clips in the end, if those that are left go as those that are settled."""
+        ok, settled = self.statuses[OK], self.total - self.left
+        each = self.stored_bytes / ok if ok else GUESSED_BYTES
+        return round(self.stored_bytes + each * self.left * (ok / settled if settled else 1.0))
+
+
+def of(segments: Sequence[Segment], store: ClipStore, now_s: float | None = None) -> Status:
+    """Return the status of the clips of a segment list.
+
+    Args:
+        segments: the rows that are wanted.
+        store: what is here.
+        now_s: seconds since 1970; the present by default.
+    """
+    now_s = time.time() if now_s is None else now_s
+    statuses, stored_bytes = Counter[str](), 0
+    labels: dict[str, Counter[str]] = {}
+    recent = dict.fromkeys(HOURS, 0)
+    for segment in segments:
+        outcome = store.last(key(segment))
+        status = outcome.status if outcome else WAITING
+        if outcome and status == OK:
+            stored_bytes += outcome.bytes or 0
+        for hours in HOURS if outcome else ():
+            recent[hours] += bool(outcome and outcome.time_s > now_s - 3600 * hours)
+        statuses[status] += 1
+        for label in segment.labels.split(","):
+            labels.setdefault(label, Counter())[status] += 1
+    return Status(statuses, labels, recent, stored_bytes)
+
+
+def open_hours(network: NetworkParams) -> float:
+    """Return the hours of a day in which requests are made."""
+    return (network.to_hour - network.from_hour) % 24 or 24.0
+
+
+def summary(status: Status, network: NetworkParams, free_bytes: int) -> Iterator[str]:
+    """Yield the lines that tell a status: clips, rate, time left, disk."""
+    yield f"{status.total:,} clips: {status.statuses[OK]:,} here, {status.left:,} left"
+    for name, count in status.statuses.most_common():
+        yield f"  {name:12} {count:>11,}  {count / max(status.total, 1):6.1%}"
+    for hours, ended in status.recent.items():
+        yield f"last {hours} h: {ended:,} clips tried, {ended / hours:,.1f} per hour"
+    yield f"left at the rate of the last 24 h: {_days(status.left, float(status.recent[24]))}"
+    if network.clips_per_hour:
+        per_day = network.clips_per_hour * open_hours(network)
+        rate = f"{network.clips_per_hour:g} per hour, {open_hours(network):g} hours a day"
+        yield f"left at network.clips_per_hour ({rate}): {_days(status.left, per_day)}"
+    yield (
+        f"disk: {_gb(status.stored_bytes)} of clips, about {_gb(status.forecast_bytes)} in the "
+        f"end; {_gb(free_bytes)} free"
+    )
+
+
+def attrition(status: Status, markdown: bool) -> Iterator[str]:
+    """Yield a table of what became of the clips, in Markdown or CSV: class, clips, share."""
+    rows = [(name, f"{n}", f"{n / status.total:.4f}") for name, n in status.statuses.most_common()]
+    for row in [("class", "clips", "share"), *rows, ("all", f"{status.total}", "1.0000")]:
+        yield f"| {' | '.join(row)} |" if markdown else ",".join(row)
+        if markdown and row[0] == "class":
+            yield "|---|---:|---:|"
+
+
+def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield the labels that lost the largest share of their clips so far, nothing if none did."""
+
+    def lost(counts: Counter[str]) -> int:
+        return sum(count for name, count in counts.items() if name not in {OK, *LEFT})
+
+    def share(item: tuple[str, Counter[str]]) -> tuple[float, int]:
+        settled = lost(item[1]) + item[1][OK]
+        return (lost(item[1]) / settled if settled else 0.0, lost(item[1]))
+
+    found = sorted(((*share(item), *item) for item in status.labels.items()), key=_worst_first)
+    shown = [item for item in found[:SHOWN_LABELS] if item[1]]
+    if shown:
+        yield "labels that lost most (share and number of their clips that were tried)"
+    for ratio, count, label, counts in shown:
+        ok = counts[OK]
+        yield f"  {ratio:6.1%} {count:>9,} of {count + ok:>9,}  {names.get(label, label)}"
+
+
+def _worst_first(item: tuple[float, int, str, Counter[str]]) -> tuple[float, int, str]:
+    return (-item[0], -item[1], item[2])
+
+
+def _days(clips: int, per_day: float) -> str:
+    if not clips:
+        return "nothing"
+    return f"{clips / per_day:,.1f} days" if per_day else "unknown, none was tried"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"

@@ -1,0 +1,65 @@
+"""The download's ledger with what the journal alone knows: attempts, tool, time, address.
+
+`data/clips/ledger.csv` has none of these, so that a download that was killed and resumed ends with
+the same bytes as an unbroken one. This table is for reading, and no stage depends on it.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.fetcher import WAITING, key
+from pipeline.corpus.fetch.media import recording_url
+from pipeline.corpus.segments import Segment
+
+COLUMNS = (
+    *("clip_id", "ytid", "start_s", "end_s", "labels", "status", "reason", "tries", "bytes"),
+    *("duration_s", "sha256", "source", "tool", "time"),
+)
+
+
+def write(path: Path, segments: Sequence[Segment], store: ClipStore, template: str) -> None:
+    """Write one row for each segment, in their order; the file appears when it is complete.
+
+    Args:
+        path: of a CSV file; `time` is when the last attempt ended (UTC), `tries` are those of the
+            run that ended so, an unknown value is an empty cell.
+        segments: the rows that are wanted.
+        store: what is here of them.
+        template: address of a recording, with {ytid}.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(_rows(segments, store, template))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _rows(
+    segments: Sequence[Segment], store: ClipStore, template: str
+) -> Iterator[tuple[Any, ...]]:
+    for s in segments:
+        known = (s.clip_id, s.ytid, s.start_s, s.end_s, s.labels)
+        source = recording_url(template, s.ytid)
+        last = store.last(key(s))
+        if last is None:
+            yield (*known, WAITING, "not tried yet", 0, None, None, "", source, "", "")
+        else:
+            yield (
+                *(*known, last.status, last.reason, last.tries, last.bytes, last.duration_s),
+                *(last.sha256, source, last.tool, _utc(last.time_s)),
+            )
+
+
+def _utc(time_s: float) -> str:
+    if not time_s:
+        return ""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,1 @@
+"""Fetching recordings: media, the queue with its store, failures and the limits of a site."""

@@ -1,0 +1,149 @@
+"""The programs that fetch recordings: what is here, and whether it will do.
+
+A fault of this machine is told before the first clip is asked for, since it would be every clip's
+failure. FFmpeg comes with imageio-ffmpeg, unless IMAGEIO_FFMPEG_EXE names another. YouTube changes
+every few weeks what a client has to do, so that an old yt-dlp finds nothing there; since late 2025
+it also needs a JavaScript runtime.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import imageio_ffmpeg
+import yt_dlp.version
+from yt_dlp.globals import supported_js_runtimes
+
+from pipeline.core.settings import NetworkParams
+
+JS_RUNTIMES = ("deno", "node")  # that yt-dlp may use, the first one that is recent enough
+YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")
+RANGES = "-request_size"  # FFmpeg's option to read a recording in small ranges, since 8.1
+MIN_FREE_BYTES = 100_000_000  # some dozen clips under way
+UPDATE = "`pip install -U 'yt-dlp[default,deno]'`; it re-runs nothing and loses no clip"
+
+
+class ToolError(RuntimeError):
+    """This machine lacks what fetching needs; the message says how to mend it."""
+
+
+def is_youtube(url: str) -> bool:
+    """Return whether an address is YouTube's."""
+    host = urlsplit(url).hostname or ""
+    return any(host == name or host.endswith(f".{name}") for name in YOUTUBE)
+
+
+def ffmpeg() -> tuple[str, str]:
+    """Return path and version of the FFmpeg that cuts and decodes.
+
+    Raises:
+        ToolError: there is none, it does not run, or it is older than 8.1.
+    """
+    mend = "Run `pip install --force-reinstall imageio-ffmpeg`, or unset IMAGEIO_FFMPEG_EXE."
+    try:
+        path = imageio_ffmpeg.get_ffmpeg_exe()
+        version = _said_by(path, "-version").split()[2]
+        options = _said_by(path, "-v", "error", "-h", "protocol=http")
+    except (RuntimeError, OSError, IndexError, subprocess.SubprocessError) as error:
+        raise ToolError(f"FFmpeg does not run: {error}. {mend}") from error
+    if RANGES not in options:
+        raise ToolError(f"{path} is FFmpeg {version}, which lacks {RANGES}; 8.1 has it. {mend}")
+    return path, version
+
+
+def _said_by(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return result.stdout
+
+
+def yt_dlp_version() -> str:
+    """Return yt-dlp's version, which is the day of its release."""
+    return str(yt_dlp.version.__version__)
+
+
+def age_days(version: str, today: date) -> int:
+    """Return how old a release is, from its number: 2026.10.26 is of October 26, 2026."""
+    year, month, day, *_ = (int(part) for part in version.split("."))
+    return (today - date(year, month, day)).days
+
+
+def js_runtimes() -> Iterator[tuple[str, str, bool]]:
+    """Yield name and version of each JavaScript runtime here, and whether yt-dlp takes it."""
+    for name in JS_RUNTIMES:
+        info = supported_js_runtimes.value[name]().info
+        if info is not None:
+            yield name, info.version, info.supported
+
+
+def check_age(max_days: int) -> None:
+    """Stop if yt-dlp is older than `max_days`; 0 is no limit.
+
+    Raises:
+        ToolError: it is.
+    """
+    version = yt_dlp_version()
+    days = age_days(version, datetime.now(UTC).date())
+    if max_days and days > max_days:
+        raise ToolError(
+            f"yt-dlp {version} is {days} days old, more than network.max_tool_age_days = "
+            f"{max_days}: YouTube will not serve it for long. Run {UPDATE}."
+        )
+
+
+def check_js_runtime() -> str:
+    """Return name and version of the JavaScript runtime that yt-dlp uses for YouTube.
+
+    Raises:
+        ToolError: there is none, or none that is recent enough.
+    """
+    found = list(js_runtimes())
+    for name, version, is_supported in found:
+        if is_supported:
+            return f"{name} {version}"
+    told = ", ".join(f"{name} {version} is too old" for name, version, _ in found) or "none found"
+    raise ToolError(
+        f"YouTube needs a JavaScript runtime, deno 2.3 or node 22 at least: {told}. "
+        "Run `pip install deno`."
+    )
+
+
+def check_cookies(path: str) -> None:
+    """Stop if the file of an account's cookies is missing; "" is none.
+
+    Raises:
+        FileNotFoundError: it is.
+    """
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no {path}; correct network.cookies in params.yaml, the cookies.txt of an "
+            "account, or empty it."
+        )
+
+
+def check_fetching(url: str, folder: Path, network: NetworkParams) -> None:
+    """Stop if this machine cannot fetch recordings from `url` into `folder`.
+
+    Raises:
+        ToolError: a tool is missing or too old.
+        OSError: the disk is full.
+    """
+    ffmpeg()
+    if is_youtube(url):
+        check_age(network.max_tool_age_days)
+        check_js_runtime()
+    free = shutil.disk_usage(existing(folder)).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"{free / 1e6:.0f} MB are free in {folder}, where clips are kept; "
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB are needed to begin. Free space on that disk, or work "
+            "on a larger one; `python -m pipeline.commands.queue status` says how much space all "
+            "clips will take."
+        )
+
+
+def existing(path: Path) -> Path:
+    """Return the nearest folder above a path, or the path itself, that is there already."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())

@@ -1,0 +1,236 @@
+"""Shards as separate pieces of work: what is finished, or published and unchanged, is not redone.
+
+    .work/<stage>/shards/<key><suffix>       a finished shard that is not published yet
+    .work/<stage>/shards/<key>.json          its SHA-256, and what changed in its clips' rows
+    .work/<stage>/published/<key>.*          the same of the shards of the last output, linked
+
+The key is a hash of all that determines a shard's bytes: the code (`code_identity`), the versions
+of the libraries, the parameters and what goes in. A shard that is here is used again if its bytes
+have the recorded SHA-256. So an interrupted stage goes on after the last finished shard, processes
+and machines may share the work on one file system, and after a change of some clips only their
+shards are made anew.
+
+What it costs: each run reads the shards of the last output once, to hash them. They take no space
+of their own: they, the output and DVC's cache are the same files (.dvc/config: `cache.type`). Where
+files cannot be linked, they take it once more. Removing the work folder costs time only.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from uuid import uuid4
+
+from pipeline.core import shard_folder
+from pipeline.core.files import link_or_copy, sha256
+from pipeline.core.settings import ComputeParams
+from pipeline.core.shard_folder import SUMS
+from pipeline.core.stage import Stage, root, run
+from pipeline.corpus.ledger import COLUMNS, Row
+from pipeline.parallel.processes import keep_freed_memory, map_shards
+
+logger = logging.getLogger(__name__)
+
+PARTIAL = ".partial"
+FORGOTTEN_DAYS = 30  # after which finished shards and records that no run has used are removed
+
+
+@runtime_checkable
+class Job(Protocol):
+    """What one shard is made of."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The ledger's rows of the shard."""
+
+    def identity(self) -> Any:
+        """Return all that determines the shard's bytes, but for the code, as JSON."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Task(Generic[J]):
+    """One shard to do."""
+
+    job: J
+    target: Path  # where it is in the output
+    finished: Path  # where it is when it is done
+    published: Path  # where it is when it was published
+
+    def __str__(self) -> str:
+        return f"shard {self.target}"
+
+
+class Shards(Generic[J]):
+    """The shards of a stage's output.
+
+    Args:
+        stage: its name.
+        output: folder that the stage writes.
+        suffix: of its shards.
+        function: makes a job's shard at a path and returns the job's rows, changed; at the top
+            level of a module.
+        code: hash of what it does, from `pipeline.core.code_identity`.
+        jobs: one for each shard, in order.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        output: str,
+        suffix: str,
+        function: Callable[[J, Path], list[Row]],
+        code: str,
+        jobs: Sequence[J],
+    ) -> None:
+        self.stage = stage
+        self.function = function
+        self.folder = (root() / ".work" / stage).absolute()
+        self.finished, self.published = self.folder / "shards", self.folder / "published"
+        for folder in (self.finished, self.published):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.tasks = [
+            Task(
+                job,
+                shard_folder.shard_path(Path(output), number, suffix),
+                *(
+                    place / f"{_key(code, job)}{suffix}"
+                    for place in (self.finished, self.published)
+                ),
+            )
+            for number, job in enumerate(jobs)
+        ]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep other runs from moving or removing shards until the block ends."""
+        with (self.folder / "shards.lock").open("a+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+
+    def finish(self, compute: ComputeParams, part: tuple[int, int] = (0, 1)) -> list[Path]:
+        """Make what is missing of the shards and return where they are.
+
+        Args:
+            part: (i, n): only the shards whose number leaves i when divided by n.
+        """
+        first, step = part
+        tasks = self.tasks[first::step]
+        work = partial(_finish, self.function)
+        done = map_shards(work, tasks, compute.workers, self.stage, compute.scheduler)
+        made = sum(is_new for _, is_new in done)
+        logger.info("%d shards made, %d were there already", made, len(done) - made)
+        return [path for path, _ in done]
+
+    def rows(self, paths: Iterable[Path]) -> list[Row]:
+        """Return the rows of all shards, given where these are."""
+        found = []
+        for task, path in zip(self.tasks, paths, strict=True):
+            changes = iter(_read_record(path)["changes"])
+            found += [replace(row, **next(changes)) if row.ok else row for row in task.job.rows]
+        return found
+
+    def place(self, paths: Iterable[Path], folder: Path) -> None:
+        """Put the finished shards and the list of their SHA-256 into the output."""
+        sums = []
+        for task, path in zip(self.tasks, paths, strict=True):
+            link_or_copy(path, folder / task.target.name)
+            sums.append(f"{_read_record(path)['sha256']}  {task.target.name}\n")
+        (folder / SUMS).write_text("".join(sums))
+
+    def tidy(self) -> None:
+        """Keep the shards that have been published in place of those of the output before.
+
+        What has been left unfinished, or finished long ago and not used, is removed. Another run
+        that is under way is not disturbed: then everything stays as it is until the next.
+        """
+        with (self.folder / "shards.lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            for task in self.tasks:
+                for path in (task.finished, _record(task.finished)):
+                    if path.exists():
+                        os.replace(path, task.published.with_suffix(path.suffix))
+            current = {task.published.stem for task in self.tasks}
+            forgotten = time.time() - FORGOTTEN_DAYS * 86400
+            for path in (*self.published.iterdir(), *self.finished.iterdir()):
+                is_old = path.suffix == PARTIAL or path.stat().st_mtime < forgotten
+                if path.stem not in current and (path.parent == self.published or is_old):
+                    path.unlink()
+
+
+def _key(code: str, job: Job) -> str:
+    return hashlib.sha256(json.dumps([code, job.identity()]).encode()).hexdigest()
+
+
+def _finish(function: Callable[[J, Path], list[Row]], task: Task[J]) -> tuple[Path, bool]:
+    """Return where a shard is, and whether it had to be made."""
+    for path in (task.finished, task.published):
+        if path.exists() and sha256(path) == _read_record(path).get("sha256"):
+            return path, False
+    keep_freed_memory()
+    aside = task.finished.with_name(f"{task.finished.stem}.{uuid4().hex}{PARTIAL}")  # no other's
+    try:
+        rows = function(task.job, aside)
+        record = {"sha256": sha256(aside), "changes": _changes(task.job.rows, rows)}
+        os.replace(aside, task.finished)
+        aside.write_text(json.dumps(record))
+        os.replace(aside, _record(task.finished))
+    finally:
+        aside.unlink(missing_ok=True)
+    return task.finished, True
+
+
+def _changes(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the columns that differ, for each row of a clip that was usable before."""
+    return [
+        {name: getattr(b, name) for name in COLUMNS if getattr(b, name) != getattr(a, name)}
+        for a, b in zip(before, after, strict=True)
+        if a.ok
+    ]
+
+
+def _record(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def _read_record(shard: Path) -> dict[str, Any]:
+    """Return a shard's record, an empty one if it is not finished."""
+    try:
+        return dict(json.loads(_record(shard).read_text()))
+    except (FileNotFoundError, ValueError):  # none, or cut off with the machine's power
+        return {}
+
+
+def run_or_part(name: str, main: Callable[[Stage, tuple[int, int] | None], None]) -> None:
+    """Run a stage, or the part of its shards that `--shard i/n` on the command line names."""
+    part = _part(sys.argv[1:])
+    instance = () if part is None else (f"shard-{part[0]}-of-{part[1]}",)
+    run(name, lambda stage: main(stage, part), *instance)
+
+
+def _part(given: Sequence[str]) -> tuple[int, int] | None:
+    """Return (i, n) of `--shard i/n`, None without arguments; end the process for others."""
+    if not given:
+        return None
+    numbers = re.fullmatch(r"--shard[= ](\d+)/(\d+)", " ".join(given))
+    if numbers and int(numbers[1]) < int(numbers[2]):
+        return int(numbers[1]), int(numbers[2])
+    sys.exit(
+        f"Wrong arguments {list(given)}. Usage: python -m stages.{Path(sys.argv[0]).stem} "
+        "[--shard i/n], where i is from 0 to n - 1"
+    )

@@ -1,0 +1,78 @@
+"""Source `folder`: any tree of audio files, a recording each; long ones are cut into clips.
+
+The id of a recording is its path in the tree without the suffix, and there are no labels.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.params import FolderParams
+from pipeline.corpus.segments import Segment
+from pipeline.corpus.sources import listing, probing
+
+SUFFIXES = {
+    *(".aac", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a", ".m4b"),
+    *(".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".snd", ".w64"),
+    *(".wav", ".webm", ".wma", ".wv"),
+}
+KEY = "sources.folder.path"
+
+
+class Folder:
+    """See `pipeline.corpus.sources.Container`."""
+
+    def __init__(self, params: FolderParams) -> None:
+        self._root = Path(params.path)
+        self._max_clip_s = params.max_clip_s
+        self._files = listing.files_of(self._root, SUFFIXES, KEY)
+        self._places: dict[str, tuple[str]] = {}
+
+    def files(self) -> list[Path]:
+        """See `pipeline.corpus.sources.Container`."""
+        return self._files
+
+    def segments(self) -> list[Segment]:
+        """List the recordings by their paths, each cut into clips of `max_clip_s` at most."""
+        base = self._root.parent if self._root.is_file() else self._root
+        found = (
+            (file.relative_to(base).with_suffix("").as_posix(), "", (str(file),))
+            for file in self._files
+        )
+        recordings, self._places = listing.whole(found, KEY)
+        if not self._max_clip_s:
+            return recordings
+        rows: list[Segment] = []
+        for recording in recordings:
+            for start_s, end_s in self._spans(recording):
+                rows.append(Segment(len(rows), recording.ytid, start_s, end_s, ""))
+        return rows
+
+    def _spans(self, recording: Segment) -> list[tuple[float, float]]:
+        """Return (start, end) in seconds of the clips; (0, 0) stands for the file as it is."""
+        try:
+            duration_s = probing.duration_s(Path(self._places[recording.ytid][0]))
+        except (OSError, UnavailableError):  # why is told when it is read
+            return [(0.0, 0.0)]
+        cuts = probing.spans(duration_s or 0.0, self._max_clip_s)
+        return cuts if len(cuts) > 1 else [(0.0, 0.0)]
+
+    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+        """See `pipeline.corpus.sources.Container`."""
+        for ytid, group in groupby(segments, key=lambda segment: segment.ytid):
+            path, wanted = Path(self._places[ytid][0]), list(group)
+            if wanted[0].end_s == 0.0:
+                yield read_file(path)
+            else:
+                yield from probing.pieces(path, wanted)
+
+
+def read_file(path: Path) -> bytes | UnavailableError:
+    """Return the content of a file, or why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return UnavailableError("gone", f"there is no file {path.name}")
+    except OSError as error:
+        return UnavailableError("corrupt", f"the file cannot be read: {error.strerror}")

@@ -1,0 +1,164 @@
+"""Source `hdf5`: AudioSet packed for PANNs or PaSST, a row per recording.
+
+    audio_name    text [N]                     file name; "Y<id>.wav" of YouTube's ids is <id>
+    waveform      int16 [N, S]                 PANNs; the attribute `sample_rate` of the file, in Hz
+    mp3           variable-length bytes [N]    or PaSST; MP3 files
+    target        bool [N, classes]            PANNs, or packed bits as uint8, PaSST; optional
+
+The packer of PANNs leaves rows without a name where it had no recording; these are lost clips here.
+It also pads short recordings with zeros, which cannot be told from silence.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline import audio
+from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.params import Hdf5Params
+from pipeline.corpus.segments import Segment, read_text
+from pipeline.corpus.sources import listing
+
+KEY = "sources.hdf5.path"
+BLOCK = 4096  # rows of names and targets that are read at a time
+YOUTUBE_ID = 11  # characters
+
+
+class Place(NamedTuple):
+    """Where a recording is, or that its row is empty."""
+
+    path: str
+    row: int
+    empty: bool
+
+
+class Hdf5(listing.Packed[Place]):
+    """See `pipeline.corpus.sources.Container`."""
+
+    def __init__(self, params: Hdf5Params) -> None:
+        super().__init__(params.path, {".h5", ".hdf", ".hdf5"}, KEY)
+        self._sample_rate = params.sample_rate
+        self._classes = read_classes(Path(params.classes)) if params.classes else []
+
+    def _found(self) -> Iterator[tuple[str, str, Place]]:
+        for path in self._files:
+            with open_file(path) as file:
+                names = file["audio_name"]
+                for start in range(0, len(names), BLOCK):
+                    block = names.asstr("utf-8", "surrogateescape")[start : start + BLOCK]
+                    labels = self._labels(file, start, len(block))
+                    for row, (name, label) in enumerate(zip(block, labels, strict=True), start):
+                        place = Place(str(path), row, not name)
+                        yield recording_id(name) or f"{path.stem}-row-{row}", label, place
+
+    def _labels(self, file: h5py.File, start: int, count: int) -> list[str]:
+        if "target" not in file:
+            return [""] * count
+        target = file["target"][start : start + count]
+        if target.dtype == np.uint8:
+            target = np.unpackbits(target, axis=1)
+        return [",".join(map(self._label, np.flatnonzero(row > 0).tolist())) for row in target]
+
+    def _label(self, number: int) -> str:
+        return self._classes[number] if number < len(self._classes) else str(number)
+
+    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+        """See `pipeline.corpus.sources.Container`."""
+        places = [self._places[segment.ytid] for segment in segments]
+        for path, wanted in groupby(places, key=lambda place: place.path):
+            with open_file(Path(path)) as file:
+                yield from (self._content(file, place) for place in wanted)
+
+    def _content(self, file: h5py.File, place: Place) -> bytes | UnavailableError:
+        if place.empty:
+            return UnavailableError("gone", "it was missing when the HDF5 file was packed")
+        try:
+            if "mp3" in file:
+                return bytes(file["mp3"][place.row].tobytes())
+            samples = file["waveform"][place.row]
+        except OSError as error:
+            return UnavailableError("corrupt", f"its row cannot be read: {error}")
+        return audio.encode_flac(samples, self._rate(file))
+
+    def _rate(self, file: h5py.File) -> int:
+        given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))
+        try:
+            rate = int(np.asarray(given).item())
+        except (TypeError, ValueError, OverflowError):
+            rate = -1
+        if rate < 0:
+            raise ValueError(
+                f"{file.filename}: the attribute `sample_rate` is {given!r}, expected a number of "
+                "Hz such as 32000. Correct it in the file, or remove it and set "
+                "sources.hdf5.sample_rate in params.yaml."
+            )
+        rate = rate or self._sample_rate
+        if not rate:
+            raise ValueError(
+                f"{file.filename} does not say its sample rate (attribute `sample_rate`). Set "
+                "sources.hdf5.sample_rate in params.yaml."
+            )
+        return rate
+
+
+def recording_id(name: str) -> str:
+    """Return the id in a file name: without the suffix, and without the Y before YouTube's ids."""
+    stem = os.path.splitext(name)[0]
+    return stem[1:] if len(stem) == YOUTUBE_ID + 1 and stem.startswith("Y") else stem
+
+
+def open_file(path: Path) -> h5py.File:
+    """Return an HDF5 file after checking what it holds.
+
+    Raises:
+        ValueError: it is damaged or no HDF5 file, or not of the layout above.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is damaged, or no HDF5 file: {error}. Fetch it again.") from error
+    audio = [name for name in ("mp3", "waveform") if name in file]
+    found = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
+    wave = file["waveform"] if audio == ["waveform"] else None
+    is_named = "audio_name" in file and h5py.check_string_dtype(file["audio_name"].dtype)
+    if not is_named or not audio or (wave is not None and wave.dtype != np.int16):
+        file.close()
+        raise ValueError(
+            f"{path} holds {found or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
+            f"or waveform (int16 [N, S]). Take it out of {path.parent}, or let {KEY} lead to the "
+            "files with the audio alone (of PANNs: its folder waveforms)."
+        )
+    for name in {audio[0], "target"} & file.keys():
+        if len(file[name]) != len(file["audio_name"]):
+            file.close()
+            raise ValueError(f"{path}: audio_name and {name} are of different lengths ({found}).")
+    return file
+
+
+def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
+    return [(name, item) for name, item in file.items() if isinstance(item, h5py.Dataset)]
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the AudioSet ids of the classes, as class_labels_indices.csv has them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no columns `index` and `mid`, or other than consecutive indices.
+    """
+    rows = list(csv.DictReader(read_text(path).splitlines()))
+    try:
+        indices, mids = [int(row["index"]) for row in rows], [row["mid"] for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the columns index,mid,display_name ({error})."
+        ) from None
+    if indices != list(range(len(rows))):
+        raise ValueError(f"{path}: the indices of the classes must count from 0.")
+    return mids

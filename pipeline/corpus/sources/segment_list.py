@@ -1,0 +1,19 @@
+"""Sources `sample` and `url`: a segment list in AudioSet's format, and where its recordings are."""
+
+from pathlib import Path
+
+from pipeline.corpus import segments
+from pipeline.corpus.params import SegmentListParams
+from pipeline.corpus.segments import Segment
+
+
+class SegmentList:
+    """Recordings named by a template with {ytid}."""
+
+    def __init__(self, params: SegmentListParams) -> None:
+        self.url = params.url
+        self._path = Path(params.segments)
+
+    def segments(self) -> list[Segment]:
+        """See `pipeline.corpus.sources.Recordings`."""
+        return segments.read(self._path)

@@ -1,0 +1,172 @@
+"""Source `tar`: WebDataset tars, with members of the same name up to its first dot as a sample.
+
+    <key>.flac | .wav | .mp3 | .ogg | .opus | .m4a     the recording
+    <key>.json                      an object, of which one key holds the labels, a list or text
+    <key>.cls                       or the number of a class
+    <key>.txt                       or labels as text
+
+The members of a sample need not be neighbours. Nothing is unpacked: members are read where they are
+in the tar, which must therefore not be compressed.
+"""
+
+import json
+import logging
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.params import TarParams
+from pipeline.corpus.segments import Segment, check_labels
+from pipeline.corpus.sources import listing
+
+logger = logging.getLogger(__name__)
+
+AUDIO = {"aac", "flac", "m4a", "mp3", "oga", "ogg", "opus", "wav"}
+LABELS = ("json", "cls", "txt")  # the first that is there counts
+KEY = "sources.tar.path"
+BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
+
+
+class Place(NamedTuple):
+    """Where a recording is, or why there is none."""
+
+    path: str
+    offset: int
+    size: int  # bytes
+    fault: UnavailableError | None
+
+
+@dataclass(slots=True)
+class Sample:
+    """The members of a tar that have the same key."""
+
+    audio: tarfile.TarInfo | None = None
+    labels: tuple[str, bytes] = ("", b"")  # suffix and content of the member with the labels
+
+
+class Tar(listing.Packed[Place]):
+    """See `pipeline.corpus.sources.Container`."""
+
+    def __init__(self, params: TarParams) -> None:
+        super().__init__(params.path, {".tar"}, KEY)
+        self._label_key = params.label_key
+
+    def _found(self) -> Iterator[tuple[str, str, Place]]:
+        is_labelled, example = False, b""  # a JSON
+        for path in self._files:
+            for key, sample in read_samples(path).items():
+                if sample.audio is None:
+                    fault = UnavailableError("no_audio", "the tar holds no audio file of this name")
+                    yield key, "", Place(str(path), 0, 0, fault)
+                    continue
+                offset, size = sample.audio.offset_data, sample.audio.size
+                try:
+                    labels = read_labels(*sample.labels, self._label_key)
+                    check_labels(key, labels)
+                except ValueError as error:
+                    fault = UnavailableError("corrupt", f"its labels cannot be read: {error}")
+                    yield key, "", Place(str(path), 0, 0, fault)
+                else:
+                    is_labelled = is_labelled or bool(labels)
+                    example = sample.labels[1] if sample.labels[0] == "json" else example
+                    yield key, labels, Place(str(path), offset, size, None)
+        if example and not is_labelled:
+            logger.warning(
+                "No clip has labels: no .json has %r (sources.tar.label_key). Keys of one: %s",
+                *(self._label_key, ", ".join(json.loads(example))),
+            )
+
+    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+        """See `pipeline.corpus.sources.Container`."""
+        opened: BinaryIO | None = None
+        try:
+            for segment in segments:
+                place = self._places[segment.ytid]
+                if opened is None or opened.name != place.path:
+                    if opened is not None:
+                        opened.close()
+                    opened = open(place.path, "rb")  # noqa: SIM115
+                opened.seek(place.offset)
+                yield place.fault or opened.read(place.size)
+        finally:
+            if opened is not None:
+                opened.close()
+
+
+def read_samples(path: Path) -> dict[str, Sample]:
+    """Return the samples of a tar by key.
+
+    Raises:
+        ValueError: it is damaged, compressed, leads out of its folder, or has a member twice.
+    """
+    samples: dict[str, Sample] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isdir():
+                    _add(samples, member, tar)
+            _check_end(path, tar.offset)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no tar file ({error}). Fetch it again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    return samples
+
+
+def _add(samples: dict[str, Sample], member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    listing.check_id(member.name)
+    if not member.isreg():
+        raise ValueError(f"member {member.name!r} is a link or device; only files are read")
+    name = PurePosixPath(member.name)
+    stem, _, suffix = name.name.partition(".")
+    kind = suffix.lower().rpartition(".")[2]
+    sample = samples.setdefault(str(name.with_name(stem)) if stem else str(name), Sample())
+    if kind in AUDIO:
+        if sample.audio is not None:
+            raise ValueError(f"{member.name!r} and {sample.audio.name!r} have the same id")
+        sample.audio = member
+    elif kind in LABELS and LABELS.index(kind) <= LABELS.index(sample.labels[0] or LABELS[-1]):
+        content = tar.extractfile(member)
+        sample.labels = kind, content.read() if content else b""
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Stop at a tar in which something follows that is no member; tarfile would pass over it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(BLOCK)
+    if any(rest) or not rest:
+        raise ValueError(f"it is damaged at byte {offset}: no member follows there, and no end")
+
+
+def read_labels(kind: str, content: bytes, label_key: str) -> str:
+    """Return the labels in a member, comma-joined; none if there is no such member.
+
+    Raises:
+        ValueError: it is not what its suffix says.
+    """
+    text = content.decode("utf-8-sig").strip()
+    if kind == "cls":
+        return str(int(text))
+    if kind != "json":
+        return " ".join(text.split())
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object, got {text[:80]!r}")
+    return join_labels(values.get(label_key, ""))
+
+
+def join_labels(labels: object) -> str:
+    """Return one or several labels comma-joined.
+
+    A comma inside one of several becomes a semicolon: "Male speech, man speaking" is one label.
+    """
+    if isinstance(labels, Iterable) and not isinstance(labels, str):
+        return ",".join(str(label).strip().replace(",", ";") for label in labels)
+    return "" if labels is None else str(labels).strip()

@@ -1,0 +1,21 @@
+"""The HEAR API (https://hearbenchmark.com/hear-api.html) of a checkpoint.
+
+Every tool that takes a HEAR module takes this package, such as
+`hear-validator pipeline.hear.api -m data/pretrain`.
+"""
+
+from pipeline.hear.api.model import (
+    HearModel,
+    Statistics,
+    get_scene_embeddings,
+    get_timestamp_embeddings,
+    load_model,
+)
+
+__all__ = [
+    "HearModel",
+    "Statistics",
+    "get_scene_embeddings",
+    "get_timestamp_embeddings",
+    "load_model",
+]

@@ -1,0 +1,277 @@
+"""A checkpoint as a model with the HEAR API.
+
+A clip's embedding depends on that clip alone: dropout is off, batch norm uses its running
+statistics, the log-mel is normalized with the statistics of the pre-training data, and the front
+end is the checkpoint's own. (With `mode` or `normalization` `reference` it is as in the authors'
+code, where the clips of one call decide together.)
+
+Scene embedding: one representation of the whole clip. An encoder of fixed input length gets
+consecutive segments, the last one filled up with silence; its representations are averaged with
+the number of real frames as weights.
+
+Timestamp embeddings: one representation per window (`timestamps`). Where windows overlap, AudioNTT
+computes what they share once (`sliding`).
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.core.params import check
+from pipeline.encoders import checkpoint
+from pipeline.encoders.audiontt import AudioNTT
+from pipeline.encoders.checkpoint import Checkpoint
+from pipeline.features.front_end import SILENCE
+from pipeline.hear.api import layers as layer_outputs
+from pipeline.hear.api import sliding
+from pipeline.hear.api.inputs import checked, repeatable
+from pipeline.hear.api.timestamps import FrontEnd
+from pipeline.hear.params import ExtractionParams, check_layers
+
+REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, of the wrapper; pre-training has 1024
+
+Statistics = tuple[float, float]  # mean and standard deviation of log-mels
+
+
+class HearModel(nn.Module):
+    """An encoder with its front end and statistics, and the attributes that HEAR asks for."""
+
+    def __init__(
+        self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
+    ) -> None:
+        super().__init__()
+        self.params = params
+        self.encoder = source.encoder
+        self.front_end = FrontEnd(source.log_mel, params.window_ms, params.hop_ms)
+        self.mean, self.std = statistics
+        self.segment_frames: int | None = source.encoder.segment_frames
+        self.sample_rate = source.log_mel.sample_rate  # Hz
+        size = layer_outputs.size(source.encoder, source.log_mel.n_mels, params.layers)
+        size += source.log_mel.n_mels if params.mel_mean else 0
+        self.scene_embedding_size = size
+        self.timestamp_embedding_size = len(params.window_ms) * size
+        if params.mode == "correct":
+            fold_batch_norms(self.encoder)
+        # Convolution and pooling take half the time with channels last.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def joint(self) -> bool:
+        """Whether the clips of one call decide together about their embeddings."""
+        return self.params.normalization == "reference"
+
+    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+        """Return one embedding per clip."""
+        log_mel = self.front_end.clips(audio)
+        mean, std = self.scene_statistics(log_mel)
+        silence = (SILENCE - mean) / std
+        batches = ((log_mel - mean) / std).split(self.front_end.batch_size(log_mel.shape[-1]))
+        return torch.cat([self.embed(batch, silence) for batch in batches])
+
+    def over_time(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
+        """Return one embedding per window; those of several window lengths side by side."""
+        return torch.cat([self._windows(audio, n) for n in self.front_end.window_steps], dim=-1)
+
+    def scene_statistics(self, log_mel: Float[Tensor, "B F T"]) -> Statistics:
+        """Return the mean and the standard deviation that normalize the clips of one call.
+
+        As the authors' code takes them: for a convolutional encoder, the means over the clips of
+        each one's mean and standard deviation; for a ViT, those of all values.
+        """
+        if not self.joint:
+            return self.mean, self.std
+        dims = (0, 1, 2) if self.segment_frames else (1, 2)
+        return float(log_mel.mean(dim=dims).mean()), float(log_mel.std(dim=dims).mean())
+
+    def window_statistics(self, windows: list[Float[Tensor, "N F T"]]) -> Statistics:
+        """Return the same for the windows of all clips of one call.
+
+        As the authors' code takes them: those of all values, divided by the number of windows.
+        """
+        if not self.joint:
+            return self.mean, self.std
+        together = torch.cat(windows)
+        return float(together.mean()) / len(together), float(together.std()) / len(together)
+
+    def embed(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B E"]:
+        """Return one embedding for each normalized log-mel of any length."""
+        found = self.represent(log_mel, silence)
+        return torch.cat([found, log_mel.mean(dim=-1)], -1) if self.params.mel_mean else found
+
+    def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
+        """Return one representation; segments of an encoder of fixed length are averaged."""
+        if self.segment_frames is None:
+            return layer_outputs.represent(self.encoder, log_mel[:, None], self.params.layers)
+        real = log_mel.shape[-1]
+        segments = -(-real // self.segment_frames)
+        padding = segments * self.segment_frames - real
+        padded = functional.pad(log_mel, (0, padding), value=silence)
+        embedded = self.represent_segments(padded.unflatten(-1, (segments, -1)).movedim(2, 1))
+        weights = torch.full((segments,), self.segment_frames / real, device=log_mel.device)
+        weights[-1] -= padding / real
+        return torch.einsum("bnd,n->bd", embedded, weights)
+
+    def represent_segments(self, pieces: Float[Tensor, "B N F T"]) -> Float[Tensor, "B N D"]:
+        """Return the representation of each segment."""
+        batches = pieces.flatten(0, 1)[:, None].split(self.front_end.batch_size(pieces.shape[-1]))
+        found = [
+            layer_outputs.represent(self.encoder, batch, self.params.layers) for batch in batches
+        ]
+        return torch.cat(found).unflatten(0, pieces.shape[:2])
+
+    def _windows(self, audio: Float[Tensor, "B S"], steps: int) -> Float[Tensor, "B N E"]:
+        front_end, edges = self.front_end, self.params.edges
+        if isinstance(self.encoder, AudioNTT) and self._slides(steps):
+            dense = [(front_end.dense(clip, steps) - self.mean) / self.std for clip in audio]
+            return torch.stack([self._slide(self.encoder, clip, steps) for clip in dense])
+        windows = [front_end.windows(clip, steps, edges) for clip in audio]
+        mean, std = self.window_statistics(windows)
+        silence = (SILENCE - mean) / std
+        size = front_end.batch_size(steps + 1)
+        return torch.stack(
+            [
+                torch.cat([self.embed((part - mean) / std, silence) for part in clip.split(size)])
+                for clip in windows
+            ]
+        )
+
+    def _slides(self, steps: int) -> bool:
+        plain = self.params.edges == "context" and self.params.layers == "last"
+        shared = sliding.shares_work(steps + 1, self.front_end.hop_steps)
+        return plain and shared and not self.joint
+
+    def _slide(
+        self, encoder: AudioNTT, dense: Float[Tensor, "F L"], steps: int
+    ) -> Float[Tensor, "N E"]:
+        """Return the embeddings of a clip's windows, so many at a time as fit a pass."""
+        hop = self.front_end.hop_steps
+        count = (dense.shape[-1] - steps - 1) // hop + 1
+        span = max(1, self.front_end.batch_size(1) // hop)  # windows
+        found = []
+        for first in range(0, count, span):
+            end = (min(first + span, count) - 1) * hop + steps + 1
+            found.append(sliding.slide(encoder, dense[:, first * hop : end], steps + 1, hop))
+        together = torch.cat(found)
+        if not self.params.mel_mean:
+            return together
+        return torch.cat([together, self.front_end.slices(dense, steps).mean(dim=-1)], dim=-1)
+
+
+class ReferenceModel(HearModel):
+    """The authors' wrapper as it was, with its faults (docs/reference-faults.md, B1 to B5).
+
+    Where its dropout is active, it draws from torch's global generator.
+    """
+
+    def __init__(
+        self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
+    ) -> None:
+        super().__init__(source, params, statistics)
+        other = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
+        self.front_end = FrontEnd(other, params.window_ms, params.hop_ms)
+
+    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+        """Return one embedding per clip; a convolutional encoder is in training mode (B1)."""
+        if self.segment_frames:
+            return super().scenes(audio)
+        log_mel = self.front_end.clips(audio)
+        mean, std = self.scene_statistics(log_mel)
+        self.encoder.train()
+        return torch.cat([self.represent((clip[None] - mean) / std, 0.0) for clip in log_mel])
+
+    def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
+        """Return one representation; segments count alike, also one without any frame (B5)."""
+        if self.segment_frames is None:
+            return self.encoder(log_mel[:, None])
+        padding = self.segment_frames - log_mel.shape[-1] % self.segment_frames
+        padded = functional.pad(log_mel, (0, padding))
+        pieces = padded.unflatten(-1, (-1, self.segment_frames)).movedim(2, 1)
+        return self.represent_segments(pieces).mean(dim=1)
+
+
+def fold_batch_norms(encoder: nn.Module) -> None:
+    """Let each convolution do the batch norm behind it, an affine map in eval mode."""
+    for block in [module for module in encoder.modules() if isinstance(module, nn.Sequential)]:
+        for i, (conv, norm) in enumerate(pairwise(block)):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+
+
+def load_model(
+    model_file_path: str = "",
+    mode: str = "correct",
+    normalization: str = "dataset",
+    window_ms: float | list[float] = 950.0,
+    hop_ms: float = 50.0,
+    edges: str = "context",
+    layers: str = "last",
+    mel_mean: bool = False,
+    statistics: tuple[float, float] | None = None,
+) -> HearModel:
+    """Return a checkpoint as a HEAR model on the CPU.
+
+    Args:
+        model_file_path: folder of the checkpoint, or its encoder.safetensors.
+        mode: this and the next as in section `hear` of params.yaml, with the paper's values.
+        statistics: mean and standard deviation of the log-mels of a task's training clips, for the
+            normalization "task"; `pipeline.hear.api.statistics` computes them.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: no path is given, the checkpoint is damaged, an option has a wrong value or
+            does not suit another one or the encoder, or window or hop is no multiple of the hop of
+            the front end, or the window too short.
+    """
+    if not model_file_path:
+        raise ValueError(
+            "load_model needs the path of a checkpoint: its folder, such as data/pretrain, or the "
+            "encoder.safetensors in it (hear-eval-kit: --model data/pretrain)."
+        )
+    options: dict[str, Any] = {"mode": mode, "normalization": normalization, "edges": edges}
+    options |= {"window_ms": window_ms, "hop_ms": hop_ms, "layers": layers, "mel_mean": mel_mean}
+    params = check(options, ExtractionParams, prefix="hear", path=Path("load_model"))
+    if (normalization == "task") != (statistics is not None):
+        raise ValueError(
+            "load_model needs `statistics`, mean and standard deviation of a task's log-mels, with "
+            f"normalization = 'task' and only then; got normalization = {normalization!r}, "
+            f"statistics = {statistics}."
+        )
+    source = checkpoint.load(Path(model_file_path))
+    check_layers(layers, source.encoder_name)
+    kind = ReferenceModel if mode == "reference" else HearModel
+    return kind(source, params, statistics or (source.mean, source.std)).eval()
+
+
+@torch.inference_mode()
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """Return one embedding per clip: audio [n, samples] in [-1, 1] to float32 [n, D].
+
+    Clips too short for the encoder's fewest frames are followed by zeros.
+
+    Raises:
+        ValueError: the audio has another shape, no samples, integer or non-finite values.
+    """
+    audio = checked(audio, model)
+    with repeatable(model):
+        return model.scenes(audio)
+
+
+@torch.inference_mode()
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Return embeddings over time: audio [n, samples] to float32 [n, N, D] and timestamps [n, N].
+
+    Timestamps are in ms from 0; N is the number of whole hops in the clip, plus one.
+
+    Raises:
+        ValueError: the audio has another shape, no samples, integer or non-finite values.
+    """
+    audio = checked(audio, model)
+    timestamps = model.front_end.timestamps(audio.shape[-1]).to(audio.device)
+    with repeatable(model):
+        return model.over_time(audio), timestamps.repeat(len(audio), 1)

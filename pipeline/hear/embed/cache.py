@@ -1,0 +1,95 @@
+"""Embeddings by the content of their audio, so that what two tasks share is embedded once.
+
+NSynth's and Speech Commands' 5h tasks are parts of their larger ones, and Mridangam's stroke and
+tonic have the same audio. An entry belongs to one waveform and one `identity`, that of all else
+that an embedding depends on. The cache is no result: it may be removed at any time.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import numpy as np
+from jaxtyping import Float, Float32
+
+from pipeline.core.code_identity import code_identity
+from pipeline.core.settings import ComputeParams
+from pipeline.core.stage import root
+
+SHARED = ("nsynth_pitch", "speech_commands", "mridangam_stroke", "mridangam_tonic")
+LIBRARIES = ("torch", "torchaudio")  # whose versions count as code
+CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # files, where there are any
+Embedded = tuple[Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
+
+
+def identity(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    """Return a digest of what embeddings depend on beside the audio.
+
+    Args:
+        files: those of the checkpoint, in an order that does not change.
+        settings: everything else, plain values: window, hop, kind of embedding, device, code.
+    """
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    text = json.dumps([digests, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def serves(task: str) -> bool:
+    """Return whether another task of HEAR has audio of this one."""
+    return task.startswith(SHARED)
+
+
+def of_checkpoint(
+    folder: Path, settings: Mapping[str, Any], compute: ComputeParams
+) -> "EmbeddingCache":
+    """Return the cache for a model's folder, `compute.embedding_cache_gb` large at most."""
+    files = [folder / name for name in CHECKPOINT if (folder / name).exists()]
+    code = code_identity("pipeline.hear.models.registry", LIBRARIES)
+    key = identity(files, {**settings, "device": compute.device, "code": code})
+    size = round(compute.embedding_cache_gb * 1e9)
+    return EmbeddingCache(root() / ".work" / "embeddings-cache", key, size)
+
+
+class EmbeddingCache:
+    """Embeddings of clips in a folder that several processes may use; the oldest make room."""
+
+    def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
+        self.identity = identity
+        self._cache = diskcache.Cache(
+            str(folder), size_limit=max_bytes, eviction_policy="least-recently-used"
+        )
+
+    def get(self, wave: Float32[np.ndarray, " S"]) -> Embedded | None:
+        """Return the embeddings of a clip and their timestamps in ms, if any; None if not here."""
+        content = self._cache.get(self._key(wave))
+        if content is None:
+            return None
+        file = io.BytesIO(content)
+        try:
+            embeddings, timestamps = np.load(file), np.load(file)
+        except (EOFError, ValueError):  # a machine has crashed while it was written
+            return None
+        return embeddings, timestamps if len(timestamps) else None
+
+    def put(
+        self,
+        wave: Float32[np.ndarray, " S"],
+        embeddings: Float32[np.ndarray, "N D"],
+        timestamps: Float[np.ndarray, " N"] | None = None,
+    ) -> None:
+        """Keep the embeddings of a clip."""
+        file = io.BytesIO()
+        np.save(file, embeddings)
+        np.save(file, np.empty(0) if timestamps is None else timestamps)
+        self._cache.set(self._key(wave), file.getvalue())
+
+    def close(self) -> None:
+        """Close its files."""
+        self._cache.close()
+
+    def _key(self, wave: Float32[np.ndarray, " S"]) -> str:
+        return f"{self.identity} {hashlib.sha256(wave.tobytes()).hexdigest()}"

@@ -1,0 +1,259 @@
+"""Embeddings of a HEAR task, in the files that hear-eval-kit's predictions read.
+
+For each split, with its clips in the order that hear-eval-kit's own embeddings have (shuffled by
+one `Random(0)` per task, split after split):
+
+    <split>.embeddings.npy             raw float32 [rows, D]: no header, despite the name
+    <split>.embedding-dimensions.json  [rows, D]
+    <split>.target-labels.pkl          list of label lists, one per row
+    <split>.filename-timestamps.json   events only: [[file, ms], ...], one per row
+
+and copies of task_metadata.json, labelvocabulary.csv and <split>.json. A scene task has one row
+per clip, an event task one per timestamp, those of a clip together.
+"""
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.hear.api.inputs import device_of
+from pipeline.hear.embed.cache import EmbeddingCache
+from pipeline.hear.embed.checks import check_size, checked_output
+from pipeline.hear.tasks.audio import decoded
+from pipeline.hear.tasks.task import METADATA, VOCABULARY, Event, Labels, Metadata, Task
+
+BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless one clip is longer
+END_MS = 0.0001  # added to an event's end, so that a timestamp on it is inside
+
+Decoded = tuple[int, tuple[Float32[np.ndarray, " S"], int]]  # place of a file, samples, rate
+Embedded = tuple[int, Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
+
+
+@dataclass(frozen=True)
+class HearModule:
+    """A module with the HEAR API and the model that it has loaded."""
+
+    api: ModuleType
+    model: nn.Module
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz of the audio that the model takes."""
+        rate: Any = self.model.sample_rate
+        return int(rate)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the clips of one call decide together about their embeddings."""
+        return bool(getattr(self.model, "joint", False))
+
+    def __call__(self, waves: Float[Tensor, "B S"], embedding_type: str) -> tuple[Any, Any]:
+        """Return what the module does for clips of equal length: embeddings, then timestamps.
+
+        Timestamps, in ms, are None for scenes.
+        """
+        waves = waves.to(device_of(self.model))
+        with torch.inference_mode():
+            if embedding_type == "scene":
+                return self.api.get_scene_embeddings(waves, self.model), None
+            found: tuple[Any, Any] = self.api.get_timestamp_embeddings(waves, self.model)
+            return found
+
+
+def write_embeddings(
+    task: Task,
+    module: HearModule,
+    folder: Path,
+    workers: int = 1,
+    cache: EmbeddingCache | None = None,
+) -> None:
+    """Write the embeddings of every split into an existing folder.
+
+    Args:
+        workers: threads that decode audio.
+        cache: of scene embeddings that an earlier task may have made.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: an audio file is faulty, or the module returns something that is no embedding.
+    """
+    shutil.copyfile(task.folder / METADATA, folder / METADATA)
+    shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
+    order = random.Random(0)
+    batch = _hearevals_batch(task.metadata, module.sample_rate) if module.joint else None
+    size = None  # of an embedding
+    for split, labels in task.labels.items():
+        shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")
+        names = list(labels)
+        order.shuffle(names)
+        paths = [task.audio(module.sample_rate, split) / name for name in names]
+        found = embed_files(paths, module, task.metadata.embedding_type, workers, batch, cache)
+        progress = tqdm(found, split, len(names), unit="clip", disable=None)
+        size = _write_split(task, split, names, iter(progress), folder, size)
+
+
+def embed_files(
+    paths: Sequence[Path],
+    module: HearModule,
+    embedding_type: str,
+    workers: int = 1,
+    batch_size: int | None = None,
+    cache: EmbeddingCache | None = None,
+) -> Iterator[Embedded]:
+    """Yield each file's place in `paths`, its embeddings and, for events, timestamps in ms.
+
+    Those of scenes come in any order, since files of one length share a call; those of events in
+    the order of the files. With `batch_size`, calls have so many files that follow each other.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: an audio file is faulty, or the module returns something that is no embedding.
+    """
+    order = list(range(len(paths)))
+    if embedding_type == "scene" and batch_size is None:  # the size of a WAV tells its length
+        order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
+    clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
+    known: list[Embedded] = []
+    new = _without_known(clips, cache, known) if cache else clips
+    for batch in _batches(new, paths, module.sample_rate, batch_size):
+        waves = torch.from_numpy(np.stack(list(batch.values())))
+        output = module(waves, embedding_type)
+        files = [paths[i] for i in batch]
+        duration_ms = 1000 * waves.shape[-1] / module.sample_rate
+        embeddings, timestamps = checked_output(*output, embedding_type, files, duration_ms)
+        for row, (i, wave) in enumerate(batch.items()):
+            if cache:
+                cache.put(wave, embeddings[row])
+            yield i, embeddings[row], None if timestamps is None else timestamps[row]
+        yield from known
+        known.clear()
+    yield from known
+
+
+def _without_known(
+    clips: Iterator[Decoded], cache: EmbeddingCache, known: list[Embedded]
+) -> Iterator[Decoded]:
+    """Yield the clips whose embedding is not in the cache; put the others' into `known`."""
+    for i, (wave, rate) in clips:
+        found = cache.get(wave)
+        if found is None:
+            yield i, (wave, rate)
+        else:
+            known.append((i, found[0], None))
+
+
+def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool = False) -> None:
+    """Raise a ValueError if the task's audio has not the sample rate that the model takes.
+
+    Args:
+        is_fixed: the model takes no other one, whatever logmel.sample_rate is.
+    """
+    rates = sorted(int(path.name) for path in task.folder.iterdir() if path.name.isdigit())
+    if sample_rate in rates:
+        return
+    only, remedy = "", "Run `dvc repro`, so that both have logmel.sample_rate."
+    if is_fixed:
+        only = " only"
+        remedy = (
+            f"Set logmel.sample_rate to {sample_rate}, with which features and encoders are made "
+            "anew; or remove the model from hear.models; or, for a HEAR module, name one in "
+            "hear.module.import that resamples its audio itself."
+        )
+    raise ValueError(
+        f"{model} takes audio of {sample_rate} Hz{only}, but that in {task.folder} has "
+        f"{', '.join(map(str, rates)) or 'no'} Hz. {remedy}"
+    )
+
+
+def frame_labels(
+    events: Sequence[Event], timestamps: Float[np.ndarray, " N"]
+) -> list[list[str | int]]:
+    """Return the labels of the events that each timestamp lies in, starts and ends included."""
+    labels: list[list[str | int]] = [[] for _ in timestamps]
+    for event in events:
+        first, end = np.searchsorted(timestamps, [event.start, event.end + END_MS])
+        for row in labels[first:end]:
+            if event.label not in row:
+                row.append(event.label)
+    return labels
+
+
+def _write_split(
+    task: Task,
+    split: str,
+    names: Sequence[str],
+    found: Iterator[Embedded],
+    folder: Path,
+    size: int | None,
+) -> int | None:
+    """Write one split; return the size of an embedding, which must be `size` if that is known."""
+    labels: list[list[list[str | int]]] = [[] for _ in names]  # of each clip's rows
+    stamps: list[tuple[str, float]] = []
+    with (folder / f"{split}.embeddings.npy").open("wb") as file:
+        for i, embeddings, timestamps in found:
+            check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
+            size = embeddings.shape[-1]
+            if timestamps is None:
+                file.seek(i * embeddings.nbytes)
+            else:
+                stamps += [(names[i], time) for time in timestamps.tolist()]
+            file.write(embeddings.tobytes())
+            labels[i] = _row_labels(task.labels[split][names[i]], timestamps)
+    rows = [row for clip in labels for row in clip]
+    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(rows), size]))
+    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(rows))
+    if task.metadata.embedding_type == "event":
+        (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+    return size
+
+
+def _row_labels(
+    labels: Labels, timestamps: Float[np.ndarray, " N"] | None
+) -> list[list[str | int]]:
+    """Return the labels of each row of one clip."""
+    events = [label for label in labels if isinstance(label, Event)]
+    if timestamps is None:
+        return [[label for label in labels if not isinstance(label, Event)]]
+    return frame_labels(events, timestamps)
+
+
+def _batches(
+    clips: Iterable[Decoded],
+    paths: Sequence[Path],
+    sample_rate: int,
+    size: int | None,
+) -> Iterator[dict[int, Float32[np.ndarray, " S"]]]:
+    """Yield the clips by their numbers, as many at a time as follow each other with one length."""
+    batch: dict[int, Float32[np.ndarray, " S"]] = {}
+    for i, (wave, rate) in clips:
+        if rate != sample_rate:
+            raise ValueError(
+                f"{paths[i]} has {rate} Hz, the model takes {sample_rate} Hz. "
+                "Run `dvc repro hear_tasks`."
+            )
+        full = len(batch) == size if size else (len(batch) + 1) * len(wave) > BATCH_SAMPLES
+        if batch and (full or len(next(iter(batch.values()))) != len(wave)):
+            yield batch
+            batch = {}
+        batch[i] = wave
+    if batch:
+        yield batch
+
+
+def _hearevals_batch(metadata: Metadata, sample_rate: int) -> int:
+    """Return how many clips hear-eval-kit gives a module at once."""
+    if metadata.sample_duration is None:
+        return 1
+    return max(1, int(0.7 * 120 / metadata.sample_duration * 16_000 / sample_rate))

@@ -1,0 +1,157 @@
+"""Quick scores of an encoder: two small classifiers on a task's scene embeddings.
+
+They learn from the training split and are scored on the validation split. The test split is not
+read, so that an epoch may be chosen by these scores without making HEAR's own score of it too
+good. In a k-fold task the first fold is the validation split and all others train; there each fold
+is also tested once, so that such a choice does favor the final score a little.
+
+    knn      share of the nearest training clips, by cosine distance, that have a label
+    linear   logistic regression; one for each label where a clip may have several
+
+Embeddings are standardized by the training split. The score is the accuracy, or, where a clip may
+have several labels, the mean average precision over the labels that the validation split has.
+"""
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pipeline.hear.embed.embed import HearModule, write_embeddings
+from pipeline.hear.tasks.task import Event, Task
+
+MAX_ITERATIONS = 1000  # of the solver, which needs some 50
+
+
+@dataclass(frozen=True)
+class Split:
+    """Embeddings of clips, and which labels each of them has."""
+
+    x: Float[np.ndarray, "N D"]
+    y: Bool[np.ndarray, "N L"]
+
+
+def kept_encoders(pretrain: Path, random: Path) -> dict[int, Path]:
+    """Return the folders of the initial encoder, the snapshots and the final one, by epoch."""
+    snapshots = {
+        int(folder.name.removeprefix("epoch-")): folder
+        for folder in sorted((pretrain / "snapshots").glob("epoch-*"))
+    }
+    last = int(pd.read_csv(pretrain / "epochs.csv")["epoch"].iloc[-1])
+    return {0: random, **snapshots, last: pretrain}
+
+
+def training_and_validation(task: Task) -> tuple[list[str], str]:
+    """Return the names of the splits to learn from and of the one to score on.
+
+    Raises:
+        ValueError: it is an event task.
+    """
+    if task.metadata.embedding_type == "event":
+        raise ValueError(f"probe.tasks: {task.name} is an event task; only scenes are probed.")
+    if task.metadata.split_mode == "trainvaltest":
+        return ["train"], "valid"
+    first, *others = task.metadata.splits
+    return others, first
+
+
+def embed_splits(
+    task: Task, module: HearModule, scratch: Path, workers: int = 1
+) -> tuple[Split, Split]:
+    """Return the training and the validation split of a task, embedded.
+
+    Args:
+        scratch: an existing folder for the files of `pipeline.hear.embed.embed`.
+        workers: threads that decode audio.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: it is an event task, an audio file is faulty, or an embedding is not finite.
+    """
+    train, valid = training_and_validation(task)
+    labels = {split: task.labels[split] for split in (*train, valid)}
+    write_embeddings(replace(task, labels=labels), module, scratch, workers)
+    rows = [row for files in labels.values() for row in files.values()]
+    vocabulary = sorted({str(x) for row in rows for x in row if not isinstance(x, Event)})
+    return _read(scratch, train, vocabulary), _read(scratch, [valid], vocabulary)
+
+
+def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> Split:
+    """Return splits as `pipeline.hear.embed.embed` has written them, one after the other."""
+    parts, rows = [], []
+    for split in splits:
+        shape = json.loads((folder / f"{split}.embedding-dimensions.json").read_text())
+        parts.append(np.fromfile(folder / f"{split}.embeddings.npy", np.float32).reshape(shape))
+        rows += pickle.loads((folder / f"{split}.target-labels.pkl").read_bytes())
+    found = [{str(label) for label in row} for row in rows]
+    y = np.array([[label in row for label in vocabulary] for row in found])
+    return Split(np.concatenate(parts), y)
+
+
+def score(
+    train: Split, valid: Split, multilabel: bool, neighbors: int, c: float
+) -> dict[str, float]:
+    """Return the scores of both classifiers, from 0 to 1.
+
+    Args:
+        neighbors: that the kNN classifier asks; all, where there are fewer.
+        c: inverse strength of the L2 penalty of the logistic regression.
+    """
+    scaler = StandardScaler().fit(train.x)
+    x, x_valid = scaler.transform(train.x), scaler.transform(valid.x)
+    with threadpool_limits(1):  # 25 times faster where other work shares the cores
+        found = {
+            "knn": _nearest(x, train.y, x_valid, neighbors),
+            "linear": _linear(x, train.y, x_valid, c, multilabel),
+        }
+    measure = mean_average_precision if multilabel else accuracy
+    return {name: round(measure(valid.y, scores), 6) for name, scores in found.items()}
+
+
+def _nearest(
+    x: Float[np.ndarray, "N D"],
+    y: Bool[np.ndarray, "N L"],
+    x_valid: Float[np.ndarray, "M D"],
+    neighbors: int,
+) -> Float[np.ndarray, "M L"]:
+    found = NearestNeighbors(n_neighbors=min(neighbors, len(x)), metric="cosine").fit(x)
+    return y[found.kneighbors(x_valid, return_distance=False)].mean(axis=1)
+
+
+def _linear(
+    x: Float[np.ndarray, "N D"],
+    y: Bool[np.ndarray, "N L"],
+    x_valid: Float[np.ndarray, "M D"],
+    c: float,
+    multilabel: bool,
+) -> Float[np.ndarray, "M L"]:
+    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    scores = np.zeros((len(x_valid), y.shape[1]))
+    if not multilabel:
+        model.fit(x, y.argmax(axis=1))
+        scores[:, model.classes_] = model.predict_proba(x_valid)
+        return scores
+    for label in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):  # the others have but one class
+        scores[:, label] = model.fit(x, y[:, label]).predict_proba(x_valid)[:, 1]
+    return scores
+
+
+def accuracy(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> float:
+    """Return the share of clips whose one label has the highest score."""
+    return float((y.argmax(axis=1) == scores.argmax(axis=1)).mean())
+
+
+def mean_average_precision(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> float:
+    """Return the average precision of the labels, their mean over those that occur."""
+    present = y.any(axis=0)
+    return float(average_precision_score(y[:, present], scores[:, present], average="macro"))

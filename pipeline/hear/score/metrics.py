@@ -1,0 +1,88 @@
+"""hear-eval-kit's metrics: its own functions for the test, faster ones at each validation.
+
+Accuracies and the mean average precision, which most tasks are validated by, are computed for all
+classifiers at once where the logits are; they equal hear-eval-kit's. Event-based scores are those
+of `event_scores` always.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from heareval.score import EventBasedScore, available_scores
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from pipeline.hear.score.event_scores import EventScore
+
+ACCURACIES = {"top1_acc": None, "pitch_acc": None, "chroma_acc": 12}  # modulus of the classes
+
+
+class Metrics:
+    """The metrics of a task; the first one counts."""
+
+    def __init__(self, names: Sequence[str], vocabulary: Sequence[str]) -> None:
+        index = {label: i for i, label in enumerate(vocabulary)}
+        functions = {name: available_scores[name](label_to_idx=index) for name in names}
+        self.name = names[0]
+        self.maximize = bool(functions[self.name].maximize)
+        self.functions: dict[str, Any] = {
+            name: EventScore(**each.params) if isinstance(each, EventBasedScore) else each
+            for name, each in functions.items()
+        }
+
+    def primary(self, predictions: Any, targets: Any) -> float:
+        """Return the metric that counts, by hear-eval-kit's function."""
+        value = self.functions[self.name](predictions, targets)
+        return float(value[0][1] if isinstance(value, tuple) else value)
+
+    def primary_of_all(
+        self, probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"]
+    ) -> list[float]:
+        """Return the metric that counts for each of the classifiers of a scene task."""
+        fast: dict[str, Callable[..., Tensor]] = {"mAP": mean_average_precision} | {
+            name: partial(accuracy, modulus=modulus) for name, modulus in ACCURACIES.items()
+        }
+        if self.name in fast:
+            return [float(value) for value in fast[self.name](probabilities, y).tolist()]
+        targets = y.cpu().numpy()
+        return [self.primary(each.cpu().numpy(), targets) for each in probabilities]
+
+    def test(self, predictions: Any, targets: Any) -> dict[str, float]:
+        """Return all metrics with hear-eval-kit's names, `test_score` first."""
+        found: dict[str, float] = {}
+        for name, function in self.functions.items():
+            value = function(predictions, targets)
+            parts: Mapping[str, float] = dict(value) if isinstance(value, tuple) else {}
+            found[f"test_{name}"] = float(value[0][1] if parts else value)
+            found |= {f"test_{name}_{part}": float(number) for part, number in parts.items()}
+        return {"test_score": found[f"test_{self.name}"], **found}
+
+
+def accuracy(
+    probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"], modulus: int | None
+) -> Float[Tensor, " G"]:
+    """Return the share of rows whose most probable class is their first one, both by a modulus."""
+    found, wanted = probabilities.argmax(dim=2), y.argmax(dim=1)
+    if modulus:
+        found, wanted = found % modulus, wanted % modulus
+    return (found == wanted).sum(dim=1).double() / len(y)
+
+
+def mean_average_precision(
+    probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"]
+) -> Float[Tensor, " G"]:
+    """Return the average precision, averaged over the classes; that of an absent class is 0.
+
+    It is the mean over a class's rows of the precision among all rows that are at least as probable
+    as this one.
+    """
+    ranked, order = probabilities.transpose(1, 2).contiguous().sort(dim=2, descending=True)
+    hit = y.T[torch.arange(y.shape[1], device=y.device)[:, None], order].double()  # [G, C, N]
+    place = torch.arange(1, len(y) + 1, device=y.device)
+    last = torch.ones_like(ranked, dtype=torch.bool)  # of rows that are equally probable
+    last[..., :-1] = ranked[..., 1:] != ranked[..., :-1]
+    until = torch.where(last, place, len(y)).flip(2).cummin(dim=2).values.flip(2)
+    precision = hit.cumsum(dim=2).gather(2, until - 1) / until
+    return ((precision * hit).sum(dim=2) / hit.sum(dim=2).clamp(min=1)).mean(dim=1)

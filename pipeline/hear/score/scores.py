@@ -1,0 +1,248 @@
+"""Scores of a task's embeddings by HEAR's protocol, as clean JSON.
+
+Small classifiers are trained on the training split, one is chosen by the validation split and
+scored on the test split: by hear-eval-kit itself, unmodified, or by `pipeline.batched`, which gives
+results of the same shape. hear-eval-kit is run as its own program in a scratch folder, since it
+leaves its checkpoints and logs where it runs. Its result contains times and memory addresses, and
+numbers that JSON does not know (NaN, Infinity); what is kept of it is finite, and the same on every
+run of one machine.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.hear.score import heareval_seed
+from pipeline.hear.score.data import check_batches, read_data
+from pipeline.hear.score.params import ScoreParams
+from pipeline.hear.score.protocol import settings, splits
+
+logger = logging.getLogger(__name__)
+
+RESULT = "test.predicted-scores.json"
+LOG = "heareval.log"
+ROOT = Path(__file__).parents[1]
+SEED = 42  # hear-eval-kit's, of the first repetition
+LOG_LINES = 15  # of a failed run that the message shows
+ALL_FOLDS = "aggregated_scores"
+NO_SPLITS = {ALL_FOLDS, "hparams", "postprocessing", "score_mode", "embedding_path"}
+NO_METRICS = {"test_score", "test_loss"}  # test_score repeats the first metric
+GPUS = {"cuda": ["--gpus", "[0]"], "cpu": ["--gpus", "null"], "auto": []}  # auto: heareval's choice
+ENVIRONMENT = {
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # its checkpoints hold classes, not weights only
+    "OMP_WAIT_POLICY": "PASSIVE",  # half the time where other work shares the cores
+}
+REASONS = {  # part of a metric's name: usual cause of a value that is not finite
+    "d_prime": "a class is separated perfectly or absent",
+    "aucroc": "a class is absent",
+    "event": "no event is predicted, or there is none",
+}
+DIGITS = 6  # significant ones; heareval's scores are float32
+OBJECT = re.compile(r"<(?:class '(?:\w+\.)*|function )(\w+).*>")  # as text, with its address
+
+
+def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> list[Any]:
+    """Score a folder of embeddings, and return one result in hear-eval-kit's shape for each seed.
+
+    Args:
+        embeddings: folder of one task, left as it is.
+        scratch: existing folder.
+        device: `compute.device`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the task or its embeddings are faulty.
+        RuntimeError: hear-eval-kit failed.
+    """
+    data = read_data(embeddings)
+    metadata = data.task.metadata
+    check_batches(data, settings(params.grid, params.grid_points, metadata), splits(metadata))
+    seeds = range(SEED, SEED + params.seeds)
+    if params.engine == "heareval":
+        del data  # it reads them itself
+        return [run_heareval(embeddings, scratch, params, device, seed) for seed in seeds]
+    from pipeline.core.device import choose_device
+    from pipeline.hear.score.engine import evaluate
+    from pipeline.hear.score.random_streams import Draws  # these take seconds to import
+
+    place = choose_device(device)
+    with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly
+        return [evaluate(data, params, place, Draws(seed, place)).raw for seed in seeds]
+
+
+def run_heareval(
+    embeddings: Path, scratch: Path, params: ScoreParams, device: str, seed: int = SEED
+) -> Any:
+    """Score a folder of embeddings and return hear-eval-kit's result as it is.
+
+    Args:
+        embeddings: folder of one task, left as it is.
+        scratch: existing folder for what heareval writes, its log among it.
+        device: `compute.device`.
+        seed: of initial weights and dropout.
+
+    Raises:
+        RuntimeError: heareval failed; the message has the end of its log.
+    """
+    scratch = scratch / str(seed)
+    task = scratch / embeddings.name
+    task.mkdir(parents=True)
+    for path in embeddings.iterdir():
+        (task / path.name).symlink_to(path.resolve())
+    module = ["heareval.predictions.runner"]
+    if seed != SEED:
+        module = [heareval_seed.__name__, str(seed)]
+    command = [sys.executable, "-m", *module, task.name]
+    command += ["--grid", params.grid, "--grid-points", str(params.grid_points), *GPUS[device]]
+    log = scratch / LOG
+    logger.info("%s: hear-eval-kit is running; its log is %s", task.name, log)
+    modules = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    with log.open("w") as output:
+        done = subprocess.run(
+            command,
+            cwd=scratch,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": modules},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    result = task / RESULT
+    if done.returncode or not result.exists():
+        raise RuntimeError(
+            f"hear-eval-kit failed on {task.name} with exit status {done.returncode}; "
+            f"the end of its log:\n{_end(log)}"
+        )
+    return json.loads(result.read_text())
+
+
+def _end(log: Path) -> str:
+    """Return the last lines of a log, each state of a progress bar as a line of its own."""
+    text = log.read_text(errors="replace").replace("\r", "\n")
+    return "\n".join(text.strip().splitlines()[-LOG_LINES:])
+
+
+def summarize_seeds(
+    raws: Sequence[Mapping[str, Any]], task: str, model: str, metric: str, params: ScoreParams
+) -> dict[str, Any]:
+    """Return what is kept of the results of all seeds.
+
+    `score`, `std` and `metrics` are means over the seeds, None where one of them has none (`notes`
+    say why), and `per_seed` has those of each seed; what else there is belongs to the first seed.
+    """
+    each = [summarize(raw, task, model, metric, params) for raw in raws]
+    scores = [summary["score"] for summary in each]
+    names = ("score", "std", "metrics", "hparams", "postprocessing", "notes")
+    several = len(scores) > 1 and None not in scores
+    return each[0] | {
+        "score": _mean(scores),
+        "std": _mean([summary["std"] for summary in each]),
+        "notes": {
+            name: note for summary in reversed(each) for name, note in summary["notes"].items()
+        },
+        "metrics": {
+            name: _mean([summary["metrics"][name] for summary in each])
+            for name in each[0]["metrics"]
+        },
+        "engine": params.engine,
+        "seeds": params.seeds,
+        "seeds_std": float(f"{statistics.stdev(scores):.{DIGITS}g}") if several else None,
+        "per_seed": [
+            {"seed": SEED + i} | {name: summary[name] for name in names}
+            for i, summary in enumerate(each)
+        ],
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return float(f"{statistics.fmean(known):.{DIGITS}g}")
+
+
+def summarize(
+    raw: Mapping[str, Any], task: str, model: str, metric: str, params: ScoreParams
+) -> dict[str, Any]:
+    """Return what is kept of hear-eval-kit's result.
+
+    In a k-fold task, `score` and `metrics` are means over the folds and `std` is the sample
+    standard deviation of the score. A number that is not finite becomes None, and so does a mean
+    over less than all folds, with the cause under its dotted name in `notes`.
+    """
+    splits = {name: values for name, values in raw.items() if name not in NO_SPLITS}
+    folds = raw.get(ALL_FOLDS)
+    whole = {key: folds[f"{key}_mean"] for key in raw[next(iter(splits))]} if folds else raw["test"]
+    notes = _partial_means(folds, splits) if folds else {}
+    summary = {
+        "task": task,
+        "model": model,
+        "metric": metric,
+        "score": whole["test_score"],
+        "std": folds["test_score_std"] if folds else None,
+        "metrics": _metrics(whole),
+        "splits": {name: _split(values) for name, values in splits.items()},
+        "grid": params.grid,
+        "grid_points": params.grid_points,
+        "hparams": raw["hparams"],
+        "postprocessing": dict(raw["postprocessing"]),
+    }
+    cleaned: dict[str, Any] = _clean(summary, "", notes)
+    if cleaned["score"] is None:
+        notes["score"] = notes.get(f"metrics.{metric}", notes["score"])  # which knows the cause
+    return cleaned | {"notes": notes}
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = [key for key in values if key.startswith("test_") and key not in NO_METRICS]
+    return {key.removeprefix("test_"): values[key] for key in names}
+
+
+def _split(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the score of one split and how it came about."""
+    kept = {key: values[f"test_{key}"] for key in ("score", "loss")}
+    kept |= {key: values[key] for key in ("validation_score", "epoch")}
+    return kept | _metrics(values)
+
+
+def _partial_means(
+    folds: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return a note for every statistic from which heareval left out folds without a number."""
+    notes = {}
+    for key in next(iter(splits.values())):
+        left_out = [name for name, values in splits.items() if math.isnan(values[key])]
+        if left_out and len(left_out) < len(splits):
+            name = "score" if key == "test_score" else f"metrics.{key.removeprefix('test_')}"
+            without = f"without {', '.join(left_out)}"
+            notes[name] = f"heareval gives {folds[f'{key}_mean']:.{DIGITS}g}, a mean {without}"
+            if name == "score":
+                notes["std"] = f"heareval gives {folds[f'{key}_std']:.{DIGITS}g}, {without}"
+    return notes
+
+
+def _clean(value: Any, name: str, notes: dict[str, str]) -> Any:
+    """Return nested values as plain JSON, adding to `notes` what could not be kept."""
+    if isinstance(value, Mapping):
+        inner = {key: f"{name}.{key}".lstrip(".") for key in value}
+        return {key: _clean(value[key], inner[key], notes) for key in value}
+    if name in notes:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        causes = [text for part, text in REASONS.items() if part in name]
+        notes[name] = ": ".join([str(value), *causes[:1]])
+        return None
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, str):
+        return OBJECT.sub(r"\1", value)
+    return value

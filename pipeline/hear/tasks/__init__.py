@@ -1,0 +1,1 @@
+"""HEAR tasks: metadata, labels and audio."""

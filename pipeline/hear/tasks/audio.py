@@ -1,0 +1,121 @@
+"""The audio of HEAR tasks: checked, and published at the rate of the front end."""
+
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32
+from tqdm import tqdm
+
+from pipeline import audio
+from pipeline.audio import BadAudioError
+from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, existing
+
+SUFFIXES = (".wav", ".flac")
+AHEAD_BYTES = 2**24  # of files that are decoded before they are asked for
+
+
+def publish_task(task: Task, target: Path, sample_rate: int) -> None:
+    """Copy a task into an existing folder, its audio at `sample_rate`.
+
+    Files of that rate are copied as they are, others resampled and written with 16 bits.
+
+    Raises:
+        FileNotFoundError: an audio file is missing.
+        ValueError: one is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits)):
+        shutil.copyfile(existing(task.folder / name), target / name)
+    source_rate = _source_rate(task, sample_rate)
+    for split, files in task.labels.items():
+        folder = target / str(sample_rate) / split
+        folder.mkdir(parents=True)
+        for name in tqdm(files, desc=split, unit="clip", disable=None):
+            path = task.audio(source_rate, split) / name
+            publish_clip(existing(path).read_bytes(), str(path), folder / name, sample_rate)
+
+
+def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
+    """Return a mono file's samples in [-1, 1] and its sample rate.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    return _decode(existing(path).read_bytes(), str(path))
+
+
+def decoded(paths: Sequence[Path], workers: int) -> Iterator[tuple[Float32[np.ndarray, " S"], int]]:
+    """Yield what `read_clip` returns of each file, in order; threads read ahead.
+
+    libsndfile decodes outside of Python's lock, so threads do what processes would, without the
+    seconds that those take to start.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_clip`.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ahead: deque = deque()
+        waiting = 0  # bytes
+        for path in paths:
+            size = path.stat().st_size if path.exists() else 0
+            ahead.append((pool.submit(read_clip, path), size))
+            waiting += size
+            while waiting > AHEAD_BYTES and len(ahead) > workers:
+                future, size = ahead.popleft()
+                waiting -= size
+                yield future.result()
+        for future, _ in ahead:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def publish_clip(content: bytes, name: str, target: Path, sample_rate: int) -> None:
+    """Write a mono file as it is if it has the sample rate, else resampled, with 16 bits.
+
+    Args:
+        content: the file's bytes.
+        name: where they are from, for messages; its suffix counts.
+        target: the file to write, in an existing folder.
+        sample_rate: Hz.
+
+    Raises:
+        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+    """
+    wave, rate = _decode(content, name)
+    if rate == sample_rate:
+        target.write_bytes(content)
+    else:
+        resampled = audio.quantize(audio.resample(wave, rate, sample_rate))
+        soundfile.write(target, resampled, sample_rate, subtype="PCM_16")
+
+
+def _decode(content: bytes, name: str) -> tuple[Float32[np.ndarray, " S"], int]:
+    if not name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{name}: a clip of a HEAR task must be {' or '.join(SUFFIXES)}.")
+    try:
+        wave, rate = audio.decode(content)
+    except BadAudioError as error:
+        raise ValueError(f"{name}: {error.reason}. Replace the file.") from error
+    if wave.shape[1] != 1:
+        raise ValueError(f"{name} has {wave.shape[1]} channels, expected 1. Mix it down first.")
+    if not len(wave):
+        raise ValueError(f"{name} holds no samples. Replace the file.")
+    return wave[:, 0], rate
+
+
+def _source_rate(task: Task, sample_rate: int) -> int:
+    """Return the rate wanted if the task has it, else its highest one, from which to resample."""
+    rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
+    if not rates:
+        raise FileNotFoundError(
+            f"{task.folder} has no folder of audio, such as "
+            f"{sample_rate}/{task.metadata.splits[0]}. Fetch the task again."
+        )
+    return sample_rate if sample_rate in rates else max(rates)
