@@ -29,8 +29,9 @@ from ruamel.yaml import YAML
 from benchmarks import tools
 from benchmarks.media import ROOT, clip, show
 from pipeline.core import shard_folder
+from pipeline.core.settings import cores
 from pipeline.corpus import ledger, tar_shards
-from pipeline.parallel.processes import cores, map_shards
+from pipeline.parallel.processes import map_shards
 
 DIFFERENT = 512  # clips
 SHARD = 4096  # rows, as for AudioSet

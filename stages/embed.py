@@ -13,7 +13,7 @@ import torch
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
-from pipeline.core.settings import ComputeParams
+from pipeline.core.settings import ComputeParams, cores
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.encoders import checkpoint
 from pipeline.hear.api.statistics import task_statistics
@@ -22,7 +22,6 @@ from pipeline.hear.embed.embed import check_sample_rate, write_embeddings
 from pipeline.hear.models import registry
 from pipeline.hear.params import BASELINES, TRAINED, ExtractionParams
 from pipeline.hear.tasks.task import read_task
-from pipeline.parallel.processes import cores
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 

@@ -18,7 +18,7 @@ import torch
 from pipeline.core import params
 from pipeline.core.device import choose_device
 from pipeline.core.params import check
-from pipeline.core.settings import ComputeParams
+from pipeline.core.settings import ComputeParams, cores
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.encoders import checkpoint
 from pipeline.hear import probe
@@ -27,7 +27,6 @@ from pipeline.hear.api.statistics import task_statistics
 from pipeline.hear.embed.embed import HearModule, check_sample_rate
 from pipeline.hear.params import ExtractionParams
 from pipeline.hear.tasks.task import read_task
-from pipeline.parallel.processes import cores
 
 logger = logging.getLogger(__name__)
 

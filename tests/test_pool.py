@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.parallel.processes import cores, map_shards
+from pipeline.core.settings import cores
+from pipeline.parallel.processes import map_shards
 
 
 def square_slowly_at_first(job):

@@ -1,5 +1,6 @@
 """Sections `compute` and `network` of params.yaml: where the work runs and how sites are asked."""
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,13 @@ from pipeline.core.params import Section
 
 MAX_WORKERS = 1024
 SCHEDULER = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _workers(value: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
+from pipeline.core.settings import cores
 from pipeline.parallel import dask
 
 logger = logging.getLogger(__name__)
@@ -28,13 +29,6 @@ ATTEMPTS = 3  # at a job whose process is killed
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_ARRAY_BYTES = 1 << 25  # the most that glibc takes
 KEPT_BYTES = 1 << 27
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

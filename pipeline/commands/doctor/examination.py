@@ -9,9 +9,9 @@ import torch
 
 from pipeline.commands.doctor import Finding, cache, corpus, forecast
 from pipeline.config import Config, load_config
+from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS
 from pipeline.corpus.fetch import requirements
-from pipeline.parallel import processes
 
 MIN_MEMORY = 3e9  # bytes; the sample run takes 2.2 GB, AudioSet's list 1.9 GB
 
@@ -28,7 +28,7 @@ def examine() -> Iterator[Finding]:
     yield from fetching(config, corpus.address(config))
     gpus = list(gpu(config.compute.device))
     yield from gpus
-    yield Finding("ok", "cores", str(processes.cores()))
+    yield Finding("ok", "cores", str(cores()))
     yield from memory()
     sharing = cache.sharing()
     yield from sharing.findings()

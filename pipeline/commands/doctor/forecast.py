@@ -15,10 +15,10 @@ from pipeline.commands.doctor.cache import Sharing
 from pipeline.commands.doctor.corpus import FLAC, Corpus, address, corpus
 from pipeline.config import Config
 from pipeline.core import params
+from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
 from pipeline.corpus.fetch import requirements
 from pipeline.corpus.fetch.media import local_path
-from pipeline.parallel import processes
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
 KEPT = (".work/clips", ".work/download")
@@ -105,10 +105,10 @@ def data_stages(config: Config, found: Corpus) -> Iterator[Finding]:
     except (*EXPECTED_ERRORS, ImportError) as error:
         yield Finding("problem", "time", f"a synthetic clip could not be worked on: {error}")
         return
-    workers = config.compute.local_workers or processes.cores()
+    workers = config.compute.local_workers or cores()
     share = found.duration_s / calibration.DURATION_S
     for stage, cpu_s in measured.items():
-        took = cpu_s * share * found.clips / min(workers, processes.cores())
+        took = cpu_s * share * found.clips / min(workers, cores())
         told = f"{duration(took)}: {1e3 * cpu_s * share:.1f} ms of CPU per clip"
         if stage == "download":
             told = downloading(config, found, told)
