@@ -6,19 +6,8 @@ from pydantic import model_validator
 
 from pipeline.core.params import PARAMS_FILE, Section, check, read
 from pipeline.core.settings import ComputeParams, NetworkParams
-from pipeline.corpus.params import (
-    SOURCES,
-    AudioSetParams,
-    DownloadParams,
-    FolderParams,
-    Fsd50kParams,
-    Hdf5Params,
-    ParquetParams,
-    ResampleParams,
-    SegmentListParams,
-    TarParams,
-)
-from pipeline.encoders.params import AudioNTTParams, ViTParams, check_encoder
+from pipeline.corpus.params import SOURCES, DownloadParams, ResampleParams, Sources
+from pipeline.encoders.params import EncoderParams, Encoders, check_encoder
 from pipeline.features.params import LogMelParams
 from pipeline.hear.params import (
     HearParams,
@@ -33,27 +22,6 @@ from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, 
 from pipeline.report.params import ReportParams
 
 FINGERPRINT_MELS = 36  # mel bins of which `pipeline.leaks.fingerprint` makes its 32 bits
-
-
-class Encoders(Section):
-    """Section `encoders`."""
-
-    audiontt: AudioNTTParams
-    vitc: ViTParams
-    vit: ViTParams
-
-
-class Sources(Section):
-    """Section `sources`."""
-
-    sample: SegmentListParams
-    url: SegmentListParams
-    audioset: AudioSetParams
-    folder: FolderParams
-    fsd50k: Fsd50kParams
-    tar: TarParams
-    parquet: ParquetParams
-    hdf5: Hdf5Params
 
 
 class Config(Section):
@@ -83,7 +51,7 @@ class Config(Section):
         check_encoder(self.encoder)
         if self.source not in SOURCES:
             raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}.")
-        encoder: AudioNTTParams | ViTParams = getattr(self.encoders, self.encoder)
+        encoder: EncoderParams = getattr(self.encoders, self.encoder)
         encoder.check_input(self.logmel.n_mels, self.pretrain.crop_frames)
         if self.logmel.n_mels < FINGERPRINT_MELS:
             raise ValueError(

@@ -18,33 +18,17 @@ from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import STAGE, WAITING, Fetcher, check_tried, store_folder
 from pipeline.corpus.params import SOURCES, DownloadParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import Container, Recordings, listing, packing
-from pipeline.corpus.sources.audioset import AudioSet
-from pipeline.corpus.sources.folder import Folder
-from pipeline.corpus.sources.fsd50k import Fsd50k
-from pipeline.corpus.sources.hdf5 import Hdf5
-from pipeline.corpus.sources.parquet import Parquet
-from pipeline.corpus.sources.segment_list import SegmentList
-from pipeline.corpus.sources.tar import Tar
+from pipeline.corpus.sources import listing, open_source, packing
+from pipeline.corpus.sources.source import Container, Recordings
 
 CLIPS = "data/clips"
-CLASSES: dict[str, Any] = {
-    "sample": SegmentList,
-    "url": SegmentList,
-    "audioset": AudioSet,
-    "folder": Folder,
-    "fsd50k": Fsd50k,
-    "tar": Tar,
-    "parquet": Parquet,
-    "hdf5": Hdf5,
-}
 
 
 def main(stage: Stage) -> None:
     """Run the stage."""
     source = stage.value("source")
     chosen: Any = stage.load(f"sources.{source}", SOURCES[source])
-    given = CLASSES[source](chosen)
+    given = open_source(chosen)
     if isinstance(given, Container):
         pack(stage, given, chosen.clips)
     else:

@@ -180,7 +180,7 @@ def test_data_are_stored_twice_exactly_if_dvc_does_so(types):
 def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
     measured = {"download": 0.1, "resample": 0.02, "logmel": 0.01}
     monkeypatch.setattr(calibration, "measure", lambda _: measured)
-    monkeypatch.setattr(forecast.pool, "cores", lambda: 4)
+    monkeypatch.setattr(forecast, "cores", lambda: 4)
     config = settings({"compute.workers": 2})
     lines = list(forecast.data_stages(config, corpus.Corpus(1_000_000, 5.0, 1.0, "")))
     assert [(line.subject, line.text) for line in lines] == [

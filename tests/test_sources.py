@@ -23,11 +23,10 @@ from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import audio
 
 import pipeline.corpus.sources.parquet
-import stages.download
 from pipeline.corpus import ledger, tar_shards
 from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import listing, probing
-from pipeline.corpus.sources.tar import join_labels
+from pipeline.corpus.sources.tar import Tar, join_labels
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -90,13 +89,13 @@ def test_waveforms_are_stored_to_the_bit():
 def count_reads(monkeypatch):
     """Ids of the segments whose content is asked for from now on."""
     asked = []
-    original = stages.download.Tar.contents
+    original = Tar.contents
 
     def counted(self, segments):
         asked.extend(segment.ytid for segment in segments)
         return original(self, segments)
 
-    monkeypatch.setattr(stages.download.Tar, "contents", counted)
+    monkeypatch.setattr(Tar, "contents", counted)
     return asked
 
 
@@ -115,7 +114,7 @@ def test_a_repeated_download_reads_no_clip_until_a_file_is_written_anew(monkeypa
 
 def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypatch):
     make("tar")
-    original = stages.download.Tar.contents
+    original = Tar.contents
 
     def stopped(self, segments):
         if segments[0].ytid == "three":
@@ -123,7 +122,7 @@ def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypat
         return original(self, segments)
 
     with monkeypatch.context() as broken, pytest.raises(SystemExit):
-        broken.setattr(stages.download.Tar, "contents", stopped)
+        broken.setattr(Tar, "contents", stopped)
         run_stages("download")
     assert not Path("data/clips").exists()
     asked = count_reads(monkeypatch)
@@ -158,13 +157,13 @@ def test_without_hard_links_shards_are_moved(monkeypatch):
 
 def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog):
     make("tar")
-    original = stages.download.Tar.contents
+    original = Tar.contents
 
     def meddled(self, segments):
         os.utime("data/tar/tr-1.tar")
         return original(self, segments)
 
-    monkeypatch.setattr(stages.download.Tar, "contents", meddled)
+    monkeypatch.setattr(Tar, "contents", meddled)
     assert "changed while they were read" in failure_of(caplog)
 
 

@@ -26,14 +26,12 @@ from pipeline.core.settings import NetworkParams
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
 from pipeline.corpus.fetch.fetcher import WAITING, Fetcher, key, store_folder
 from pipeline.corpus.fetch.media import local_path, recording_url
-from pipeline.corpus.params import SOURCES
-from pipeline.corpus.sources import listing
+from pipeline.corpus.params import FETCHED, SOURCES
+from pipeline.corpus.sources import listing, open_source
 from pipeline.corpus.sources.audioset import AudioSet, kept, read_labels
-from pipeline.corpus.sources.segment_list import SegmentList
 
 logger = logging.getLogger(__name__)
 
-CLASSES: dict[str, Any] = {"sample": SegmentList, "url": SegmentList, "audioset": AudioSet}
 LOST = {"gone", "geo", "login", "no_audio", "corrupt", "short", *RETRIED}
 SHOWN = 5  # addresses of a dry run
 
@@ -43,13 +41,14 @@ class Queue:
 
     def __init__(self) -> None:
         source = params.load_value("source")
-        if source not in CLASSES:
+        chosen: Any = params.load(f"sources.{source}", SOURCES[source])
+        if not isinstance(chosen, FETCHED):
+            fetched = [name for name, kind in SOURCES.items() if issubclass(kind, FETCHED)]
             raise ValueError(
                 f"source = {source!r} has no queue: its clips are files that are here. Only "
-                f"{', '.join(CLASSES)} fetch recordings one by one."
+                f"{', '.join(fetched)} fetch recordings one by one."
             )
-        chosen: Any = params.load(f"sources.{source}", SOURCES[source])
-        given = CLASSES[source](chosen)
+        given: Any = open_source(chosen)
         if isinstance(given, AudioSet) and not given.is_here():
             raise FileNotFoundError(
                 "AudioSet's lists are not here yet: the stage `download` fetches them first. Start "

@@ -30,6 +30,11 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+def classes(section: type[Section]) -> dict[str, Any]:
+    """Return the class of each part of a section, by name."""
+    return {name: field.annotation for name, field in section.model_fields.items()}
+
+
 def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Return the whole file as plain Python values, read as YAML 1.2 (`1e-05` is a number).
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.core.params import Section
+from pipeline.core.params import Section, classes
 
 Place = Annotated[str, Field(min_length=1)]  # a path; "" would be the repository itself
 
@@ -107,16 +107,21 @@ class Hdf5Params(Section):
     clips: str
 
 
-SOURCES: dict[str, type[Section]] = {
-    "sample": SegmentListParams,
-    "url": SegmentListParams,
-    "audioset": AudioSetParams,
-    "folder": FolderParams,
-    "fsd50k": Fsd50kParams,
-    "tar": TarParams,
-    "parquet": ParquetParams,
-    "hdf5": Hdf5Params,
-}
+class Sources(Section):
+    """Section `sources`."""
+
+    sample: SegmentListParams
+    url: SegmentListParams
+    audioset: AudioSetParams
+    folder: FolderParams
+    fsd50k: Fsd50kParams
+    tar: TarParams
+    parquet: ParquetParams
+    hdf5: Hdf5Params
+
+
+SOURCES: dict[str, type[Section]] = classes(Sources)
+FETCHED = (SegmentListParams, AudioSetParams)  # whose recordings are fetched one by one
 
 
 class DownloadParams(Section):

@@ -108,11 +108,17 @@ def kept_patches(patches: int, mask_ratio: float) -> int:
 
 
 EncoderParams = AudioNTTParams | ViTParams
-ENCODERS: dict[str, type[AudioNTTParams] | type[ViTParams]] = {
-    "audiontt": AudioNTTParams,
-    "vitc": ViTParams,
-    "vit": ViTParams,
-}
+
+
+class Encoders(Section):
+    """Section `encoders`."""
+
+    audiontt: AudioNTTParams
+    vitc: ViTParams
+    vit: ViTParams
+
+
+ENCODERS: dict[str, Any] = {name: field.annotation for name, field in Encoders.model_fields.items()}
 
 
 def check_encoder(name: Any) -> type[AudioNTTParams] | type[ViTParams]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.core.params import Section
+from pipeline.core.params import Section, classes
 from pipeline.features.params import LogMelParams
 
 MIN_FRAMES = 4  # that an encoder takes
@@ -118,19 +118,15 @@ class ZenodoParams(Section):
     archive: str = Field(pattern=r"\{task\}")  # name of a task's archive in the record
 
 
-TASK_SOURCES: dict[str, type[Section]] = {
-    "sample": TaskFolderParams,
-    "folder": TaskFolderParams,
-    "zenodo": ZenodoParams,
-}
-
-
 class HearSources(Section):
     """Section `hear.sources`."""
 
     sample: TaskFolderParams
     folder: TaskFolderParams
     zenodo: ZenodoParams
+
+
+TASK_SOURCES: dict[str, type[Section]] = classes(HearSources)
 
 
 class HearParams(ExtractionParams, BaselineParams):

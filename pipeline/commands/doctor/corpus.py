@@ -13,11 +13,10 @@ from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.ledger import OK
 from pipeline.corpus.params import AudioSetParams, SegmentListParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing
+from pipeline.corpus.sources import listing, open_source
 from pipeline.corpus.sources.audioset import kept
 from pipeline.corpus.sources.folder import Folder
 from pipeline.corpus.sources.tar import Tar
-from stages.download import CLASSES
 
 AUDIOSET = {"unbalanced_train": 2_041_789, "balanced_train": 22_160, "eval": 20_371}  # rows
 USUAL_S = 10.0  # seconds, of a clip of AudioSet
@@ -63,7 +62,7 @@ def corpus(config: Config) -> Corpus | None:
             return listed(count(path), USUAL_S, str(path), chosen)
         found = segments.read(path)
         return listed(len(found), mean_s(found), str(path), chosen)
-    return contained(CLASSES[config.source](chosen), chosen)
+    return contained(open_source(chosen), chosen)
 
 
 def listed(clips: int, duration_s: float, known_from: str, chosen: Any) -> Corpus:

@@ -12,45 +12,43 @@ A segment of a container whose end is its start is the whole recording; how long
 when it is read. `ytid` is the id of the recording in its source, for example its relative path.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
-from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.segments import Segment
+from pipeline.core.params import Section
+from pipeline.corpus.params import (
+    AudioSetParams,
+    FolderParams,
+    Fsd50kParams,
+    Hdf5Params,
+    ParquetParams,
+    SegmentListParams,
+    TarParams,
+)
+from pipeline.corpus.sources.audioset import AudioSet
+from pipeline.corpus.sources.folder import Folder
+from pipeline.corpus.sources.fsd50k import Fsd50k
+from pipeline.corpus.sources.hdf5 import Hdf5
+from pipeline.corpus.sources.parquet import Parquet
+from pipeline.corpus.sources.segment_list import SegmentList
+from pipeline.corpus.sources.source import Container, Recordings
+from pipeline.corpus.sources.tar import Tar
+
+CLASSES: dict[type[Section], Callable[[Any], Recordings | Container]] = {
+    SegmentListParams: SegmentList,
+    AudioSetParams: AudioSet,
+    FolderParams: Folder,
+    Fsd50kParams: Fsd50k,
+    TarParams: Tar,
+    ParquetParams: Parquet,
+    Hdf5Params: Hdf5,
+}
 
 
-@runtime_checkable
-class Recordings(Protocol):
-    """Recordings to fetch, from the web or from files."""
+def open_source(params: Section) -> Recordings | Container:
+    """Return the source that a section of `sources` describes.
 
-    @property
-    def url(self) -> str:
-        """Path or URL of a recording; {ytid} is its id."""
-        ...
-
-    def segments(self) -> list[Segment]:
-        """Return all segments in their order, `row` counting from 0.
-
-        Raises:
-            FileNotFoundError: what they are listed in is missing.
-            ValueError: it is broken, or lists a clip twice.
-        """
-        ...
-
-
-@runtime_checkable
-class Container(Protocol):
-    """Files of clips."""
-
-    def files(self) -> list[Path]:
-        """Return every file that is read; names, sizes and times decide whether work is redone."""
-        ...
-
-    def segments(self) -> list[Segment]:
-        """As of `Recordings`."""
-        ...
-
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """Yield, for each segment in their order, an audio file, or why there is none."""
-        ...
+    Raises:
+        FileNotFoundError, ValueError: its files are missing or broken.
+    """
+    return CLASSES[type(params)](params)

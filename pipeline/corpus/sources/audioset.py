@@ -37,7 +37,7 @@ class AudioSet:
         self._params = params
 
     def segments(self) -> list[Segment]:
-        """See `pipeline.corpus.sources.Recordings`; the subsets one after the other.
+        """See `source.Recordings`; the subsets one after the other.
 
         Raises:
             OSError: a list cannot be fetched.

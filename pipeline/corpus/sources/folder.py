@@ -21,7 +21,7 @@ KEY = "sources.folder.path"
 
 
 class Folder:
-    """See `pipeline.corpus.sources.Container`."""
+    """See `source.Container`."""
 
     def __init__(self, params: FolderParams) -> None:
         self._root = Path(params.path)
@@ -30,7 +30,7 @@ class Folder:
         self._places: dict[str, tuple[str]] = {}
 
     def files(self) -> list[Path]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         return self._files
 
     def segments(self) -> list[Segment]:
@@ -59,7 +59,7 @@ class Folder:
         return cuts if len(cuts) > 1 else [(0.0, 0.0)]
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         for ytid, group in groupby(segments, key=lambda segment: segment.ytid):
             path, wanted = Path(self._places[ytid][0]), list(group)
             if wanted[0].end_s == 0.0:

@@ -23,7 +23,7 @@ KEY = "sources.fsd50k.path"
 
 
 class Fsd50k:
-    """See `pipeline.corpus.sources.Container`."""
+    """See `source.Container`."""
 
     def __init__(self, params: Fsd50kParams) -> None:
         self._splits = params.splits
@@ -37,7 +37,7 @@ class Fsd50k:
                 )
 
     def files(self) -> list[Path]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         return [self._list, *listing.files_of(self._audio, {".wav"}, KEY)]
 
     def segments(self) -> list[Segment]:
@@ -66,5 +66,5 @@ class Fsd50k:
             yield line, cells
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         return (read_file(self._audio / f"{segment.ytid}.wav") for segment in segments)

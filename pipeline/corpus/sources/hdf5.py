@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 
 class Hdf5(listing.Packed[Place]):
-    """See `pipeline.corpus.sources.Container`."""
+    """See `source.Container`."""
 
     def __init__(self, params: Hdf5Params) -> None:
         super().__init__(params.path, {".h5", ".hdf", ".hdf5"}, KEY)
@@ -69,7 +69,7 @@ class Hdf5(listing.Packed[Place]):
         return self._classes[number] if number < len(self._classes) else str(number)
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         places = [self._places[segment.ytid] for segment in segments]
         for path, wanted in groupby(places, key=lambda place: place.path):
             with open_file(Path(path)) as file:

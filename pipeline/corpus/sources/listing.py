@@ -25,7 +25,7 @@ Place = TypeVar("Place", bound=tuple[Any, ...])
 
 
 class Packed(ABC, Generic[Place]):
-    """Files that hold many recordings each, as a part of a `pipeline.corpus.sources.Container`.
+    """Files that hold many recordings each, as a part of a `Container`.
 
     Args:
         path, suffixes, key: see `files_of`.
@@ -37,7 +37,7 @@ class Packed(ABC, Generic[Place]):
         self._places: dict[str, Place] = {}
 
     def files(self) -> list[Path]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         return self._files
 
     def segments(self) -> list[Segment]:

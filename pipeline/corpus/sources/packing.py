@@ -23,7 +23,8 @@ from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.fetch.fetcher import STAGE
 from pipeline.corpus.fetch.media import MIN_CLIP_S
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import Container, probing
+from pipeline.corpus.sources import probing
+from pipeline.corpus.sources.source import Container
 
 VERSION = "3"  # raise it when the same containers become other shards
 

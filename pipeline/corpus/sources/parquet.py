@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Parquet(listing.Packed[Place]):
-    """See `pipeline.corpus.sources.Container`."""
+    """See `source.Container`."""
 
     def __init__(self, params: ParquetParams) -> None:
         super().__init__(params.path, {".parquet"}, KEY)
@@ -51,7 +51,7 @@ class Parquet(listing.Packed[Place]):
                         row += 1
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         places = [self._places[segment.ytid] for segment in segments]
         for (path, group), wanted in groupby(places, key=lambda place: place[:2]):
             yield from read_rows(path, group, [place.row for place in wanted])

@@ -15,5 +15,5 @@ class SegmentList:
         self._path = Path(params.segments)
 
     def segments(self) -> list[Segment]:
-        """See `pipeline.corpus.sources.Recordings`."""
+        """See `source.Recordings`."""
         return segments.read(self._path)

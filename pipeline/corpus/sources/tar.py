@@ -48,7 +48,7 @@ class Sample:
 
 
 class Tar(listing.Packed[Place]):
-    """See `pipeline.corpus.sources.Container`."""
+    """See `source.Container`."""
 
     def __init__(self, params: TarParams) -> None:
         super().__init__(params.path, {".tar"}, KEY)
@@ -80,7 +80,7 @@ class Tar(listing.Packed[Place]):
             )
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `pipeline.corpus.sources.Container`."""
+        """See `source.Container`."""
         opened: BinaryIO | None = None
         try:
             for segment in segments:
