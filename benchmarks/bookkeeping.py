@@ -42,10 +42,10 @@ def write_list(path: Path, rows: int) -> None:
     with path.open("w") as out:
         out.write(f"# Segments csv\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, x\n")
         for row in range(rows):
-            ytid = "".join(rng.choices(letters, k=7)) + f"{row:04x}"[-4:]
+            recording_id = "".join(rng.choices(letters, k=7)) + f"{row:04x}"[-4:]
             start = rng.choice([0, 20, 30, 30, 30, 40, 70, 420])
             labels = ",".join(f"/m/0{rng.randrange(527):03d}" for _ in range(rng.randint(1, 3)))
-            out.write(f'{ytid}, {start}.000, {start + 10}.000, "{labels}"\n')
+            out.write(f'{recording_id}, {start}.000, {start + 10}.000, "{labels}"\n')
 
 
 def write_journal(folder: Path, listed: list[segments.Segment]) -> None:

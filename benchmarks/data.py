@@ -58,8 +58,9 @@ def make_shard(job: Job) -> list[ledger.Row]:
             content = clip(number % DIFFERENT)
             digest = hashlib.sha256(content).hexdigest()
             name, size = f"clip{number:07d}", len(content)
-            row = ledger.Row(row=number, clip_id=f"{name}_0", ytid=name, start_s=0.0, end_s=10.0,
-                             labels="", bytes=size, sha256=digest, duration_s=10.0)  # fmt: skip
+            row = ledger.Row(row=number, clip_id=f"{name}_0", recording_id=name,
+                             start_s=0.0, end_s=10.0, labels="", bytes=size, sha256=digest,
+                             duration_s=10.0)  # fmt: skip
             rows.append(row)
             yield row.clip_id, content
 

@@ -72,7 +72,9 @@ def measure(folder: Path, template: str, options: argparse.Namespace) -> None:
     network = params.load("network", NetworkParams).model_copy(update={"clips_per_hour": 0.0})
     rng = np.random.default_rng(0)
     segments = [
-        Segment(row=i, ytid=f"ok-{i:05d}", start_s=float(start), end_s=start + 10.0, labels="")
+        Segment(
+            row=i, recording_id=f"ok-{i:05d}", start_s=float(start), end_s=start + 10.0, labels=""
+        )
         for i, start in enumerate(rng.integers(0, SECONDS - 10, options.clips))
     ]
     fetcher = Fetcher(template, ClipStore(folder / "store"), folder / "partial", network)

@@ -28,7 +28,7 @@ from pipeline.parallel.processes import keep_freed_memory
 CLIPS = 16
 REPEATS = 3
 CONFIG = load_config()
-ROW = ledger.Row(row=0, clip_id="x_0", ytid="x", start_s=0.0, end_s=10.0, labels="")
+ROW = ledger.Row(row=0, clip_id="x_0", recording_id="x", start_s=0.0, end_s=10.0, labels="")
 
 
 def cost_ms(work: Callable[[Any], Any], inputs: list[Any]) -> float:

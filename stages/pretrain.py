@@ -1,7 +1,7 @@
 """Stage `pretrain`: Audio Barlow Twins on the log-mel shards.
 
 Reads   data/logmel; data/excluded.csv, the clips that are left out
-Writes  data/pretrain   checkpoint, history.csv, epochs.csv, correlation.safetensors,
+Writes  data/pretrained   checkpoint, history.csv, epochs.csv, correlation.safetensors,
                         views.safetensors, snapshots/
         data/random     the same encoder at its initialisation, the baseline of the evaluation
         reports/throughput.csv
@@ -78,7 +78,7 @@ def train_and_publish(stage: Stage, trainer: Trainer, checkpoints: Checkpoints) 
     remove_forgotten(checkpoints.folder)
     with ExitStack() as outputs:
         random = outputs.enter_context(stage.output("data/random"))
-        trained = outputs.enter_context(stage.output("data/pretrain"))
+        trained = outputs.enter_context(stage.output("data/pretrained"))
         speed = outputs.enter_context(stage.output("reports/throughput.csv", file=True))
         checkpoint.save(frozen(trainer), random)
         before = trainer.probe_correlation()

@@ -1,10 +1,10 @@
 """Stage `probe <task>`: quick scores of every encoder that pre-training has kept.
 
 Reads   data/hear/<task> (never a test split; of a k-fold task the first fold validates),
-        data/random, data/pretrain with its snapshots
+        data/random, data/pretrained with its snapshots
 Writes  reports/probe/<task>.csv   epoch, knn, linear: scores on the validation split
-Params  probe.neighbors, probe.c, hear.mode, .normalization, .window_ms, .hop_ms, .edges, .layers,
-        .mel_mean
+Params  probe.neighbors, .inverse_l2; hear.mode, .normalization, .window_ms, .hop_ms, .edges,
+        .layers, .mel_mean
 """
 
 import logging
@@ -31,7 +31,7 @@ from pipeline.hear.tasks.task import read_task
 logger = logging.getLogger(__name__)
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
-PRETRAIN, RANDOM = Path("data/pretrain"), Path("data/random")
+PRETRAIN, RANDOM = Path("data/pretrained"), Path("data/random")
 
 
 def main(stage: Stage, name: str) -> None:
@@ -48,7 +48,10 @@ def main(stage: Stage, name: str) -> None:
         "mel_mean": stage.value("hear.mel_mean"),
     }
     extraction = check(options, ExtractionParams, prefix="hear")
-    classifiers = {"neighbors": stage.value("probe.neighbors"), "c": stage.value("probe.c")}
+    classifiers = {
+        "neighbors": stage.value("probe.neighbors"),
+        "inverse_l2": stage.value("probe.inverse_l2"),
+    }
     multilabel = task.metadata.prediction_type == "multilabel"
     compute = params.load("compute", ComputeParams)
     device, workers = choose_device(compute.device), compute.local_workers or cores()

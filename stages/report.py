@@ -1,6 +1,6 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
-Reads   data/ledger.csv, data/excluded.csv, data/pretrain, reports/throughput.csv,
+Reads   data/ledger.csv, data/excluded.csv, data/pretrained, reports/throughput.csv,
         reports/leaks/<task>.json, reports/probe/<task>.csv, reports/scores/<model>/<task>.json,
         names of labels
 Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv;
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LEDGER = Path("data/ledger.csv")
 EXCLUDED = Path("data/excluded.csv")
 LEAKS = Path("reports/leaks")
-PRETRAIN = Path("data/pretrain")
+PRETRAIN = Path("data/pretrained")
 THROUGHPUT = Path("reports/throughput.csv")
 PROBE = Path("reports/probe")
 SCORES = Path("reports/scores")

@@ -1,4 +1,4 @@
-"""What test_fast runs by itself: the compiled bfloat16 step beside plain float32, on a CPU.
+"""What test_fused runs by itself: the compiled bfloat16 step beside plain float32, on a CPU.
 
 One line of JSON for each encoder: relative differences of loss and gradient, and the number of
 graphs that the compiler has made. AudioNTT's are compiled to C++ where there is a compiler; the

@@ -185,7 +185,7 @@ def run_and_die(folder: Path, call: int) -> None:
     os.chdir(folder)
     os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive this one
-    write, calls = stages.download.clipshards.write, 0
+    write, calls = stages.download.clip_shards.write, 0
 
     def count(frame: object, event: str, argument: object) -> None:
         nonlocal calls
@@ -197,7 +197,7 @@ def run_and_die(folder: Path, call: int) -> None:
         sys.setprofile(count)
         write(*arguments)
 
-    stages.download.clipshards.write = counted
+    stages.download.clip_shards.write = counted
     run("download", stages.download.main)
     sys.setprofile(None)
     Path("calls").write_text(str(calls))

@@ -35,7 +35,7 @@ class Site(ThreadingHTTPServer):
     @property
     def template(self) -> str:
         """URL template of a source."""
-        return f"http://127.0.0.1:{self.server_port}/{{ytid}}.wav"
+        return f"http://127.0.0.1:{self.server_port}/{{recording_id}}.wav"
 
     def handle_error(self, request, client_address) -> None:
         """Clients that hang up early are no error."""

@@ -23,7 +23,7 @@ PARAMS["pretrain"] |= {
 }  # what the expected numbers are for
 TASKS = ("toy_kind-v1-small", "toy_beats-v1-small")
 METRICS = {"toy_kind-v1-small": "top1_acc", "toy_beats-v1-small": "event_onset_200ms_fms"}
-SCORES = {"pretrain": (0.6, 0.3), "random": (0.5, 0.25)}
+SCORES = {"pretrained": (0.6, 0.3), "random": (0.5, 0.25)}
 HISTORY_FIELDS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
 HISTORY_FIELDS += ["lr_vectors", "encoder_grad_norm", "projector_grad_norm"]
 HISTORY_FIELDS += ["encoder_weight_norm", "projector_weight_norm"]
@@ -103,7 +103,7 @@ class SyntheticRun:
         path.write_text("\n".join(["clip_id", *excluded]) + "\n")
 
     def encoder(self) -> None:
-        """Write data/pretrain/encoder.json for the encoder that params.yaml names."""
+        """Write data/pretrained/encoder.json for the encoder that params.yaml names."""
         name = self.params["encoder"]
         content = {
             "encoder": name,
@@ -175,18 +175,18 @@ class SyntheticRun:
         save_file(arrays, self._pretrain("views.safetensors"), {"clip_id": ids})
 
     def _pretrain(self, name: str) -> Path:
-        folder = self.root / "data" / "pretrain"
+        folder = self.root / "data" / "pretrained"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
 
 def ledger_row(row: int, **changes: Any) -> dict[str, Any]:
     """Return one row of a ledger: a clip of 9 s out of a segment of 10 s."""
-    ytid = f"toy{row:08d}"
+    recording_id = f"toy{row:08d}"
     content = {
         "row": row,
-        "clip_id": f"{ytid}_30000",
-        "ytid": ytid,
+        "clip_id": f"{recording_id}_30000",
+        "recording_id": recording_id,
         "start_s": 30.0,
         "end_s": 40.0,
         "labels": "/m/09x0r,/m/04rlf" if row % 4 == 0 else "/m/09x0r",

@@ -93,7 +93,7 @@ def test_lists_are_fetched_once_and_read_as_published(site):
 
 def test_subsets_are_taken_in_the_order_asked_for_with_rows_counted_through(site):
     listed = source(site, subsets=["eval", "unbalanced_train"]).segments()
-    assert [(s.row, s.ytid) for s in listed] == [
+    assert [(s.row, s.recording_id) for s in listed] == [
         (0, "n429-aaaaaa"), (1, "--a_b-c_d_-"), (2, "n404-bbbbbb"),
     ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_another_file_in_place_of_the_labels_is_refused(site):
         ({"subsets": ["train"]}, "subsets"),
         ({"subsets": []}, "subsets"),
         ({"subsets": ["eval", "eval"]}, "must name each subset once"),
-        ({"url": "https://x.org/watch"}, "must contain {ytid}"),
+        ({"url": "https://x.org/watch"}, "must contain {recording_id}"),
         ({"subsets": ["eval", "balanced_train"], "lists": "a.csv"}, "must contain {subset}"),
     ],
 )
@@ -182,7 +182,7 @@ def run_stage():
 def test_the_stage_fetches_the_clips_of_the_subsets(site, params):
     run_stage()
     rows = ledger.read(Path("data/clips/ledger.csv"))
-    assert [(row.ytid, row.status) for row in rows] == [
+    assert [(row.recording_id, row.status) for row in rows] == [
         ("--a_b-c_d_-", "ok"),
         ("n404-bbbbbb", "gone"),
     ]
@@ -277,12 +277,12 @@ def test_the_exported_ledger_has_a_row_for_each_clip_with_what_the_journal_knows
     with open("all.csv", newline="") as handle:
         ok, gone, waiting = csv.DictReader(handle)
     clip = ClipStore(store_folder(site.template)).read("--a_b-c_d_-_1000_3000")
-    assert (ok["clip_id"], ok["ytid"], ok["start_s"], ok["end_s"], ok["labels"]) == (
+    assert (ok["clip_id"], ok["recording_id"], ok["start_s"], ok["end_s"], ok["labels"]) == (
         "--a_b-c_d_-_1000", "--a_b-c_d_-", "1.0", "3.0", "/m/1,/m/2",
     )  # fmt: skip
     assert (ok["status"], ok["reason"], ok["tries"], ok["duration_s"]) == ("ok", "", "1", "2.0")
     assert (ok["bytes"], ok["sha256"]) == (str(len(clip)), hashlib.sha256(clip).hexdigest())
-    assert ok["source"] == site.template.replace("{ytid}", "--a_b-c_d_-")
+    assert ok["source"] == site.template.replace("{recording_id}", "--a_b-c_d_-")
     assert ok["tool"].startswith("yt-dlp 20")
     age = datetime.now(UTC) - datetime.fromisoformat(ok["time"])
     assert timedelta(0) <= age < timedelta(hours=1)
@@ -303,7 +303,7 @@ def test_a_dry_run_says_what_would_be_asked(site, params, capsys):
     params(network={"clips_per_hour": 2.0, "limit": 1, "from_hour": 6.0, "to_hour": 18.0})
     text = told(capsys, "dry-run")
     assert "1 of 2 missing clips would be tried" in text
-    assert site.template.replace("{ytid}", "--a_b-c_d_-") in text
+    assert site.template.replace("{recording_id}", "--a_b-c_d_-") in text
     assert "n404" not in text
     assert "at 2 per hour: 0.5 h" in text
     assert not site.requests

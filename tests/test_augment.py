@@ -136,7 +136,7 @@ OFF = {"mixup": False, "rrc": False, "rlf": False}
         ("noise", "reference"),
         ("rrc", True),
         ("rlf", True),
-        ("ppn", True),
+        ("pre_post_norm", True),
     ],
 )
 def test_each_augmentation_can_be_switched_off_and_alone_changes_the_view(switch, on):
@@ -249,7 +249,7 @@ def test_standardize_uses_one_mean_and_deviation_for_all_values():
 def test_ppn_standardizes_the_batch_before_and_both_views_together_after():
     batches = torch.randn(2, 4, 64, 96, generator=generator(7)) * 3 + 1
     batches[1] += 5
-    actual, plain = views(ppn=True), views()
+    actual, plain = views(pre_post_norm=True), views()
     for step, x in enumerate(batches):
         clip = torch.arange(4) + 4 * step
         view_1, view_2 = plain((x - x.mean()) / x.std(correction=0), clip)

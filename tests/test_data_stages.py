@@ -69,7 +69,7 @@ def test_segments_become_features_and_a_ledger_that_accounts_for_every_row():
     rows = ledger.read(Path("data/ledger.csv"))
     assert [row.row for row in rows] == list(range(9))
     assert ledger.counts(rows) == {"ok": 7, "gone": 1, "silent": 1}
-    assert [(row.ytid, row.stage) for row in rows if not row.ok] == [
+    assert [(row.recording_id, row.stage) for row in rows if not row.ok] == [
         ("still", "resample"), ("lost", "download"),
     ]  # fmt: skip
     assert [row.frames for row in rows] == [201] * 6 + [101, None, None]
@@ -205,7 +205,7 @@ def test_a_fetched_clip_is_kept_once_and_a_shard_that_stays_is_not_written_again
     soundfile.write("data/sample/videos/lost.ogg", np.ones(3 * RATE) / 3, RATE)
     run_stages("download")
     again = {p.name: p.stat().st_ino for p in Path("data/clips").glob("*.tar")}
-    assert {name for name in hdf5_shards if again[name] != hdf5_shards[name]} == {"00002.tar"}
+    assert {name for name in shards if again[name] != shards[name]} == {"00002.tar"}
 
 
 def test_other_shards_are_packed_from_the_same_clips():

@@ -60,7 +60,7 @@ def test_loss_gradients_and_running_statistics_are_those_of_the_global_batch(two
 
 
 def test_a_batch_is_standardized_by_the_statistics_of_all_shares(two_processes):
-    standardized = torch.cat([result["ppn"] for result in two_processes])
+    standardized = torch.cat([result["pre_post_norm"] for result in two_processes])
     torch.testing.assert_close(standardized, standardize(uneven_crops()))
 
 
@@ -104,7 +104,7 @@ def set_up_stage(folder, devices, batch_size=16):
     content = YAML().load((HERE.parent / "params.yaml").read_text())
     content["encoders"]["audiontt"] |= {"channels": 8, "hidden_dim": 32, "embed_dim": 160}
     content["projector"] |= {"hidden_dim": 32, "out_dim": 16}
-    content["augment"] |= {"mixup_bank": 32, "ppn": True}
+    content["augment"] |= {"mixup_bank": 32, "pre_post_norm": True}
     content["pretrain"] |= {"epochs": 2, "batch_size": batch_size, "rank_clips": 8}
     content["compute"]["devices"] = devices
     with (folder / "params.yaml").open("w") as file:
@@ -135,12 +135,12 @@ def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
     assert code == 0, log[-3000:]
     assert log.count("epoch 2 of 2") == 1
     assert "39 clips (1 more are left out)" in log
-    history = pd.read_csv(tmp_path / "data/pretrain/history.csv")
+    history = pd.read_csv(tmp_path / "data/pretrained/history.csv")
     assert history["step"].tolist() == [0, 1, 2, 3]
-    weights = (tmp_path / "data/pretrain/encoder.safetensors").read_bytes()
+    weights = (tmp_path / "data/pretrained/encoder.safetensors").read_bytes()
     code, log = run_stage(tmp_path)
     assert "going on from step 4 of 4" in log
-    assert (tmp_path / "data/pretrain/encoder.safetensors").read_bytes() == weights
+    assert (tmp_path / "data/pretrained/encoder.safetensors").read_bytes() == weights
 
 
 def test_the_stage_refuses_a_batch_that_cannot_be_shared_before_torchrun(tmp_path):

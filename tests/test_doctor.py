@@ -40,7 +40,11 @@ def settings(changes):
     """Write the committed params.yaml with some dotted keys changed; return it checked."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(ROOT / "params.yaml")
-    given = {"source": "url", "sources.url.segments": "list.csv", "sources.url.url": "{ytid}.ogg"}
+    given = {
+        "source": "url",
+        "sources.url.segments": "list.csv",
+        "sources.url.url": "{recording_id}.ogg",
+    }
     for key, value in {**given, **changes}.items():
         *parents, last = key.split(".")
         section = values
@@ -63,11 +67,11 @@ def test_a_release_s_age_is_in_its_number():
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://www.youtube.com/watch?v={ytid}", True),
-        ("https://youtu.be/{ytid}", True),
-        ("https://notyoutube.com/{ytid}", False),
-        ("https://example.org/youtube.com/{ytid}", False),
-        ("data/youtube.com/{ytid}.ogg", False),
+        ("https://www.youtube.com/watch?v={recording_id}", True),
+        ("https://youtu.be/{recording_id}", True),
+        ("https://notyoutube.com/{recording_id}", False),
+        ("https://example.org/youtube.com/{recording_id}", False),
+        ("data/youtube.com/{recording_id}.ogg", False),
     ],
 )
 def test_youtube_is_known_by_its_host(url, expected):
@@ -295,8 +299,8 @@ def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
     monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("node", "20.0.0", False)]))
     config = settings({})
     for url, levels in (
-        ("https://www.youtube.com/watch?v={ytid}", ["ok", "problem", "problem"]),
-        ("https://example.org/{ytid}", ["ok", "warning"]),
+        ("https://www.youtube.com/watch?v={recording_id}", ["ok", "problem", "problem"]),
+        ("https://example.org/{recording_id}", ["ok", "warning"]),
     ):
         assert [line.level for line in examination.fetching(config, url)] == levels
     any_age = settings({"network.max_tool_age_days": 0})

@@ -332,7 +332,7 @@ def test_a_checkpoint_is_named_by_its_folder_or_its_weights(folders):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model_file_path": ""}, ValueError, "needs the path of a checkpoint.*data/pretrain"),
+        ({"model_file_path": ""}, ValueError, "needs the path of a checkpoint.*data/pretrained"),
         ({"model_file_path": "nowhere"}, FileNotFoundError, r"encoder\.safetensors"),
         ({"normalization": "batch"}, ValueError, "hear.normalization = 'batch'.*'dataset'"),
         ({"normalization": "task"}, ValueError, "needs `statistics`.*normalization = 'task'"),

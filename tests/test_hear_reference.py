@@ -1,4 +1,4 @@
-"""The authors' wrapper: each of its faults is there in mode `reference`, and gone in `correct`."""
+"""The authors' wrapper: each of its faults is there in mode `reference`, and gone in `ours`."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_scene_task(tmp_path / "data/sample/tasks" / TASK)
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         write_checkpoint(tmp_path / "data" / model, "audiontt", **SMALL)
     return tmp_path
 
@@ -73,13 +73,13 @@ def score(model="random"):
 def test_each_model_ends_in_one_score_file(repository, monkeypatch):
     publish_task()
     monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         embed(model)
         score(model)
         summary = json.loads((repository / f"reports/scores/{model}/{TASK}.json").read_text())
         assert (summary["task"], summary["model"], summary["metric"]) == (TASK, model, "top1_acc")
         assert summary["score"] == 0.5
-    assert len(list((repository / "data/embeddings/pretrain" / TASK).iterdir())) == 14
+    assert len(list((repository / "data/embeddings/pretrained" / TASK).iterdir())) == 14
 
 
 def test_the_batched_engine_scores_what_was_embedded(repository):
@@ -114,10 +114,10 @@ def test_embed_reads_how_embeddings_are_made_from_the_parameters(repository, mon
     original = api.load_model
     monkeypatch.setattr(api, "load_model", load_model)
     changes = {"window_ms": [160.0, 500.0], "hop_ms": 20.0, "layers": "concat", "mel_mean": True}
-    changes |= {"mode": "correct", "normalization": "task", "edges": "cut"}
+    changes |= {"mode": "ours", "normalization": "task", "edges": "cut"}
     set_params(repository, **changes)
-    embed("pretrain")
-    assert options.pop("path") == "data/pretrain"
+    embed("pretrained")
+    assert options.pop("path") == "data/pretrained"
     mean, std = options.pop("statistics")
     assert options == changes
     assert -15.95 < mean < 0 < std
@@ -129,9 +129,9 @@ def test_reference_mode_gives_the_same_bytes_twice(repository):
     set_params(repository, mode="reference", normalization="reference", edges="cut")
     files = []
     for _ in range(2):
-        embed("pretrain")
+        embed("pretrained")
         torch.rand(1)
-        path = repository / "data/embeddings/pretrain" / TASK / "test.embeddings.npy"
+        path = repository / "data/embeddings/pretrained" / TASK / "test.embeddings.npy"
         files.append(path.read_bytes())
     assert files[0] == files[1]
 
@@ -139,7 +139,7 @@ def test_reference_mode_gives_the_same_bytes_twice(repository):
 @pytest.mark.usefixtures("_heareval")
 def test_a_baseline_is_described_embedded_and_scored(repository, monkeypatch):
     publish_task()
-    set_params(repository, models=["pretrain", "mel"])
+    set_params(repository, models=["pretrained", "mel"])
     run("baselines", stages.baselines.main)
     monkeypatch.setattr(scores, "run_heareval", lambda *_: RESULT)
     embed("mel")
@@ -209,7 +209,7 @@ def test_a_module_of_another_sample_rate_is_told_with_what_is_possible(monkeypat
     api = ModuleType("toy48k")
     model = torch.nn.Identity()
     model.sample_rate = 48_000
-    monkeypatch.setattr(stages.embed.models, "load", lambda *_: HearModule(api, model))
+    monkeypatch.setattr(stages.embed.registry, "load", lambda *_: HearModule(api, model))
     text = message(caplog, embed, "module")
     assert "data/module (toy48k) takes audio of 48000 Hz only" in text
     assert f"data/hear/{TASK} has 16000 Hz" in text

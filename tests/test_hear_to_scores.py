@@ -22,7 +22,7 @@ from pipeline.hear.embed.cache import serves
 from pipeline.report import page, score_table
 from pipeline.report.paper import tables
 
-MODEL = "pretrain"
+MODEL = "pretrained"
 
 
 @pytest.fixture(scope="module")

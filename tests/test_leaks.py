@@ -226,7 +226,7 @@ def test_ids_count_only_where_both_sides_have_freesounds(source, task, expected)
 
 def test_a_clip_of_the_same_id_is_found_though_it_sounds_otherwise(repository, monkeypatch):
     set_params(repository, "source: sample ", "source: fsd50k ")
-    monkeypatch.setattr(search, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
+    monkeypatch.setattr(leak_search, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
     name = "fsd50k-v1.0-full"
     write_tests(usual_splits(test={"c1.wav": recording(3, seed=700), "b.wav": planted()}), name)
     found = search(name)
@@ -274,7 +274,7 @@ def test_refuse_lets_clean_data_pass(repository):
 def test_the_list_does_not_depend_on_which_tasks_found_a_clip():
     leak = Leak("c3_0", "test", "b.wav", "audio", 1.2, 0.9)
     found = [Found(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
-    assert table.to_exclude(found, "exclude") == table.excluded(found[:1], "exclude")
+    assert table.to_exclude(found, "exclude") == table.to_exclude(found[:1], "exclude")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"task": "other"}'])

@@ -24,7 +24,7 @@ def rows(*statuses, stage="download"):
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "ledger.csv"
     full = Row(
-        row=7, clip_id="a_1", ytid="a", start_s=0.001, end_s=1 / 3, labels="x,y",
+        row=7, clip_id="a_1", recording_id="a", start_s=0.001, end_s=1 / 3, labels="x,y",
         bytes=12, sha256="00ff", duration_s=0.332, peak_db=-3.25, clipped=0.125, frames=34,
     )  # fmt: skip
     written = [*rows("ok", "gone", "silent"), full]
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_file_is_a_plain_csv_with_the_documented_columns(tmp_path):
     ledger.write(tmp_path / "ledger.csv", rows("gone"))
     assert (tmp_path / "ledger.csv").read_bytes() == (
-        b"row,clip_id,ytid,start_s,end_s,labels,status,stage,reason,bytes,sha256,duration_s,peak_db,"
+        b"row,clip_id,recording_id,start_s,end_s,labels,status,stage,reason,bytes,sha256,duration_s,peak_db,"
         b"clipped,frames\n"
         b'0,id-0_1500,id-0,1.5,11.5,"/m/1,/m/2",gone,download,"why ""0"", exactly",,,,,,\n'
     )

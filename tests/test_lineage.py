@@ -9,8 +9,8 @@ from ruamel.yaml import YAML
 from pipeline.report.lineage import Lineage
 
 ROOT = Path(__file__).parents[1]
-SCORE = Path("reports/scores/pretrain/a.json")
-DATA, MODEL, EMBEDDINGS = "data/hear/a", "data/pretrain", "data/embeddings/pretrain/a"
+SCORE = Path("reports/scores/pretrained/a.json")
+DATA, MODEL, EMBEDDINGS = "data/hear/a", "data/pretrained", "data/embeddings/pretrained/a"
 
 
 def stage(deps, out, **params):
@@ -35,10 +35,10 @@ def record(tmp_path, monkeypatch):
             **{"encoder": "audiontt", "loss.alpha": 1.0},
         ),
         "hear_tasks@a": stage({}, (DATA, "3")),
-        "embed@a-pretrain": stage(
+        "embed@a-pretrained": stage(
             {DATA: "3", MODEL: "2"}, (EMBEDDINGS, "4"), **{"hear.window_ms": 950.0}
         ),
-        "score@a-pretrain": stage({EMBEDDINGS: "4"}, (str(SCORE), "5")),
+        "score@a-pretrained": stage({EMBEDDINGS: "4"}, (str(SCORE), "5")),
     }
 
 
@@ -59,12 +59,12 @@ def test_a_score_of_the_present_run_is_current(record):
 
 def test_a_score_is_outdated_if_its_encoder_was_trained_anew(record):
     record["pretrain"]["outs"][0]["md5"] = "6"
-    assert why(record) == "embed@a-pretrain was run with another data/pretrain"
+    assert why(record) == "embed@a-pretrained was run with another data/pretrained"
 
 
 def test_a_score_is_outdated_if_a_parameter_on_its_way_was_changed(record):
     edit_params("window_ms: 950.0", "window_ms: 20.0")
-    assert why(record) == "embed@a-pretrain was run with another hear.window_ms"
+    assert why(record) == "embed@a-pretrained was run with another hear.window_ms"
     edit_params("encoder: audiontt", "encoder: vitc")
     assert "another" in why(record)
 
@@ -75,5 +75,5 @@ def test_a_score_is_outdated_if_a_parameter_was_removed(record):
 
 
 def test_of_what_is_not_recorded_nothing_is_said(record):
-    assert why(record, Path("reports/scores/pretrain/b.json")) == ""
+    assert why(record, Path("reports/scores/pretrained/b.json")) == ""
     assert Lineage(Path("missing")).why_outdated(SCORE) == ""

@@ -29,7 +29,7 @@ def waveform(name):
 
 def make_job(folder, rate=16000):
     rows = [ledger.from_segment(Segment(i, n, 0.0, 10.0, "/m/1")) for i, n in enumerate(SAMPLES)]
-    clips = [(row.clip_id, audio.encode_flac(waveform(row.ytid), rate)) for row in rows]
+    clips = [(row.clip_id, audio.encode_flac(waveform(row.recording_id), rate)) for row in rows]
     tar_shards.write(folder / "0.tar", clips)
     rows.append(
         ledger.from_segment(Segment(9, "absent", 0.0, 10.0, "")).failed("resample", "silent", "x")
@@ -67,7 +67,7 @@ def test_shards_hold_the_log_mels_rounded_to_float16(job, target):
 
 def test_a_clip_without_a_frame_is_recorded(job, target):
     rows = logmel_shard(job, target)
-    by_name = {row.ytid: row for row in rows}
+    by_name = {row.recording_id: row for row in rows}
     assert by_name["too_short"].status == "short"
     assert by_name["too_short"].stage == "logmel"
     assert by_name["too_short"].reason == "512 samples, one frame needs 513"
@@ -80,7 +80,7 @@ def test_a_clip_without_a_frame_is_recorded(job, target):
 def test_statistics_equal_numpy_over_all_frames_before_rounding(job, target):
     rows = logmel_shard(job, target)
     totals = hdf5_shards.read_totals(target)
-    names = [row.ytid for row in rows if row.ok]
+    names = [row.recording_id for row in rows if row.ok]
     together = np.concatenate([expected_log_mel(n) for n in names]).astype(np.float64)
     found = summarize(stats.merge([totals]), rows)
     assert found["mean"] == pytest.approx(together.mean(), rel=1e-10)

@@ -130,9 +130,9 @@ def test_crepe_stays_finite_in_silence(tmp_path, torchcrepe):
 def test_a_missing_package_is_named_with_its_command_only_if_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcrepe", None)
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
-    baselines.require(asked_for("pretrain", "mel"))
+    baselines.require(asked_for("pretrained", "mel"))
     with pytest.raises(RuntimeError, match=r"torchcrepe is not installed.*pip install torchcrepe"):
-        baselines.require(asked_for("pretrain", "crepe"))
+        baselines.require(asked_for("pretrained", "crepe"))
 
 
 # ---- wav2vec 2.0 --------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, writte
 
 
 def test_a_model_that_is_not_asked_for_has_its_name_alone():
-    params = asked_for("pretrain")
+    params = asked_for("pretrained")
     for name in BASELINES:
         assert baselines.describe(name, params, CONFIG.logmel) == {"model": name}
 

@@ -92,7 +92,7 @@ def test_no_mean_is_given_over_fewer_columns():
 
 def test_a_measured_gain_refers_to_the_measured_random_encoder():
     keys = [column.key for column in GROUPS["environmental sound"]]
-    ours = Line("pretrain", False, dict.fromkeys(keys, 0.75), random="random")
+    ours = Line("pretrained", False, dict.fromkeys(keys, 0.75), random="random")
     random = Line("random", False, dict.fromkeys(keys, 0.5), random="random")
     table = table_of("environmental sound", ours, random)
     assert table.over_random(ours) == 50.0
@@ -143,25 +143,25 @@ def test_there_is_no_verdict_for_an_encoder_that_the_paper_lacks():
 
 
 def test_tasks_of_one_s_own_get_a_table_of_their_own():
-    own = Line("pretrain", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
+    own = Line("pretrained", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
     (table,) = tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
-    assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrain"])
+    assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrained"])
     comparison = Comparison((table,), (), ("not comparable",), {}, "")
     text = tables.to_markdown(comparison)
     assert "> not comparable" in text
-    assert "| pretrain | measured, 1 seed | **0.250** | 0.250 |" in text
+    assert "| pretrained | measured, 1 seed | **0.250** | 0.250 |" in text
 
 
 def own_table(*metrics):
     """The table of tasks of one's own by their first metrics, None: without any score."""
     rows = tuple(
         Row(f"task{i}", f"task{i}", {
-            "pretrain": scored(f"task{i}", "pretrain", 0.2, metric) if metric else None,
+            "pretrained": scored(f"task{i}", "pretrained", 0.2, metric) if metric else None,
             "random": scored(f"task{i}", "random", 0.3, metric) if metric else None,
             "mel": scored(f"task{i}", "mel", 0.4, metric) if metric else None})
         for i, metric in enumerate(metrics)
     )  # fmt: skip
-    models = ("pretrain", "random", "mel")
+    models = ("pretrained", "random", "mel")
     scores = ScoreTable(rows, table_with([]).protocol, models)
     (table,) = tables.compare(scores, PAPER, 0).tables
     return table
@@ -188,12 +188,12 @@ def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metr
 
 
 def test_the_csv_has_every_score_and_its_origin():
-    ours = Line("pretrain", False, {CREMA: 0.601}, note="3 seeds")
+    ours = Line("pretrained", False, {CREMA: 0.601}, note="3 seeds")
     found = tables.tables([ours], [CREMA[0]], {})
     rows = list(csv.DictReader(io.StringIO(tables.to_csv(found))))
     assert len(rows) == 7 * 6 + 1
     assert rows[-1] == {"group": "speech", "task": CREMA[0], "metric": "top1_acc",
-                        "model": "pretrain", "origin": "measured, 3 seeds",
+                        "model": "pretrained", "origin": "measured, 3 seeds",
                         "score": "0.601"}  # fmt: skip
 
 
@@ -213,12 +213,12 @@ def scored(task, model, score, metric="top1_acc", **other):
 def table_with(tasks, points=8):
     """Scores of the two encoders, 0.7 and 0.5."""
     rows = tuple(
-        Row(task, task, {"pretrain": scored(task, "pretrain", 0.7, seeds=3),
+        Row(task, task, {"pretrained": scored(task, "pretrained", 0.7, seeds=3),
                          "random": scored(task, "random", 0.5, seeds=3)})
         for task in tasks
     )  # fmt: skip
     protocol = ScoreParams(engine="batched", grid="default", grid_points=points, seeds=3)
-    return ScoreTable(rows, protocol, ("pretrain", "random"))
+    return ScoreTable(rows, protocol, ("pretrained", "random"))
 
 
 def test_measured_lines_stand_beside_the_published_ones():
@@ -238,9 +238,9 @@ def test_measured_lines_stand_beside_the_published_ones():
 
 def test_other_metrics_of_a_task_are_taken_from_its_score_file():
     metrics = {"event_onset_200ms_fms": 0.8, "segment_1s_er": 0.2}
-    score = scored(tables.DCASE, "pretrain", 0.8, "event_onset_200ms_fms", metrics=metrics)
-    row = Row(tables.DCASE, "dcase", {"pretrain": score})
-    table = ScoreTable((row,), table_with([]).protocol, ("pretrain",))
+    score = scored(tables.DCASE, "pretrained", 0.8, "event_onset_200ms_fms", metrics=metrics)
+    row = Row(tables.DCASE, "dcase", {"pretrained": score})
+    table = ScoreTable((row,), table_with([]).protocol, ("pretrained",))
     (line,) = tables.measured(table)
     assert line.scores == {(tables.DCASE, name): value for name, value in metrics.items()}
 
@@ -263,7 +263,7 @@ def test_whatever_is_not_like_for_like_is_told(changes, warning):
 
 
 def test_embeddings_without_the_wrapper_s_faults_are_not_like_for_like():
-    params = PAPER | {"hear.mode": "correct"}
+    params = PAPER | {"hear.mode": "ours"}
     *_, told = tables.compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
     assert "the authors' wrapper with its faults" in told
 

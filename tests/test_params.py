@@ -58,7 +58,7 @@ def test_the_committed_file_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hear.models", ["pretrain", "mels"], r"hear\.models\.1 = 'mels': .*'mel', 'crepe'"),
+        ("hear.models", ["pretrained", "mels"], r"hear\.models\.1 = 'mels': .*'mel', 'crepe'"),
         ("hear.models", ["mel", "mel"], r"hear\.models: mel stands more than once"),
         ("hear.models", [], r"hear\.models = \[\]: .*at least 1"),
         ("hear.window_ms", [950.0, 955.0], r"window_ms = 955\.0 ms is 95\.5 hops"),
@@ -129,10 +129,22 @@ def test_the_committed_file_is_valid():
         ("pretrain", 3, r"pretrain = 3"),
         ("pretrain.epochs", 0, r"^params\.yaml: 1 wrong value\n  pretrain\.epochs"),
         ("encoder", "resnet", r"^params\.yaml: 1 wrong value\n  encoder = 'resnet'"),
-        ("sources.sample.url", "videos/a.ogg", r"url: 'videos/a\.ogg' must contain \{ytid\}"),
-        ("sources.url.url", "x", r"sources\.url\.url: 'x' must contain \{ytid\}"),
-        ("sources.url.url", "{ytid}{foo}", r"url: '\{ytid\}\{foo\}': \{foo\} stands for nothing"),
-        ("sources.audioset.url", "{ytid}{x}", r"url: '\{ytid\}\{x\}': \{x\} .* only \{ytid\}"),
+        (
+            "sources.sample.url",
+            "videos/a.ogg",
+            r"url: 'videos/a\.ogg' must contain \{recording_id\}",
+        ),
+        ("sources.url.url", "x", r"sources\.url\.url: 'x' must contain \{recording_id\}"),
+        (
+            "sources.url.url",
+            "{recording_id}{foo}",
+            r"url: '\{recording_id\}\{foo\}': \{foo\} stands for nothing",
+        ),
+        (
+            "sources.audioset.url",
+            "{recording_id}{x}",
+            r"url: '\{recording_id\}\{x\}': \{x\} .* only \{recording_id\}",
+        ),
         ("sources.audioset.lists", "{foo}", r"lists: '\{foo\}': .*only \{subset\} is replaced"),
         ("sources.url.segments", "", r"sources\.url\.segments = '': .*at least 1 character"),
         ("sources.audioset.labels", "", r"sources\.audioset\.labels = ''"),

@@ -102,7 +102,7 @@ def finished(tmp_path_factory):
     git(folder, "init", "-q")
     commit(folder, "tiny")
     output = dvc(folder, "repro")
-    assert f"score@{TASK}-pretrain" in stages_run(output)
+    assert f"score@{TASK}-pretrained" in stages_run(output)
     commit(folder, "run")
     return folder
 
@@ -129,7 +129,7 @@ def test_the_run_ends_in_scores_a_page_and_a_ledger_of_every_segment(finished):
     metrics = json.loads((finished / "reports/metrics.json").read_text())
     assert 0 <= metrics["score"]["mean"] <= 1
     assert set(metrics["score"]) == {"mean", "sonicpi_kind"}
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         score = json.loads((finished / f"reports/scores/{model}/{TASK}.json").read_text())
         assert (score["model"], score["grid"], score["grid_points"]) == (model, "faster", 1)
     page = (finished / "reports/index.html").read_text()
@@ -176,7 +176,7 @@ def test_wrong_values_stop_in_validate_and_keep_what_is_there(clone, wrong):
     for message in wrong.values():
         assert message in output
     assert "Traceback" not in output
-    assert (clone / "data/pretrain/encoder.safetensors").exists()
+    assert (clone / "data/pretrained/encoder.safetensors").exists()
 
 
 def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(clone):
@@ -198,11 +198,11 @@ def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(c
     output = dvc(clone, "repro", "pretrain", fails=True)
     assert "changed" in output
     assert "Nothing was published" in output
-    assert not (clone / "data/pretrain").exists()
+    assert not (clone / "data/pretrained").exists()
 
 
 def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
-    targets = [f"embed@{TASK}-pretrain", f"probe@{TASK}"]
+    targets = [f"embed@{TASK}-pretrained", f"probe@{TASK}"]
     changed = ["-S", "encoder=vitc", "-n", "with-vitc"]
     output = dvc(clone, "exp", "run", "--temp", *changed, *targets)
     stages = {name.split("@")[0] for name in stages_run(output)}
@@ -214,7 +214,7 @@ def test_an_experiment_with_the_other_encoder_starts_at_pretraining(clone):
     assert "mean" in experiment["metrics"]["reports/metrics.json"]["data"]["score"]
     dvc(clone, "exp", "apply", "with-vitc")
     left = json.loads(dvc(clone, "status", "--json"))
-    assert set(left) == {f"embed@{TASK}-random", f"score@{TASK}-pretrain", "report"}
+    assert set(left) == {f"embed@{TASK}-random", f"score@{TASK}-pretrained", "report"}
 
 
 def test_a_clone_without_audio_pulls_features_only(finished, tmp_path):

@@ -21,7 +21,7 @@ COMMON = {  # paper sections 3.1 and A.1, report p. 33
     "logmel.n_mels": 64,
     "logmel.win_length": 1024,
     "logmel.hop_length": 160,
-    "augment.ppn": False,
+    "augment.pre_post_norm": False,
     "augment.mixup_alpha": 0.2,
     "augment.mixup_bank": 2048,
     "augment.mixup_background": "bank",

@@ -75,21 +75,24 @@ def multilabel_splits(splits):
     return with_more(train, slice(3), False), with_more(valid, slice(3), True)
 
 
-@pytest.mark.parametrize(("neighbors", "c"), [(10, 1.0), (3, 0.01)])
-def test_multiclass_scores_are_those_of_scikit_learns_pipelines(splits, neighbors, c):
+@pytest.mark.parametrize(("neighbors", "inverse_l2"), [(10, 1.0), (3, 0.01)])
+def test_multiclass_scores_are_those_of_scikit_learns_pipelines(splits, neighbors, inverse_l2):
     train, valid = splits
     classifiers = {
         "knn": KNeighborsClassifier(neighbors, metric="cosine"),
-        "linear": LogisticRegression(C=c, max_iter=1000),
+        "linear": LogisticRegression(C=inverse_l2, max_iter=1000),
     }
     expected = {}
     for name, classifier in classifiers.items():
         model = make_pipeline(StandardScaler(), classifier).fit(train.x, train.y.argmax(axis=1))
         expected[name] = model.score(valid.x, valid.y.argmax(axis=1))
-    found = probe.score(train, valid, multilabel=False, neighbors=neighbors, c=c)
+    found = probe.score(train, valid, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
     assert found == pytest.approx(expected, abs=1e-6)
     assert all(0.34 < value < 0.99 for value in expected.values())  # neither chance nor certain
-    assert probe.score(valid, train, multilabel=False, neighbors=neighbors, c=c) != found
+    assert (
+        probe.score(valid, train, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
+        != found
+    )
 
 
 def test_multilabel_scores_are_those_of_scikit_learns_pipelines(multilabel_splits):
@@ -104,7 +107,7 @@ def test_multilabel_scores_are_those_of_scikit_learns_pipelines(multilabel_split
         name: np.mean([*(average_precision_score(valid.y[:, i], s[:, i]) for i in kinds), 1.0])
         for name, s in (("knn", knn), ("linear", linear))
     }
-    scores = probe.score(train, valid, multilabel=True, neighbors=10, c=1.0)
+    scores = probe.score(train, valid, multilabel=True, neighbors=10, inverse_l2=1.0)
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
@@ -119,13 +122,15 @@ def test_the_nearest_clips_decide_by_angle_after_standardization():
     x = np.array([[2.0, 0.1], [0.1, 1.0], [-2.0, -0.1], [-0.1, -1.0]], np.float32)
     train = Split(x, np.eye(4, dtype=bool))
     far = Split(np.array([[50.0, 1.0], [0.0, -0.01]], np.float32), np.eye(4, dtype=bool)[[0, 3]])
-    assert probe.score(train, far, multilabel=False, neighbors=1, c=1.0)["knn"] == 1.0
+    assert probe.score(train, far, multilabel=False, neighbors=1, inverse_l2=1.0)["knn"] == 1.0
 
 
 def test_more_neighbors_than_clips_are_all_clips(splits):
     train, valid = splits
     few = Split(train.x[:7], train.y[:7])
-    scores = [probe.score(few, valid, multilabel=False, neighbors=n, c=1.0) for n in (7, 1000)]
+    scores = [
+        probe.score(few, valid, multilabel=False, neighbors=n, inverse_l2=1.0) for n in (7, 1000)
+    ]
     assert scores[0] == scores[1]
 
 
@@ -211,7 +216,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_scene_task(tmp_path / "data/hear" / TASK, clips=(12, 9, 3))
-    pretrain = write_checkpoint(tmp_path / "data/pretrain", "audiontt", **SMALL)
+    pretrain = write_checkpoint(tmp_path / "data/pretrained", "audiontt", **SMALL)
     for folder in (tmp_path / "data/random", pretrain / "snapshots/epoch-00004"):
         write_checkpoint(folder, "audiontt", **SMALL)
     (pretrain / "epochs.csv").write_text("epoch,loss\n8,2.5\n")
@@ -232,7 +237,7 @@ def test_the_stage_writes_one_row_for_each_encoder(repository, monkeypatch):
     curve = pd.read_csv(repository / f"reports/probe/{TASK}.csv")
     assert curve.columns.tolist() == probe_table.COLUMNS
     assert curve.to_numpy().tolist() == [[0, 0.25, 0.51], [4, 0.25, 0.52], [8, 0.25, 0.53]]
-    assert given == [(12, 9, {"multilabel": False, "neighbors": 10, "c": 1.0})] * 3
+    assert given == [(12, 9, {"multilabel": False, "neighbors": 10, "inverse_l2": 1.0})] * 3
     assert not list((repository / ".work").rglob("*.npy"))
 
 
@@ -283,8 +288,8 @@ def test_the_best_epoch_is_that_of_the_mean_over_the_tasks(tmp_path):
     table = probe_table.read_probe(tmp_path, ["a", "b"], epochs=15, snapshot_epochs=5)
     assert table.mean.to_dict() == pytest.approx({0: 0.2, 5: 0.7, 10: 0.65, 15: 0.7})
     assert (table.best, table.first_as_good) == (5, 5)
-    assert table.folder(5) == "data/pretrain/snapshots/epoch-00005"
-    assert [table.folder(epoch) for epoch in (0, 15)] == ["data/random", "data/pretrain"]
+    assert table.folder(5) == "data/pretrained/snapshots/epoch-00005"
+    assert [table.folder(epoch) for epoch in (0, 15)] == ["data/random", "data/pretrained"]
     assert table.missing_tasks == table.missing_epochs == []
 
 

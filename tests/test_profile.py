@@ -1,7 +1,7 @@
 """What a step does, by the profiler: nothing once per clip, no wait for a number, one layout.
 
 The same code runs on a GPU, where a wait within the step would also make its capture fail
-(tests/test_fast.py).
+(tests/test_fused.py).
 """
 
 from collections import Counter

@@ -62,7 +62,7 @@ def page_of(made_up, runtimes=None):
 def read_run(made_up, encoder="audiontt"):
     """What pre-training has left."""
     speed = made_up.root / "reports" / "throughput.csv"
-    return inputs.read_pretraining(made_up.root / "data" / "pretrain", encoder, speed)
+    return inputs.read_pretraining(made_up.root / "data" / "pretrained", encoder, speed)
 
 
 def read_table(made_up):
@@ -100,14 +100,14 @@ def test_metrics_are_the_scores_their_means_and_the_relative_increase(made_up, w
 
 
 def test_the_increase_of_the_mean_is_not_the_mean_of_the_increases(made_up):
-    made_up.score("pretrain", BEATS, 0.5)
+    made_up.score("pretrained", BEATS, 0.5)
     table = read_table(made_up)
     assert [row.percent for row in table.rows] == pytest.approx([20, 100])
     assert table.percent == pytest.approx(100 * (0.55 / 0.375 - 1))
 
 
 def test_a_lower_score_and_a_cross_validated_one_are_written_as_such(made_up, without_figures):
-    made_up.score("pretrain", KIND, 0.45, {"std": 0.0123})
+    made_up.score("pretrained", KIND, 0.45, {"std": 0.0123})
     words = text(page_of(made_up))
     assert "0.500 0.450 ± 0.012 −0.050 −10%" in words
 
@@ -118,7 +118,7 @@ def test_a_score_over_a_random_score_of_zero_has_no_percentage(made_up, without_
 
 
 @pytest.mark.parametrize("gap", ["no file", "no score"])
-@pytest.mark.parametrize("model", ["random", "pretrain"])
+@pytest.mark.parametrize("model", ["random", "pretrained"])
 def test_a_missing_score_is_shown_and_that_model_has_no_mean(made_up, without_figures, gap, model):
     path = made_up.score(model, BEATS, None)
     if gap == "no file":
@@ -135,16 +135,16 @@ def test_a_missing_score_is_shown_and_that_model_has_no_mean(made_up, without_fi
     words = text(page_of(made_up))
     gone = "missing" if gap == "no file" else "no number"
     row = f"{gone} 0.300" if model == "random" else f"0.250 {gone}"
-    name = {"random": "random", "pretrain": "pre-trained"}[model]
+    name = {"random": "random", "pretrained": "pre-trained"}[model]
     assert f"{row} – –" in words
     assert f"No mean of the {name} encoder: scores are missing for 1 of 2 tasks ({BEATS})." in words
-    assert ("Mean of 2 tasks 0.375 – – –" in words) == (model == "pretrain")
+    assert ("Mean of 2 tasks 0.375 – – –" in words) == (model == "pretrained")
     assert ("Mean of 2 tasks – 0.450 – –" in words) == (model == "random")
     assert ("mean score 0.450" in words) == (model == "random")
 
 
 def test_an_error_rate_is_not_averaged_with_scores(made_up, without_figures):
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         made_up.score(model, BEATS, 0.9, {"metric": "segment_1s_er"})
     assert "mean" not in score_table.metrics(read_table(made_up), loss=1.0)["score"]
     assert "No mean of the random encoder: segment_1s_er is an error rate." in text(
@@ -154,7 +154,7 @@ def test_an_error_rate_is_not_averaged_with_scores(made_up, without_figures):
 
 def test_scores_of_tasks_no_longer_asked_for_do_not_count(made_up, without_figures):
     made_up.set("hear.tasks", [KIND])
-    made_up.score("pretrain", "other_task-v1-full", 1.0)
+    made_up.score("pretrained", "other_task-v1-full", 1.0)
     table, page = read_table(made_up), page_of(made_up)
     assert score_table.metrics(table, 1.0)["score"] == {"mean": 0.6, "toy_kind": 0.6}
     assert [line.split(",")[0] for line in score_table.to_csv(table).split()] == [
@@ -174,7 +174,7 @@ def test_only_hears_own_protocol_is_without_a_note(
 ):
     made_up.set("score.grid", grid)
     made_up.set("score.grid_points", points)
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         for task in TASKS:
             made_up.score(model, task, 0.5)
     words = text(page_of(made_up))
@@ -194,7 +194,7 @@ def test_only_hears_own_protocol_is_without_a_note(
     ],
 )
 def test_a_score_file_of_something_else_is_refused(made_up, changes, message):
-    made_up.score("pretrain", KIND, 0.6, changes)
+    made_up.score("pretrained", KIND, 0.6, changes)
     with pytest.raises(ValueError, match=message):
         read_table(made_up)
 
@@ -212,17 +212,17 @@ def test_a_score_file_of_something_else_is_refused(made_up, changes, message):
     ],
 )
 def test_a_score_that_its_metric_cannot_have_is_refused(made_up, metric, score, possible):
-    for model in ("pretrain", "random"):
+    for model in ("pretrained", "random"):
         made_up.score(model, KIND, score, {"metric": metric})
     if possible:
-        assert read_table(made_up).rows[0].pretrain.score == score
+        assert read_table(made_up).rows[0].pretrained.score == score
     else:
         with pytest.raises(ValueError, match=rf"{metric} = {score}, which must be from 0 to 1"):
             read_table(made_up)
 
 
 def test_a_damaged_score_file_is_refused(made_up):
-    made_up.score("pretrain", KIND, 0.6).write_text('{"task": ')
+    made_up.score("pretrained", KIND, 0.6).write_text('{"task": ')
     with pytest.raises(ValueError, match=r"toy_kind-v1-small.json is no score file: .*JSON"):
         read_table(made_up)
 
@@ -253,9 +253,9 @@ def test_a_tasks_column_does_not_depend_on_the_other_mode_being_there():
 
 
 def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, without_figures):
-    history = inputs.read_history(made_up.root / "data" / "pretrain" / "history.csv")
-    epochs = inputs.read_epochs(made_up.root / "data" / "pretrain" / "epochs.csv")
-    rows = pd.read_csv("data/pretrain/history.csv")
+    history = inputs.read_history(made_up.root / "data" / "pretrained" / "history.csv")
+    epochs = inputs.read_epochs(made_up.root / "data" / "pretrained" / "epochs.csv")
+    rows = pd.read_csv("data/pretrained/history.csv")
     last = epochs["loss"].iloc[-1]
     floor = 0.005 * 256 * 255 / 32
     assert report_page.summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(
@@ -288,7 +288,7 @@ def test_the_best_epoch_and_the_first_that_is_as_good_as_the_last_are_named(
     made_up, without_figures
 ):
     words = text(page_of(made_up))
-    best = f"epoch 10, linear score 0.800 ({KIND}), in data/pretrain/snapshots/epoch-00010."
+    best = f"epoch 10, linear score 0.800 ({KIND}), in data/pretrained/snapshots/epoch-00010."
     assert f"Best: {best} Epoch 10 (0.800) is already as good as the last one, 20 (0.700)." in words
     made_up.probe(KIND, {0: 0.9, 5: 0.1, 10: 0.5, 15: 0.6, 20: 0.7})
     words = text(page_of(made_up))
@@ -296,7 +296,7 @@ def test_the_best_epoch_and_the_first_that_is_as_good_as_the_last_are_named(
     assert "in data/random. Epoch 0 (0.900) is already as good" in words
     made_up.probe(KIND, {0: 0.1, 5: 0.1, 10: 0.5, 15: 0.6, 20: 0.7})
     words = text(page_of(made_up))
-    assert f"Best: epoch 20, linear score 0.700 ({KIND}), in data/pretrain." in words
+    assert f"Best: epoch 20, linear score 0.700 ({KIND}), in data/pretrained." in words
     assert "already as good" not in words
     assert "Snapshots are missing" not in words
 
@@ -319,12 +319,12 @@ def test_missing_snapshots_and_curves_are_named(made_up, without_figures, caplog
 
 
 def test_scores_of_another_encoder_are_left_out(made_up, without_figures, caplog):
-    embeddings = f"data/embeddings/pretrain/{KIND}"
-    score = f"reports/scores/pretrain/{KIND}.json"
+    embeddings = f"data/embeddings/pretrained/{KIND}"
+    score = f"reports/scores/pretrained/{KIND}.json"
     stages = {
-        "pretrain": {"outs": [{"path": "data/pretrain", "md5": "new"}]},
+        "pretrain": {"outs": [{"path": "data/pretrained", "md5": "new"}]},
         "embed@x": {
-            "deps": [{"path": "data/pretrain", "md5": "old"}],
+            "deps": [{"path": "data/pretrained", "md5": "old"}],
             "outs": [{"path": embeddings, "md5": "1"}],
         },
         "score@x": {
@@ -554,7 +554,7 @@ def test_run_times_are_all_that_differs_between_two_pages_of_a_run(whole_page, m
 
 
 def test_run_times_are_summed_over_tasks_and_gaps_are_named(made_up, without_figures):
-    seconds = {f"score-{KIND}-pretrain": 30.0, f"score-{BEATS}-random": 31.0, "download": 4.25}
+    seconds = {f"score-{KIND}-pretrained": 30.0, f"score-{BEATS}-random": 31.0, "download": 4.25}
     seconds |= {f"hear_tasks-{task}": 1.0 for task in TASKS} | {"score-removed_task-random": 1000.0}
     words = text(page_of(made_up, seconds))
     assert "download 4.2 s resample not run here (cached)" in words
@@ -621,12 +621,12 @@ def read_inputs(made_up):
     ("name", "remedy"),
     [
         ("ledger.csv", "dvc repro logmel"),
-        ("pretrain/encoder.json", "dvc repro pretrain"),
-        ("pretrain/history.csv", "dvc repro pretrain"),
-        ("pretrain/epochs.csv", "dvc repro pretrain"),
+        ("pretrained/encoder.json", "dvc repro pretrain"),
+        ("pretrained/history.csv", "dvc repro pretrain"),
+        ("pretrained/epochs.csv", "dvc repro pretrain"),
         ("../reports/throughput.csv", "dvc repro pretrain"),
-        ("pretrain/correlation.safetensors", "dvc repro pretrain"),
-        ("pretrain/views.safetensors", "dvc repro pretrain"),
+        ("pretrained/correlation.safetensors", "dvc repro pretrain"),
+        ("pretrained/views.safetensors", "dvc repro pretrain"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_with_the_remedy(made_up, name, remedy):
@@ -645,7 +645,7 @@ def test_an_encoder_other_than_the_one_asked_for_is_refused(made_up):
 
 
 def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
-    path = made_up.root / "data" / "pretrain" / "history.csv"
+    path = made_up.root / "data" / "pretrained" / "history.csv"
     lines = path.read_text().splitlines()
     lines[3] = "2,0.3,nan,1,1,1,0.1"
     path.write_text("\n".join(lines))
@@ -656,7 +656,7 @@ def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
 @pytest.mark.parametrize("shapes", [((4, 4), (4, 3)), ((4, 4), (5, 5)), ((16,), (16,))])
 def test_matrices_of_a_wrong_shape_are_refused(made_up, shapes):
     before, after = (np.zeros(shape, np.float32) for shape in shapes)
-    path = made_up.root / "data/pretrain/correlation.safetensors"
+    path = made_up.root / "data/pretrained/correlation.safetensors"
     save_file({"before": before, "after": after}, path)
     with pytest.raises(
         ValueError, match=r"correlation.safetensors: expected two square matrices, got"
@@ -666,7 +666,7 @@ def test_matrices_of_a_wrong_shape_are_refused(made_up, shapes):
 
 def test_views_of_a_wrong_shape_are_refused(made_up):
     wrong = {name: np.zeros((2, 64, 96), np.float32) for name in ("crop", "view_1", "view_2")}
-    path = made_up.root / "data/pretrain/views.safetensors"
+    path = made_up.root / "data/pretrained/views.safetensors"
     save_file(wrong, path, {"clip_id": "a\nb\nc"})
     with pytest.raises(
         ValueError, match=r"views.safetensors: expected .* \[clips, mel bins, frames\]"
@@ -685,9 +685,9 @@ def test_the_stage_writes_the_page_the_metrics_and_the_table(made_up, without_fi
     assert (reports / "index.html").read_text().startswith("<!DOCTYPE html>")
     metrics = json.loads((reports / "metrics.json").read_text())
     assert metrics["score"]["mean"] == 0.45
-    assert metrics["loss"] == pytest.approx(pd.read_csv("data/pretrain/epochs.csv").loss.iloc[-1])
+    assert metrics["loss"] == pytest.approx(pd.read_csv("data/pretrained/epochs.csv").loss.iloc[-1])
     table = pd.read_csv(reports / "scores.csv").set_index("task")
-    assert table.loc["toy_beats", ["random", "pretrain"]].tolist() == [0.25, 0.3]
+    assert table.loc["toy_beats", ["random", "pretrained"]].tolist() == [0.25, 0.3]
     assert (reports / "probe.csv").read_text().startswith("epoch,knn,linear\n0,0.27,0.3\n")
 
 
@@ -700,7 +700,7 @@ def test_all_parameters_of_the_run_are_listed_and_no_others(made_up, without_fig
     keys = {key for key, _ in listed}
     assert "encoders.audiontt.optimizer.lr" in keys
     assert not {key for key in keys if key.startswith(("encoders.vit", "compute"))}
-    assert ("probe.c", "1.0") in listed
+    assert ("probe.inverse_l2", "1.0") in listed
 
 
 def test_the_stage_warns_of_missing_scores(made_up, without_figures, caplog):
@@ -723,7 +723,7 @@ def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
     tasks = sorted(paper_tables.PAPER_TASKS)
     made_up.set("hear.tasks", tasks)
     made_up.leaks({task: [] for task in tasks})
-    for model, score in (("pretrain", 0.7), ("random", 0.5)):
+    for model, score in (("pretrained", 0.7), ("random", 0.5)):
         for task in tasks:
             made_up.score(model, task, score)
     page = page_of(made_up)
@@ -741,7 +741,7 @@ def test_a_score_that_is_no_number_is_not_called_missing(made_up, without_figure
 
 
 def test_further_models_have_a_column_and_a_mean(made_up, without_figures):
-    made_up.set("hear.models", ["pretrain", "random", "mel", "crepe"])
+    made_up.set("hear.models", ["pretrained", "random", "mel", "crepe"])
     for task, value in zip(TASKS, (0.7, 0.1), strict=True):
         made_up.score("mel", task, value)
     made_up.score("crepe", KIND, 0.9)
@@ -750,7 +750,7 @@ def test_further_models_have_a_column_and_a_mean(made_up, without_figures):
     assert metrics["mel"] == {"mean": 0.4}
     assert "crepe" not in metrics
     rows = score_table.to_csv(table).splitlines()
-    assert rows[0] == "task,metric,pretrain,random,difference,over_random_percent,mel,crepe"
+    assert rows[0] == "task,metric,pretrained,random,difference,over_random_percent,mel,crepe"
     assert rows[1:] == [
         "toy_kind,top1_acc,0.6,0.5,0.1,20.0,0.7,0.9",
         "toy_beats,event_onset_200ms_fms,0.3,0.25,0.05,20.0,0.1,",

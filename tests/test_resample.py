@@ -72,7 +72,7 @@ def target(tmp_path):
 
 
 def test_every_bad_clip_has_its_class_and_reason(job, target):
-    found = {row.ytid: (row.status, row.stage) for row in resample_shard(job, target)}
+    found = {row.recording_id: (row.status, row.stage) for row in resample_shard(job, target)}
     bad = dict.fromkeys(("empty", "page", "truncated", "shorter_than_fetched"), "corrupt")
     bad |= dict.fromkeys(("silent", "faint", "cancelled", "ultrasonic"), "silent")
     assert found == {
@@ -83,7 +83,7 @@ def test_every_bad_clip_has_its_class_and_reason(job, target):
 
 
 def test_reasons_give_the_value_and_the_parameter(job, target):
-    reasons = {row.ytid: row.reason for row in resample_shard(job, target)}
+    reasons = {row.recording_id: row.reason for row in resample_shard(job, target)}
     assert reasons["short"] == "0.050 s, under resample.min_duration_s = 0.1 s"
     assert reasons["silent"] == "peak -1000.0 dB, under resample.silence_db = -80.0 dB"
     assert reasons["shorter_than_fetched"] == "it lasts 0.500 s, but 1.000 s were fetched"
@@ -151,7 +151,7 @@ def resampled(tmp_path, contents, **changes):
     clips = zip((row.clip_id for row in rows), contents.values(), strict=True)
     tar_shards.write(tmp_path / "in.tar", clips)
     job = Job(tmp_path / "in.tar", rows, PARAMS.model_copy(update=changes), 16000)
-    return {row.ytid: row for row in resample_shard(job, tmp_path / "o.tar")}
+    return {row.recording_id: row for row in resample_shard(job, tmp_path / "o.tar")}
 
 
 def test_levels_are_those_of_the_definition_for_every_clip_that_can_be_decoded(tmp_path):
@@ -179,7 +179,7 @@ def test_clips_with_more_clipped_samples_than_the_limit_are_excluded(tmp_path):
 def test_exclusion_of_silence_can_be_turned_off_and_it_is_counted_all_the_same(tmp_path):
     contents = {name: CLIPS[name] for name in ("good", "faint", "silent", "short")}
     rows = resampled(tmp_path, contents | {"loud": clipped_tone(0.1)}, silence_db=-1000.0)
-    assert [row.ytid for row in rows.values() if not row.ok] == ["short"]
+    assert [row.recording_id for row in rows.values() if not row.ok] == ["short"]
     params = PARAMS.model_copy(update={"silence_db": -1000.0})
     assert describe_levels(list(rows.values()), params) == (
         "clips with a peak under -60 dB: 2, with samples at full scale: 1; excluded: 0 under "

@@ -162,7 +162,7 @@ def fold_result(**folds):
 
 
 def summary_of(raw, metric="top1_acc"):
-    summary = summarize(raw, "toy", "pretrain", metric, FAST)
+    summary = summarize(raw, "toy", "pretrained", metric, FAST)
     json.dumps(summary, allow_nan=False)
     return summary
 
@@ -170,7 +170,7 @@ def summary_of(raw, metric="top1_acc"):
 def test_what_is_kept_of_a_result():
     assert summary_of(result(postprocessing=[["median_filter_ms", 150]])) == {
         "task": "toy",
-        "model": "pretrain",
+        "model": "pretrained",
         "metric": "top1_acc",
         "score": 0.117647,
         "std": None,
@@ -251,7 +251,7 @@ def test_a_mean_over_less_than_all_folds_is_null_and_says_so():
 
 def seeds_of(*raws, engine="batched"):
     params = FAST.model_copy(update={"seeds": len(raws), "engine": engine})
-    summary = summarize_seeds(raws, "toy", "pretrain", "top1_acc", params)
+    summary = summarize_seeds(raws, "toy", "pretrained", "top1_acc", params)
     json.dumps(summary, allow_nan=False)
     return summary
 

@@ -53,7 +53,10 @@ def sample():
     Path("list.txt").write_text("\n".join(CLIPS))
     use("sample", clips="list.txt")
     rows = pd.read_csv("data/sample/segments.csv", comment="#", skipinitialspace=True, header=None)
-    labels = {f"{ytid}_{start * 1000:.0f}": label for ytid, start, _, label in rows.to_numpy()}
+    labels = {
+        f"{recording_id}_{start * 1000:.0f}": label
+        for recording_id, start, _, label in rows.to_numpy()
+    }
     yield {clip: labels[clip] for clip in labels if clip in CLIPS}
 
 
@@ -94,7 +97,7 @@ CASES = {
         lambda: piece("data/sample/videos/ca5f03682ce.ogg", 20.0, 30.0),
     ),
     "url": (
-        lambda: site("url", "data/url/recordings", url="{ytid}.ogg"),
+        lambda: site("url", "data/url/recordings", url="{recording_id}.ogg"),
         "-a_2500",
         lambda: piece("data/url/recordings/-a.ogg", 2.5, 4.0),
     ),
@@ -104,7 +107,7 @@ CASES = {
             "data/audioset",
             lists="{subset}_segments.csv",
             labels="class_labels_indices.csv",
-            url="{ytid}.wav",
+            url="{recording_id}.wav",
         ),
         "-_bcdefghij_1000",
         lambda: whole(tone(400, 4.0)[RATE : 3 * RATE]),
@@ -188,16 +191,16 @@ def log_mel(wave, rate):
 
 def check_training(frames):
     """A step for each epoch was made, on crops of these frames, and the encoder has learned."""
-    history = pd.read_csv("data/pretrain/history.csv")
+    history = pd.read_csv("data/pretrained/history.csv")
     assert history["step"].tolist() == list(range(EPOCHS))
     assert np.isfinite(history.to_numpy(float)).all()
-    encoders = [load_file(f"data/{name}/encoder.safetensors") for name in ("random", "pretrain")]
+    encoders = [load_file(f"data/{name}/encoder.safetensors") for name in ("random", "pretrained")]
     moved = [key for key in encoders[0] if (encoders[0][key] != encoders[1][key]).any()]
     assert any(key.endswith("weight") for key in moved)
     values = np.concatenate([part.ravel() for part in frames.values()]).astype(float)
-    known = json.loads(Path("data/pretrain/encoder.json").read_text())
+    known = json.loads(Path("data/pretrained/encoder.json").read_text())
     assert (known["mean"], known["std"]) == pytest.approx((values.mean(), values.std()), abs=2e-3)
-    with safe_open("data/pretrain/views.safetensors", "np") as pictures:
+    with safe_open("data/pretrained/views.safetensors", "np") as pictures:
         ids, crops = pictures.metadata()["clip_id"].split("\n"), pictures.get_tensor("crop")
     assert sorted(ids) == sorted(frames)
     for clip_id, crop in zip(ids, crops, strict=True):

@@ -92,7 +92,7 @@ def count_reads(monkeypatch):
     original = Tar.contents
 
     def counted(self, segments):
-        asked.extend(segment.ytid for segment in segments)
+        asked.extend(segment.recording_id for segment in segments)
         return original(self, segments)
 
     monkeypatch.setattr(Tar, "contents", counted)
@@ -117,7 +117,7 @@ def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypat
     original = Tar.contents
 
     def stopped(self, segments):
-        if segments[0].ytid == "three":
+        if segments[0].recording_id == "three":
             raise KeyboardInterrupt
         return original(self, segments)
 
@@ -359,7 +359,7 @@ def test_names_with_unusual_spaces_or_a_colon_are_taken():
     synthetic.write("data/folder", {f"{name}.wav": audio() for name in names})
     use("folder")
     rows = download()
-    assert {row.ytid: row.status for row in rows.values()} == dict.fromkeys(names, "ok")
+    assert {row.recording_id: row.status for row in rows.values()} == dict.fromkeys(names, "ok")
 
 
 def test_two_files_of_one_id_are_refused_by_name(caplog):
@@ -463,7 +463,7 @@ def test_what_is_wrong_with_a_sample_is_in_the_ledger():
     ]})  # fmt: skip
     use("tar")
     rows = download()
-    assert {row.ytid: row.status for row in rows.values()} == {
+    assert {row.recording_id: row.status for row in rows.values()} == {
         "good": "ok", "text": "corrupt", "empty": "corrupt", "alone": "no_audio",
         "broken": "corrupt", "number": "corrupt", "list": "corrupt", "null": "ok",
         "deep": "corrupt", "nul": "corrupt", "half": "corrupt", "line": "corrupt",
@@ -549,7 +549,7 @@ def test_only_the_wanted_rows_of_a_parquet_file_are_stored():
     make("parquet")
     Path("list.txt").write_text("1-_abcdefgh\n4-_abcdefgh\n")
     use("parquet", clips="list.txt", label_column="human_labels")
-    assert {row.ytid: row.labels for row in download().values()} == {
+    assert {row.recording_id: row.labels for row in download().values()} == {
         "1-_abcdefgh": "Speech,x", "4-_abcdefgh": "Speech,x",
     }  # fmt: skip
     expected = [synthetic.PARQUET_ROWS[i]["audio"]["bytes"] for i in (1, 4)]
@@ -669,7 +669,7 @@ def test_a_sample_rate_that_is_no_number_is_an_error(rate, caplog):
 def test_a_sample_rate_in_a_list_and_a_name_in_utf_8_are_read():
     names = ["é.wav".encode(), b"b.wav"]
     write_hdf5(attributes={"sample_rate": [synthetic.RATE]}, audio_name=names, waveform=WAVES)
-    assert {row.ytid: row.duration_s for row in download().values()} == {"é": 1.0, "b": 1.0}
+    assert {row.recording_id: row.duration_s for row in download().values()} == {"é": 1.0, "b": 1.0}
 
 
 def test_what_is_no_hdf5_file_is_an_error(caplog):
@@ -698,14 +698,14 @@ def test_a_share_of_failures_above_the_limit_stops_the_stage(caplog):
     assert "1 of 4 clips (25.0%) failed" in failure_of(caplog)
 
 
-@pytest.mark.parametrize(("ytid", "message"), [
+@pytest.mark.parametrize(("recording_id", "message"), [
     ("", "id '' is no name"), (".", "is no name"), (" ", "is no name"), ("a\nb", r"holds '\\n'"),
     ("a\u2028b", r"holds '\\u2028'"), ("\udcff", r"holds '\\udcff'"), ("/a", "leads out"),
     ("a/../b", "leads out"), ("a\\..\\b", "leads out"), ("c:/x", "leads out"), ("\\a", "leads out"),
 ])  # fmt: skip
-def test_ids_that_cannot_name_a_clip_are_refused(ytid, message):
+def test_ids_that_cannot_name_a_clip_are_refused(recording_id, message):
     with pytest.raises(ValueError, match=message):
-        listing.check_id(ytid)
+        listing.check_id(recording_id)
 
 
 def test_shards_are_read_whatever_the_format_of_their_clips(tmp_path):

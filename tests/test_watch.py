@@ -26,7 +26,7 @@ def made_up(tmp_path, monkeypatch):
     live = folder()
     live.mkdir(parents=True)
     for name in ("history.csv", "epochs.csv"):
-        shutil.copy(tmp_path / "data/pretrain" / name, live)
+        shutil.copy(tmp_path / "data/pretrained" / name, live)
     shutil.copy(tmp_path / "reports/throughput.csv", live)
     return run
 

@@ -15,5 +15,5 @@ from pipeline.pretrain.augment import standardize
 with distributed.process_group(torch.device("cpu")):
     half = slice(8 * distributed.rank(), 8 * distributed.rank() + 8)
     results = {name: compute(name, half) for name in CASES}
-    results["ppn"] = standardize(uneven_crops()[half])
+    results["pre_post_norm"] = standardize(uneven_crops()[half])
     torch.save(results, Path(sys.argv[1]) / f"{distributed.rank()}.pt")

@@ -84,7 +84,7 @@ def dry_run(queue: Queue) -> Iterator[str]:
     missing = [segment for segment in queue.segments if not fetcher.is_settled(segment)]
     tried = missing[: network.limit or None]
     yield f"{len(tried):,} of {len(missing):,} missing clips would be tried, in this order:"
-    yield from (f"  {recording_url(queue.url, s.ytid)}" for s in islice(tried, SHOWN))
+    yield from (f"  {recording_url(queue.url, s.recording_id)}" for s in islice(tried, SHOWN))
     if len(tried) > SHOWN:
         yield f"  and {len(tried) - SHOWN:,} more"
     if fetcher.is_local:

@@ -17,7 +17,17 @@ from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.segments import Segment
 
 COLUMNS = (
-    *("clip_id", "ytid", "start_s", "end_s", "labels", "status", "reason", "tries", "bytes"),
+    *(
+        "clip_id",
+        "recording_id",
+        "start_s",
+        "end_s",
+        "labels",
+        "status",
+        "reason",
+        "tries",
+        "bytes",
+    ),
     *("duration_s", "sha256", "source", "tool", "time"),
 )
 
@@ -30,7 +40,7 @@ def write(path: Path, segments: Sequence[Segment], store: ClipStore, template: s
             run that ended so, an unknown value is an empty cell.
         segments: the rows that are wanted.
         store: what is here of them.
-        template: address of a recording, with {ytid}.
+        template: address of a recording, with {recording_id}.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -47,8 +57,8 @@ def _rows(
     segments: Sequence[Segment], store: ClipStore, template: str
 ) -> Iterator[tuple[Any, ...]]:
     for s in segments:
-        known = (s.clip_id, s.ytid, s.start_s, s.end_s, s.labels)
-        source = recording_url(template, s.ytid)
+        known = (s.clip_id, s.recording_id, s.start_s, s.end_s, s.labels)
+        source = recording_url(template, s.recording_id)
         last = store.last(key(s))
         if last is None:
             yield (*known, WAITING, "not tried yet", 0, None, None, "", source, "", "")

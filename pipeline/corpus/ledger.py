@@ -3,8 +3,8 @@
 CSV with one line per row, in the list's order:
 
     row         0-based row of the segment list
-    clip_id     "<ytid>_<start in ms>"
-    ytid, start_s, end_s, labels    as in the segment list; labels comma-joined
+    clip_id     "<recording_id>_<start in ms>"
+    recording_id, start_s, end_s, labels    as in the segment list; labels comma-joined
     status      "ok", or the class of the failure: gone, geo, login, blocked, transient, no_audio,
                 corrupt, short, silent, clipped; "waiting": not tried yet
     stage       stage in which it failed; empty if ok
@@ -39,7 +39,7 @@ class Row:
 
     row: int
     clip_id: str
-    ytid: str
+    recording_id: str
     start_s: float
     end_s: float
     labels: str
@@ -64,7 +64,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-REQUIRED = {"row", "clip_id", "ytid", "start_s", "end_s", "status"}
+REQUIRED = {"row", "clip_id", "recording_id", "start_s", "end_s", "status"}
 _PARSERS: dict[str, Any] = {
     **dict.fromkeys(("row", "bytes", "frames"), int),
     **dict.fromkeys(("start_s", "end_s", "duration_s", "peak_db", "clipped"), float),
@@ -77,7 +77,7 @@ def from_segment(segment: Segment, **became: Any) -> Row:
     return Row(
         row=segment.row,
         clip_id=segment.clip_id,
-        ytid=segment.ytid,
+        recording_id=segment.recording_id,
         start_s=segment.start_s,
         end_s=segment.end_s,
         labels=segment.labels,

@@ -20,9 +20,11 @@ def _only(known: str, template: str) -> str:
 
 
 def _for_every_recording(url: str) -> str:
-    if "{ytid}" not in url:
-        raise ValueError(f"{url!r} must contain {{ytid}}, which stands for the id of a recording.")
-    return _only("{ytid}", url)
+    if "{recording_id}" not in url:
+        raise ValueError(
+            f"{url!r} must contain {{recording_id}}, which stands for the id of a recording."
+        )
+    return _only("{recording_id}", url)
 
 
 def _for_a_subset(lists: str) -> str:
@@ -36,7 +38,7 @@ class SegmentListParams(Section):
     """Sections `sources.sample` and `sources.url`: recordings, and the segments wanted of them."""
 
     segments: Place  # AudioSet-format CSV
-    url: RecordingUrl  # path or URL of a recording; {ytid} is its id
+    url: RecordingUrl  # path or URL of a recording; {recording_id} is its id
     clips: str  # list of the ids to take, "" for all; as in each of the sections below
 
 
@@ -46,7 +48,7 @@ class AudioSetParams(Section):
     subsets: list[Literal["unbalanced_train", "balanced_train", "eval"]] = Field(min_length=1)
     lists: Annotated[Place, AfterValidator(_for_a_subset)]  # or address, of a {subset}'s list
     labels: Place  # or address, of class_labels_indices.csv
-    url: RecordingUrl  # path or address of a recording; {ytid} is its id
+    url: RecordingUrl  # path or address of a recording; {recording_id} is its id
     clips: str
 
     @model_validator(mode="after")

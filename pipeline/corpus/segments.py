@@ -32,15 +32,15 @@ class Segment:
     """One row of a segment list."""
 
     row: int  # 0-based, without comments and header
-    ytid: str
+    recording_id: str
     start_s: float
     end_s: float
     labels: str  # AudioSet ids, comma-joined
 
     @property
     def clip_id(self) -> str:
-        """Name of the clip that is cut out, "<ytid>_<start in ms>"."""
-        return f"{self.ytid}_{round(self.start_s * 1000)}"
+        """Name of the clip that is cut out, "<recording_id>_<start in ms>"."""
+        return f"{self.recording_id}_{round(self.start_s * 1000)}"
 
     @property
     def duration_s(self) -> float:
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Segment]:
     for number, cells in _rows(path):
         try:
             segment = _parse(len(segments), cells)
-            first = firsts.setdefault(segment.ytid, segment)
+            first = firsts.setdefault(segment.recording_id, segment)
             if first is not segment and first.clip_id != segment.clip_id:
                 first = others.setdefault(segment.clip_id, segment)
             if first is not segment:
@@ -140,23 +140,25 @@ def _lines(path: Path) -> Iterator[str]:
 def _parse(row: int, cells: list[str]) -> Segment:
     if len(cells) != COLUMNS:
         raise ValueError(f"expected {COLUMNS} columns, got {len(cells)}: {', '.join(cells)}")
-    ytid, start, end, labels = cells
-    if not FILE_NAME.fullmatch(ytid):
-        raise ValueError(f"id {ytid!r} must be of letters, digits, '-', '_' and '.'")
-    if len(ytid) > LONGEST_ID:
-        start = f"id '{ytid[:20]}...' has {len(ytid)} characters"
+    recording_id, start, end, labels = cells
+    if not FILE_NAME.fullmatch(recording_id):
+        raise ValueError(f"id {recording_id!r} must be of letters, digits, '-', '_' and '.'")
+    if len(recording_id) > LONGEST_ID:
+        start = f"id '{recording_id[:20]}...' has {len(recording_id)} characters"
         raise ValueError(f"{start}, more than the {LONGEST_ID} that fit a file name")
     start_s, end_s = _seconds("start", start), _seconds("end", end)
     if start_s < 0:
         raise ValueError(f"start {start} is negative")
     if end_s <= start_s:
         raise ValueError(f"end {end} must be later than start {start}")
-    check_labels(ytid, labels)
+    check_labels(recording_id, labels)
     joined = ",".join(x.strip() for x in labels.split(",")) if " " in labels else labels
-    return Segment(row, ytid, start_s, end_s, sys.intern(joined))  # few combinations are many rows
+    return Segment(
+        row, recording_id, start_s, end_s, sys.intern(joined)
+    )  # few combinations are many rows
 
 
-def check_labels(ytid: str, labels: str) -> None:
+def check_labels(recording_id: str, labels: str) -> None:
     """Stop at labels that ledgers and shards cannot store.
 
     Raises:
@@ -164,7 +166,8 @@ def check_labels(ytid: str, labels: str) -> None:
     """
     if found := UNSTORABLE.search(labels):
         raise ValueError(
-            f"labels {labels!r} of {ytid!r} hold {found[0]!r}, which ledger and shards cannot store"
+            f"labels {labels!r} of {recording_id!r} hold {found[0]!r}, which ledger and "
+            "shards cannot store"
         )
 
 

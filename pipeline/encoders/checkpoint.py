@@ -117,7 +117,7 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. A checkpoint is a folder with {WEIGHTS} and {SETTINGS}, such "
-            "as data/pretrain after `dvc repro pretrain`."
+            "as data/pretrained after `dvc repro pretrain`."
         )
     return path
 

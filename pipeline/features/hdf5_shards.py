@@ -4,7 +4,7 @@ Layout of one shard, written once and never changed:
 
     /log_mel    float16 [total_frames, F]   clips end to end, time first; contiguous, uncompressed
     /start      int64   [clips + 1]         clip i is log_mel[start[i]:start[i + 1]]
-    /clip_id    utf-8   [clips]             "<ytid>_<start in ms>"
+    /clip_id    utf-8   [clips]             "<recording_id>_<start in ms>"
     /labels     utf-8   [clips]             AudioSet ids, comma-joined
     attributes  logmel                      front end: section `logmel` of params.yaml as JSON
                 count, sum, sumsq           of the values before they were rounded to float16

@@ -11,8 +11,8 @@ from pipeline.features.params import LogMelParams
 
 MIN_FRAMES = 4  # that an encoder takes
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # one word in DVC and in a shell
-Model = Literal["pretrain", "random", "mel", "crepe", "wav2vec2", "module"]
-TRAINED: tuple[Model, ...] = ("pretrain", "random")  # made by the stage pretrain
+Model = Literal["pretrained", "random", "mel", "crepe", "wav2vec2", "module"]
+TRAINED: tuple[Model, ...] = ("pretrained", "random")  # made by the stage pretrain
 BASELINES: tuple[Model, ...] = ("mel", "crepe", "wav2vec2", "module")  # by the stage baselines
 
 
@@ -50,7 +50,7 @@ Windows = Annotated[
 class ExtractionParams(Section):
     """How an encoder's embeddings are made of audio; part of section `hear`."""
 
-    mode: Literal["correct", "reference"]  # reference: the authors' wrapper
+    mode: Literal["ours", "reference"]  # reference: the authors' wrapper
     normalization: Literal["dataset", "task", "reference"]  # whose statistics
     window_ms: Windows  # of a timestamp embedding; several are concatenated
     hop_ms: Milliseconds  # between timestamps
@@ -60,7 +60,7 @@ class ExtractionParams(Section):
 
     @model_validator(mode="after")
     def _reference_is_as_it_was(self) -> "ExtractionParams":
-        if self.mode == "correct":
+        if self.mode == "ours":
             return self
         needed = {"normalization": "reference", "edges": "cut", "layers": "last", "mel_mean": False}
         wrong = {key: value for key, value in needed.items() if getattr(self, key) != value}
@@ -141,12 +141,12 @@ class HearParams(ExtractionParams, BaselineParams):
         """Refuse a lever that no model asked for has."""
         if set(self.models) & set(TRAINED):
             return self
-        neutral = {"mode": "correct", "normalization": "dataset", "layers": "last"}
+        neutral = {"mode": "ours", "normalization": "dataset", "layers": "last"}
         for key, value in {**neutral, "mel_mean": False}.items():
             if (found := getattr(self, key)) != value:
                 raise ValueError(
                     f"{key} = {found!r} concerns the encoders alone, but models has neither "
-                    f"pretrain nor random ({', '.join(self.models)}). Add one of them, or set "
+                    f"pretrained nor random ({', '.join(self.models)}). Add one of them, or set "
                     f"{key} back to {value!r}."
                 )
         return self
@@ -210,4 +210,4 @@ class ProbeParams(Section):
 
     tasks: Tasks  # scene tasks among hear.tasks; empty: no probe
     neighbors: int = Field(ge=1, le=100_000)  # of the kNN classifier
-    c: float = Field(gt=0, le=1e6)  # of the logistic regression: inverse strength of its L2 penalty
+    inverse_l2: float = Field(gt=0, le=1e6)  # of the logistic regression; scikit-learn's C

@@ -99,20 +99,20 @@ def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> Spl
 
 
 def score(
-    train: Split, valid: Split, multilabel: bool, neighbors: int, c: float
+    train: Split, valid: Split, multilabel: bool, neighbors: int, inverse_l2: float
 ) -> dict[str, float]:
     """Return the scores of both classifiers, from 0 to 1.
 
     Args:
         neighbors: that the kNN classifier asks; all, where there are fewer.
-        c: inverse strength of the L2 penalty of the logistic regression.
+        inverse_l2: inverse strength of the L2 penalty of the logistic regression.
     """
     scaler = StandardScaler().fit(train.x)
     x, x_valid = scaler.transform(train.x), scaler.transform(valid.x)
     with threadpool_limits(1):  # 25 times faster where other work shares the cores
         found = {
             "knn": _nearest(x, train.y, x_valid, neighbors),
-            "linear": _linear(x, train.y, x_valid, c, multilabel),
+            "linear": _linear(x, train.y, x_valid, inverse_l2, multilabel),
         }
     measure = mean_average_precision if multilabel else accuracy
     return {name: round(measure(valid.y, scores), 6) for name, scores in found.items()}
@@ -132,10 +132,10 @@ def _linear(
     x: Float[np.ndarray, "N D"],
     y: Bool[np.ndarray, "N L"],
     x_valid: Float[np.ndarray, "M D"],
-    c: float,
+    inverse_l2: float,
     multilabel: bool,
 ) -> Float[np.ndarray, "M L"]:
-    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=inverse_l2, max_iter=MAX_ITERATIONS)
     scores = np.zeros((len(x_valid), y.shape[1]))
     if not multilabel:
         model.fit(x, y.argmax(axis=1))

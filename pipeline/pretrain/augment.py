@@ -35,10 +35,10 @@ class Views:
         self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         """Return two views of each crop; `clip` holds the index of the clip that it is from."""
-        if self.params.ppn:
+        if self.params.pre_post_norm:
             x = standardize(x)
         views = self._view(x, clip)
-        if self.params.ppn:
+        if self.params.pre_post_norm:
             views = standardize(views)
         if self.uses_bank:
             self._store(x, clip)

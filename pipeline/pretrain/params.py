@@ -14,7 +14,7 @@ Range = Annotated[list[Scale], Field(min_length=2, max_length=2)]  # from, to
 class AugmentParams(Section):
     """Section `augment`."""
 
-    ppn: bool
+    pre_post_norm: bool
     mixup: bool
     mixup_alpha: Share
     mixup_background: Literal["bank", "batch"]

@@ -1,9 +1,9 @@
-"""The report's inputs, read and checked: the ledger and what `data/pretrain` tells of the run.
+"""The report's inputs, read and checked: the ledger and what `data/pretrained` tells of the run.
 
 data/ledger.csv    one row per row of the segment list: what became of it
 data/<source>/labels.csv    names of labels as AudioSet's class_labels_indices.csv has them:
 index,mid,display_name
-data/pretrain/     encoder.json      the encoder's name, settings and front end
+data/pretrained/     encoder.json      the encoder's name, settings and front end
 history.csv       loss, its parts, learning rates and norms over the steps
 epochs.csv        loss and, unless pretrain.rank_clips = 0, ranks of y and z after each epoch
 correlation.safetensors    before, after: [D, D]
@@ -33,7 +33,7 @@ HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_f
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What `data/pretrain` tells of the run, besides the weights."""
+    """What `data/pretrained` tells of the run, besides the weights."""
 
     encoder: str
     encoder_params: dict[str, Any]  # without the optimizer's
@@ -48,7 +48,7 @@ class Pretraining:
 
 
 def read_pretraining(folder: Path, encoder: str, throughput: Path) -> Pretraining:
-    """Read `data/pretrain` and reports/throughput.csv.
+    """Read `data/pretrained` and reports/throughput.csv.
 
     Raises:
         FileNotFoundError: a file is missing.

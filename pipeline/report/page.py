@@ -285,8 +285,8 @@ def _failures(failed: pd.DataFrame) -> list[Failure]:
 
 def _without_names(reason: str, clip_id: str) -> str:
     """Remove what tells apart the same reason of two clips: their ids."""
-    ytid = clip_id.rpartition("_")[0]
-    return reason.replace(clip_id, "…").replace(ytid or clip_id, "…")
+    recording_id = clip_id.rpartition("_")[0]
+    return reason.replace(clip_id, "…").replace(recording_id or clip_id, "…")
 
 
 def _stage_order(stage: str) -> int:

@@ -3,8 +3,8 @@
 A curve is reports/probe/<task>.csv: epoch, knn, linear; see `pipeline.hear.probe`. What is kept:
 
     epoch 0         data/random
-    every so many   data/pretrain/snapshots/epoch-<number, five digits>
-    the last        data/pretrain
+    every so many   data/pretrained/snapshots/epoch-<number, five digits>
+    the last        data/pretrained
 """
 
 from collections.abc import Callable, Sequence
@@ -69,8 +69,8 @@ class ProbeTable:
 
     def folder(self, epoch: int) -> str:
         """Return where the encoder of an epoch is."""
-        kept = {0: "data/random", self.epochs: "data/pretrain"}
-        return kept.get(epoch, f"data/pretrain/snapshots/epoch-{epoch:05d}")
+        kept = {0: "data/random", self.epochs: "data/pretrained"}
+        return kept.get(epoch, f"data/pretrained/snapshots/epoch-{epoch:05d}")
 
 
 def read_probe(

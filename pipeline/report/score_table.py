@@ -23,7 +23,7 @@ from pipeline.hear.params import TRAINED, Model
 from pipeline.hear.score.params import ScoreParams
 
 MODEL_NAMES: dict[Model, str] = {
-    "pretrain": "the pre-trained encoder",
+    "pretrained": "the pre-trained encoder",
     "random": "the random encoder",
     "mel": "mel statistics",
     "crepe": "CREPE",
@@ -80,9 +80,9 @@ class Row:
     scores: Mapping[Model, Score | None]  # of the models asked for
 
     @property
-    def pretrain(self) -> Score | None:
+    def pretrained(self) -> Score | None:
         """Score of the pre-trained encoder."""
-        return self.scores.get("pretrain")
+        return self.scores.get("pretrained")
 
     @property
     def random(self) -> Score | None:
@@ -107,13 +107,13 @@ class Row:
     @property
     def difference(self) -> float | None:
         """Score of the pre-trained encoder minus that of the random one."""
-        value, baseline = value_of(self.pretrain), value_of(self.random)
+        value, baseline = value_of(self.pretrained), value_of(self.random)
         return None if value is None or baseline is None else value - baseline
 
     @property
     def percent(self) -> float | None:
         """Relative difference in percent."""
-        return percent_over(value_of(self.pretrain), value_of(self.random))
+        return percent_over(value_of(self.pretrained), value_of(self.random))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ScoreTable:
     @property
     def percent(self) -> float | None:
         """Relative difference of the means in percent."""
-        return percent_over(self.mean("pretrain"), self.mean("random"))
+        return percent_over(self.mean("pretrained"), self.mean("random"))
 
 
 def value_of(score: Score | None) -> float | None:
@@ -269,8 +269,8 @@ def metrics(
 
     `groups` are the means of the paper's groups of tasks.
     """
-    score = {"mean": table.mean("pretrain")} | {f"{k}_mean": v for k, v in (groups or {}).items()}
-    score |= {row.name: value_of(row.pretrain) for row in table.rows}
+    score = {"mean": table.mean("pretrained")} | {f"{k}_mean": v for k, v in (groups or {}).items()}
+    score |= {row.name: value_of(row.pretrained) for row in table.rows}
     content = {
         "loss": loss,
         "score": score,
@@ -291,12 +291,12 @@ def to_csv(table: ScoreTable) -> str:
     """Return the table as CSV for `dvc plots`; a missing score is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ["task", "metric", "pretrain", "random", "difference", "over_random_percent"]
+    columns = ["task", "metric", "pretrained", "random", "difference", "over_random_percent"]
     writer.writerow([*columns, *table.others])
     for row in table.rows:
-        pretrain, random = value_of(row.pretrain), value_of(row.random)
+        pretrained, random = value_of(row.pretrained), value_of(row.random)
         difference = None if row.difference is None else round(row.difference, 6)
         others = [value_of(row.scores[model]) for model in table.others]
-        values = [row.name, row.metric, pretrain, random, difference, row.percent]
+        values = [row.name, row.metric, pretrained, random, difference, row.percent]
         writer.writerow([*values, *others])
     return text.getvalue()

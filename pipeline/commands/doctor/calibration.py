@@ -23,7 +23,7 @@ from pipeline.features.front_end import LogMel
 CLIPS = 3  # measured, after one that is not
 DURATION_S = 10
 RATE = 48_000  # Hz, stereo
-ROW = Row(row=0, clip_id="x_0", ytid="x", start_s=0.0, end_s=10.0, labels="")
+ROW = Row(row=0, clip_id="x_0", recording_id="x", start_s=0.0, end_s=10.0, labels="")
 
 
 def cpu_s(work: Callable[[], object]) -> float:

@@ -38,10 +38,10 @@ class Corpus:
 
 
 def address(config: Config) -> str:
-    """Return the address of a recording, with {ytid}; "" if the source is files that are here."""
+    """Return the address of a recording, with {recording_id}; "" if the source is local files."""
     chosen = getattr(config.sources, config.source)
     if isinstance(chosen, SegmentListParams | AudioSetParams):
-        return recording_url(chosen.url, "{ytid}")
+        return recording_url(chosen.url, "{recording_id}")
     return ""
 
 

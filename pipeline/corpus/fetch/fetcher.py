@@ -43,7 +43,9 @@ STOP_S = 5.0  # within which a request under way must end when the stage is to e
 
 def store_folder(template: str) -> Path:
     """Return where the clips of a template are kept, whatever else changes."""
-    identity = hashlib.sha256(f"{template} {CUT_VERSION}".encode()).hexdigest()[:16]
+    # The placeholder's first name, so that clips of earlier versions are found.
+    known_as = template.replace("{recording_id}", "{ytid}")
+    identity = hashlib.sha256(f"{known_as} {CUT_VERSION}".encode()).hexdigest()[:16]
     return root() / ".work" / "clips" / identity
 
 
@@ -150,7 +152,7 @@ class Fetcher:
         return last.status == "geo" and bool(new - {"cookies"})
 
     def _url(self, segment: Segment) -> str:
-        return recording_url(self.template, segment.ytid)
+        return recording_url(self.template, segment.recording_id)
 
     def _work(self, missing: queue.SimpleQueue[Segment], bar: tqdm) -> None:
         with downloader(self.params) as site:

@@ -51,11 +51,11 @@ class Media:
     proxy: str = ""
 
 
-def recording_url(template: str, ytid: str) -> str:
+def recording_url(template: str, recording_id: str) -> str:
     """Return the URL of a recording; a template without a scheme is a path."""
     if "://" in template:
-        return template.replace("{ytid}", quote(ytid))
-    return Path(template.replace("{ytid}", ytid)).absolute().as_uri()
+        return template.replace("{recording_id}", quote(recording_id))
+    return Path(template.replace("{recording_id}", recording_id)).absolute().as_uri()
 
 
 def local_path(url: str) -> Path | None:

@@ -3,13 +3,14 @@
 A source lists what it has as segments (`pipeline.corpus.segments`), each of which is one row of the
 ledger and one clip. What the recordings are decides how the clips are had:
 
-Recordings    sample, url, audioset: `segments()` and `url`, a path or URL with {ytid}. The queue of
-              `pipeline.corpus.fetch.fetcher` fetches each segment, however long that takes.
+Recordings    sample, url, audioset: `segments()` and `url`, a path or URL with {recording_id}. The
+              queue of `pipeline.corpus.fetch` fetches each segment, however long that takes.
 Container     folder, fsd50k, tar, parquet, hdf5: files that are here. `packing` copies the clips
               into shards, without a network and without storing them singly.
 
 A segment of a container whose end is its start is the whole recording; how long it is, is known
-when it is read. `ytid` is the id of the recording in its source, for example its relative path.
+when it is read. `recording_id` is the id of the recording in its source, for example its relative
+path.
 """
 
 from collections.abc import Callable

@@ -46,13 +46,13 @@ class Folder:
         rows: list[Segment] = []
         for recording in recordings:
             for start_s, end_s in self._spans(recording):
-                rows.append(Segment(len(rows), recording.ytid, start_s, end_s, ""))
+                rows.append(Segment(len(rows), recording.recording_id, start_s, end_s, ""))
         return rows
 
     def _spans(self, recording: Segment) -> list[tuple[float, float]]:
         """Return (start, end) in seconds of the clips; (0, 0) stands for the file as it is."""
         try:
-            duration_s = probing.duration_s(Path(self._places[recording.ytid][0]))
+            duration_s = probing.duration_s(Path(self._places[recording.recording_id][0]))
         except (OSError, UnavailableError):  # why is told when it is read
             return [(0.0, 0.0)]
         cuts = probing.spans(duration_s or 0.0, self._max_clip_s)
@@ -60,8 +60,8 @@ class Folder:
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        for ytid, group in groupby(segments, key=lambda segment: segment.ytid):
-            path, wanted = Path(self._places[ytid][0]), list(group)
+        for recording_id, group in groupby(segments, key=lambda segment: segment.recording_id):
+            path, wanted = Path(self._places[recording_id][0]), list(group)
             if wanted[0].end_s == 0.0:
                 yield read_file(path)
             else:

@@ -67,4 +67,4 @@ class Fsd50k:
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        return (read_file(self._audio / f"{segment.ytid}.wav") for segment in segments)
+        return (read_file(self._audio / f"{segment.recording_id}.wav") for segment in segments)

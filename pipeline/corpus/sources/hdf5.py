@@ -70,7 +70,7 @@ class Hdf5(listing.Packed[Place]):
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        places = [self._places[segment.ytid] for segment in segments]
+        places = [self._places[segment.recording_id] for segment in segments]
         for path, wanted in groupby(places, key=lambda place: place.path):
             with open_file(Path(path)) as file:
                 yield from (self._content(file, place) for place in wanted)

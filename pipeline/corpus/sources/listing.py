@@ -145,21 +145,23 @@ def check_unchanged(files: Iterable[Path], clips: str, before: str) -> None:
         )
 
 
-def check_id(ytid: str) -> None:
+def check_id(recording_id: str) -> None:
     """Stop at an id that cannot be the name of a clip in a tar file.
 
     Raises:
         ValueError: it is empty, an absolute path, has a `..`, or holds line ends, other control
             characters, or bytes that are no UTF-8.
     """
-    if found := UNLISTABLE.search(ytid):
+    if found := UNLISTABLE.search(recording_id):
         raise ValueError(
-            f"id {ytid!r} holds {found[0]!r}, a line end, control character or no text"
+            f"id {recording_id!r} holds {found[0]!r}, a line end, control character or no text"
         )
-    if OUTSIDE.match(ytid):
-        raise ValueError(f"{ytid!r} leads out of its folder: absolute paths and '..' are refused")
-    if not ytid.strip("./ "):
-        raise ValueError(f"id {ytid!r} is no name")
+    if OUTSIDE.match(recording_id):
+        raise ValueError(
+            f"{recording_id!r} leads out of its folder: absolute paths and '..' are refused"
+        )
+    if not recording_id.strip("./ "):
+        raise ValueError(f"id {recording_id!r} is no name")
 
 
 def whole(
@@ -178,17 +180,17 @@ def whole(
     segments: list[Segment] = []
     places: dict[str, Place] = {}
     errors = []
-    for ytid, labels, place in found:
+    for recording_id, labels, place in found:
         try:
-            check_id(ytid)
-            check_labels(ytid, labels)
-            first = places.setdefault(ytid, place)
+            check_id(recording_id)
+            check_labels(recording_id, labels)
+            first = places.setdefault(recording_id, place)
             if first is not place:
-                raise ValueError(f"id {ytid!r} is in {first[0]} already")
+                raise ValueError(f"id {recording_id!r} is in {first[0]} already")
         except ValueError as error:
             errors.append(f"  {place[0]}: {error}")
         else:
-            segments.append(Segment(len(segments), ytid, 0.0, 0.0, labels))
+            segments.append(Segment(len(segments), recording_id, 0.0, 0.0, labels))
     if errors:
         title = f"{len(errors)} recordings cannot be told apart or stored; mend or remove them."
         raise ValueError("\n".join([title, *_first(errors)]))
@@ -216,7 +218,7 @@ def select(segments: Sequence[Segment], path: str) -> list[Segment]:
     kept: list[Segment] = []
     found: set[str] = set()
     for segment in segments:
-        names = {segment.clip_id, segment.ytid} & wanted.keys()
+        names = {segment.clip_id, segment.recording_id} & wanted.keys()
         if names:
             found |= names
             kept.append(replace(segment, row=len(kept)))

@@ -52,7 +52,7 @@ class Parquet(listing.Packed[Place]):
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        places = [self._places[segment.ytid] for segment in segments]
+        places = [self._places[segment.recording_id] for segment in segments]
         for (path, group), wanted in groupby(places, key=lambda place: place[:2]):
             yield from read_rows(path, group, [place.row for place in wanted])
 

@@ -8,7 +8,7 @@ from pipeline.corpus.segments import Segment
 
 
 class SegmentList:
-    """Recordings named by a template with {ytid}."""
+    """Recordings named by a template with {recording_id}."""
 
     def __init__(self, params: SegmentListParams) -> None:
         self.url = params.url

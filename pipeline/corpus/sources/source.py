@@ -14,7 +14,7 @@ class Recordings(Protocol):
 
     @property
     def url(self) -> str:
-        """Path or URL of a recording; {ytid} is its id."""
+        """Path or URL of a recording; {recording_id} is its id."""
         ...
 
     def segments(self) -> list[Segment]:

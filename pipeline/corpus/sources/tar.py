@@ -84,7 +84,7 @@ class Tar(listing.Packed[Place]):
         opened: BinaryIO | None = None
         try:
             for segment in segments:
-                place = self._places[segment.ytid]
+                place = self._places[segment.recording_id]
                 if opened is None or opened.name != place.path:
                     if opened is not None:
                         opened.close()

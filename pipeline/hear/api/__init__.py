@@ -1,7 +1,7 @@
 """The HEAR API (https://hearbenchmark.com/hear-api.html) of a checkpoint.
 
 Every tool that takes a HEAR module takes this package, such as
-`hear-validator pipeline.hear.api -m data/pretrain`.
+`hear-validator pipeline.hear.api -m data/pretrained`.
 """
 
 from pipeline.hear.api.model import (

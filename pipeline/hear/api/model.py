@@ -56,7 +56,7 @@ class HearModel(nn.Module):
         size += source.log_mel.n_mels if params.mel_mean else 0
         self.scene_embedding_size = size
         self.timestamp_embedding_size = len(params.window_ms) * size
-        if params.mode == "correct":
+        if params.mode == "ours":
             fold_batch_norms(self.encoder)
         # Convolution and pooling take half the time with channels last.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -205,7 +205,7 @@ def fold_batch_norms(encoder: nn.Module) -> None:
 
 def load_model(
     model_file_path: str = "",
-    mode: str = "correct",
+    mode: str = "ours",
     normalization: str = "dataset",
     window_ms: float | list[float] = 950.0,
     hop_ms: float = 50.0,
@@ -230,8 +230,8 @@ def load_model(
     """
     if not model_file_path:
         raise ValueError(
-            "load_model needs the path of a checkpoint: its folder, such as data/pretrain, or the "
-            "encoder.safetensors in it (hear-eval-kit: --model data/pretrain)."
+            "load_model needs the path of a checkpoint: its folder, such as data/pretrained, or "
+            "the encoder.safetensors in it (hear-eval-kit: --model data/pretrained)."
         )
     options: dict[str, Any] = {"mode": mode, "normalization": normalization, "edges": edges}
     options |= {"window_ms": window_ms, "hop_ms": hop_ms, "layers": layers, "mel_mean": mel_mean}

@@ -108,7 +108,7 @@ def _refuse_nonfinite(values: np.ndarray, field: str, files: Sequence[Path]) -> 
     if faulty.any():
         raise ValueError(
             f"{files[int(faulty.argmax())]}: field {field!r} has values that are not finite. "
-            "Has our encoder diverged? See the curves in data/pretrain/history.csv. "
+            "Has our encoder diverged? See the curves in data/pretrained/history.csv. "
             f"{_remedy()}"
         )
 

@@ -1,6 +1,6 @@
 """The models that the evaluation compares (`hear.models`), each with the HEAR API.
 
-    pretrain, random    encoders of the stage pretrain: `pipeline.hear.api.model`
+    pretrained, random  encoders of the stage pretrain: `pipeline.hear.api.model`
     mel, crepe, wav2vec2    modules here
     module    any installed module
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 RESULT = "test.predicted-scores.json"
 LOG = "heareval.log"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SEED = 42  # hear-eval-kit's, of the first repetition
 LOG_LINES = 15  # of a failed run that the message shows
 ALL_FOLDS = "aggregated_scores"

@@ -15,7 +15,7 @@ COMMON: dict[str, Any] = {
     "logmel.n_mels": 64,
     "logmel.f_min": 60.0,
     "logmel.f_max": 7800.0,
-    "augment.ppn": False,
+    "augment.pre_post_norm": False,
     "augment.mixup": True,
     "augment.mixup_alpha": 0.2,
     "augment.mixup_background": "bank",

@@ -188,7 +188,9 @@ def compare(scores: ScoreTable, params: Mapping[str, Any], left_out: int) -> Com
     """
     lines = measured(scores)
     tasks = [row.task for row in scores.rows]
-    ours = next((line for line in lines if line.model == MODEL_NAMES["pretrain"]), Line("", False))
+    ours = next(
+        (line for line in lines if line.model == MODEL_NAMES["pretrained"]), Line("", False)
+    )
     metrics = {row.task: row.metric for row in scores.rows if row.metric}
     return Comparison(
         tables=tuple(tables(lines, tasks, metrics)),
@@ -212,7 +214,7 @@ def measured(scores: ScoreTable) -> list[Line]:
         seeds = {score.seeds for score in found.values() if score}
         note = "" if len(seeds) != 1 else f"{min(seeds)} seed{'' if seeds == {1} else 's'}"
         kept = {key: value for key, value in values.items() if value is not None}
-        random = MODEL_NAMES["random"] if model in ("pretrain", "random") else ""
+        random = MODEL_NAMES["random"] if model in ("pretrained", "random") else ""
         lines.append(Line(MODEL_NAMES[model], False, kept, random, note))
     return lines
 

@@ -129,8 +129,8 @@ def fetcher(tmp_path):
     return make
 
 
-def segment(ytid, start_s=10.0, end_s=20.0, row=0):
-    return Segment(row, ytid, start_s, end_s, "/m/1")
+def segment(recording_id, start_s=10.0, end_s=20.0, row=0):
+    return Segment(row, recording_id, start_s, end_s, "/m/1")
 
 
 def clip_of(fetcher, asked):
@@ -174,7 +174,7 @@ def fetch_cuts(fetcher, template):
 def test_cuts_of_a_wav_have_exactly_the_samples_of_the_segments(
     fetcher, site, recordings, signal, way
 ):
-    template = site.template if way == "web" else str(recordings / "{ytid}.wav")
+    template = site.template if way == "web" else str(recordings / "{recording_id}.wav")
     for start_s, end_s, samples, _ in fetch_cuts(fetcher, template):
         expected = signal[round(start_s * RATE) : round(end_s * RATE)]
         np.testing.assert_array_equal(samples * 2**15, expected)
@@ -182,16 +182,16 @@ def test_cuts_of_a_wav_have_exactly_the_samples_of_the_segments(
 
 def test_cuts_of_an_ogg_equal_the_decoded_recording(fetcher, recordings):
     whole, _ = soundfile.read(recordings / "ok-a.ogg")
-    for start_s, end_s, samples, _ in fetch_cuts(fetcher, str(recordings / "{ytid}.ogg")):
+    for start_s, end_s, samples, _ in fetch_cuts(fetcher, str(recordings / "{recording_id}.ogg")):
         expected = whole[round(start_s * RATE) : round(end_s * RATE)]
         np.testing.assert_allclose(samples, expected, rtol=0, atol=0.6 / 2**15)
 
 
 @pytest.mark.parametrize("name", ["ok-film.mp4", "ok-fragmented.m4a", "ok-cues.webm"])
 def test_cuts_of_containers_of_the_web_are_on_time_to_a_sample(fetcher, site, signal, name):
-    ytid, suffix = name.split(".")
+    recording_id, suffix = name.split(".")
     fetch = fetcher(site.template.replace("wav", suffix))
-    asked = [segment(ytid, *cut, row=i) for i, cut in enumerate(CUTS[:4])]
+    asked = [segment(recording_id, *cut, row=i) for i, cut in enumerate(CUTS[:4])]
     for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
         assert row.ok, row.reason
         samples, rate = soundfile.read(clip_of(fetch, wanted))
@@ -204,7 +204,7 @@ def test_cuts_of_containers_of_the_web_are_on_time_to_a_sample(fetcher, site, si
 
 @pytest.mark.parametrize("suffix", ["m4a", "webm"])
 def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, suffix):
-    template = str(recordings / f"{{ytid}}.{suffix}")
+    template = str(recordings / f"{{recording_id}}.{suffix}")
     for start_s, end_s, samples, rate in fetch_cuts(fetcher, template):
         times = np.arange(round((end_s - start_s) * rate)) / rate + start_s
         source = np.arange(len(signal)) / RATE
@@ -213,7 +213,7 @@ def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, 
 
 
 def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, recordings):
-    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch = fetcher(str(recordings / "{recording_id}.wav"))
     row, _ = fetch_one(fetch, segment("ok-a"))
     clip = clip_of(fetch, segment("ok-a"))
     info = soundfile.info(clip)
@@ -333,7 +333,7 @@ def test_content_that_was_bad_once_is_had_at_the_second_attempt(fetcher, site, r
 
 
 def test_a_corrupt_file_is_read_once(fetcher, recordings):
-    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch = fetcher(str(recordings / "{recording_id}.wav"))
     fetch_one(fetch, segment("ok-corrupt"))
     assert fetch.store.last(key(segment("ok-corrupt"))).tries == 1
 
@@ -374,7 +374,7 @@ def test_what_an_account_or_a_proxy_may_open_is_tried_again_with_one(
      ("ok-silentfilm", "no_audio")],
 )  # fmt: skip
 def test_files_fail_in_the_same_classes(fetcher, recordings, name, status):
-    row, _ = fetch_one(fetcher(str(recordings / "{ytid}.wav")), segment(name))
+    row, _ = fetch_one(fetcher(str(recordings / "{recording_id}.wav")), segment(name))
     assert row.status == status
     assert str(recordings) not in row.reason
 
@@ -455,7 +455,7 @@ def test_all_threads_together_keep_to_the_rate(fetcher, site):
 
 def test_files_need_no_permission(fetcher, recordings):
     asked = [segment("ok-a", row=0), segment("missing", row=1), segment("ok-b", row=2)]
-    fetch = fetcher(str(recordings / "{ytid}.wav"), clips_per_hour=1.0)
+    fetch = fetcher(str(recordings / "{recording_id}.wav"), clips_per_hour=1.0)
     rows = fetch.run(asked, connections=1)
     assert [row.status for row in rows] == ["ok", "gone", "ok"]
 
@@ -491,7 +491,7 @@ def test_missing_cookies_are_told_before_anything_is_asked(fetcher, site):
 
 def test_everything_goes_through_the_proxy(fetcher, recordings):
     with serve(recordings) as proxy:  # the media server takes whole addresses, too
-        template = "http://recordings.invalid/{ytid}.wav"
+        template = "http://recordings.invalid/{recording_id}.wav"
         address = f"http://127.0.0.1:{proxy.server_port}"
         row, _ = fetch_one(fetcher(template, proxy=address), segment("ok-a"))
         assert (row.status, row.reason) == ("ok", "")
@@ -506,7 +506,7 @@ def test_a_server_that_ignores_ranges_gives_the_same_clip(fetcher, site, signal)
 
 @pytest.mark.parametrize("way", ["web", "file"])
 def test_a_recording_that_ends_early_gives_what_there_is(fetcher, site, recordings, signal, way):
-    template = site.template if way == "web" else str(recordings / "{ytid}.wav")
+    template = site.template if way == "web" else str(recordings / "{recording_id}.wav")
     row, samples = fetch_one(fetcher(template), segment("ok-14s"))
     np.testing.assert_array_equal(samples, signal[10 * RATE : 14 * RATE])
     assert row.duration_s == 4.0
@@ -515,7 +515,7 @@ def test_a_recording_that_ends_early_gives_what_there_is(fetcher, site, recordin
 @pytest.mark.parametrize("suffix", ["wav", "ogg", "m4a", "webm"])
 def test_segments_at_or_behind_the_end_are_short(fetcher, recordings, suffix):
     asked = [segment("ok-a", 29.95, 40.0), segment("ok-a", 40.0, 50.0, row=1)]
-    for row in fetcher(str(recordings / f"{{ytid}}.{suffix}")).run(asked, connections=1):
+    for row in fetcher(str(recordings / f"{{recording_id}}.{suffix}")).run(asked, connections=1):
         assert row.status == "short"
         assert "the recording ends before it: 0.0" in row.reason
 
@@ -563,7 +563,7 @@ def test_a_clip_that_was_lost_is_fetched_again(fetcher, site, tmp_path):
 
 
 def test_a_replaced_or_new_file_is_fetched_again(fetcher, tmp_path, signal):
-    template = str(tmp_path / "{ytid}.wav")
+    template = str(tmp_path / "{recording_id}.wav")
     asked = [segment("a", 1.0, 2.0), segment("b", 1.0, 2.0, row=1)]
     soundfile.write(tmp_path / "a.wav", signal[: 3 * RATE], RATE)
     first = fetcher(template).run(asked, connections=1)
@@ -594,7 +594,7 @@ def test_a_clip_of_a_damaged_recording_is_right_or_corrupt(
     (tmp_path / f"a.{suffix}").write_bytes(damaged(content, len(content) // 2, size, how))
     starts = (0.0, 10.0, 13.0, 14.0, 16.0, 21.0, 26.0)
     asked = [segment("a", s, s + 3, row=i) for i, s in enumerate(starts)]
-    fetch = fetcher(str(tmp_path / f"{{ytid}}.{suffix}"))
+    fetch = fetcher(str(tmp_path / f"{{recording_id}}.{suffix}"))
     rows = fetch.run(asked, connections=2)
     assert [row.status for row in rows[3:5]] == ["corrupt", "corrupt"]
     assert rows[0].ok and rows[1].ok and rows[6].ok
@@ -610,7 +610,7 @@ def test_a_clip_of_a_damaged_recording_is_right_or_corrupt(
 
 
 def test_the_same_segment_makes_the_same_bytes(fetcher, recordings):
-    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch = fetcher(str(recordings / "{recording_id}.wav"))
     hashes = set()
     for name in ("ok-a", "ok-b"):  # copies of each other
         hashes |= {fetch_one(fetch, segment(name))[0].sha256}
@@ -620,11 +620,11 @@ def test_the_same_segment_makes_the_same_bytes(fetcher, recordings):
 def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
     asked = [segment(n, row=i) for i, n in enumerate(["n503", "ok-a", "n404", "ok-b"])]
     rows = fetcher(site.template).run(asked, connections=4)
-    assert [row.ytid for row in rows] == ["n503", "ok-a", "n404", "ok-b"]
+    assert [row.recording_id for row in rows] == ["n503", "ok-a", "n404", "ok-b"]
 
 
 def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monkeypatch):
-    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch = fetcher(str(recordings / "{recording_id}.wav"))
     command = fetch_media.cut_command
 
     def to_full_disk(media, wanted, target, timeout_s):
@@ -641,15 +641,15 @@ def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
     folder = tmp_path / "a b%20#ü"
     folder.mkdir()
     soundfile.write(folder / "-_x.wav", signal[: 3 * RATE], RATE)
-    row, _ = fetch_one(fetcher(str(folder / "{ytid}.wav")), segment("-_x", 1.0, 2.0))
+    row, _ = fetch_one(fetcher(str(folder / "{recording_id}.wav")), segment("-_x", 1.0, 2.0))
     assert row.ok
 
 
 def test_a_relative_template_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    url = fetch_media.recording_url("data/{ytid}.ogg", "a")
+    url = fetch_media.recording_url("data/{recording_id}.ogg", "a")
     assert fetch_media.local_path(url) == tmp_path / "data" / "a.ogg"
-    assert fetch_media.recording_url("https://x.org/watch?v={ytid}", "-_a") == (
+    assert fetch_media.recording_url("https://x.org/watch?v={recording_id}", "-_a") == (
         "https://x.org/watch?v=-_a"
     )
     assert fetch_media.local_path("https://x.org/a.ogg") is None
@@ -676,7 +676,7 @@ def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recording
     (tmp_path / "half.ogg").write_bytes(half_gone)
     (tmp_path / "head.ogg").write_bytes(head_gone)
     asked = [segment("half", 13.0, 23.0), segment("head", 10.0, 20.0, row=1)]
-    half, head = fetcher(str(tmp_path / "{ytid}.ogg")).run(asked, connections=1)
+    half, head = fetcher(str(tmp_path / "{recording_id}.ogg")).run(asked, connections=1)
     assert (half.status, head.status) == ("corrupt", "corrupt")
     assert re.fullmatch(r"the recording has a gap at 1[45]\.\d{3} s", half.reason)
     assert head.reason == "the recording is damaged: CRC mismatch!"
@@ -704,7 +704,7 @@ def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recording
     loop = ["-stream_loop", "1", "-i", recordings / "ok-a.wav", "-c:a", "aac", "-b:a", "192k"]
     ffmpeg(*loop, recordings / "ok-long.m4a")
     row, samples = fetch_one(
-        fetcher(str(recordings / "{ytid}.m4a")), segment("ok-long", 30.0, 33.0)
+        fetcher(str(recordings / "{recording_id}.m4a")), segment("ok-long", 30.0, 33.0)
     )
     assert (row.status, row.reason) == ("ok", "")
     assert abs(lag(samples, signal[: 3 * RATE])) <= 0.002 * RATE
@@ -713,7 +713,7 @@ def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recording
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
     make(tmp_path / "a.wav")
-    row, _ = fetch_one(fetcher(str(tmp_path / "{ytid}.wav")), segment("a"))
+    row, _ = fetch_one(fetcher(str(tmp_path / "{recording_id}.wav")), segment("a"))
     assert row.status == "no_audio"
     assert row.reason == "a.wav is a folder, pipe or device, not a file"
 
@@ -721,7 +721,7 @@ def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
 def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
     fetch = fetcher(site.template, timeout_s=30.0)
     media, stop = (
-        fetch_media.Media(site.template.replace("{ytid}", "drip-a"), {}),
+        fetch_media.Media(site.template.replace("{recording_id}", "drip-a"), {}),
         threading.Event(),
     )
     threading.Timer(0.5, stop.set).start()
@@ -732,7 +732,7 @@ def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
 
 
 def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
-    media = fetch_media.Media(site.template.replace("{ytid}", "drip-a"), {})
+    media = fetch_media.Media(site.template.replace("{recording_id}", "drip-a"), {})
     with pytest.raises(UnavailableError, match="no complete clip within 1 s"):
         fetch_media.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
 
@@ -767,7 +767,7 @@ def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site,
         ("no js", r"needs a JavaScript runtime, .*node 20\.1\.0 is too old"),
         (
             "full disk",
-            r"50 MB are free in .*, where clips are kept; 100 MB are .*queue status` tells",
+            r"50 MB are free in .*, where clips are kept; 100 MB are .*queue status` says",
         ),
     ],
 )
@@ -775,7 +775,7 @@ def test_faults_of_this_machine_are_told_before_the_first_clip(
     fetcher, tmp_path, monkeypatch, fault, message
 ):
     break_tools(monkeypatch, tmp_path, fault)
-    fetch = fetcher("https://www.youtube.com/watch?v={ytid}")
+    fetch = fetcher("https://www.youtube.com/watch?v={recording_id}")
     monkeypatch.setattr(fetch_media, "resolve", lambda *_: pytest.fail("a clip was asked for"))
     with pytest.raises((RuntimeError, OSError), match=message):
         fetch.run([segment("ok-a")], connections=1)
@@ -818,7 +818,7 @@ def test_a_finished_run_needs_no_tools(fetcher, site, monkeypatch):
 
 
 def test_leftovers_of_a_killed_process_are_removed(fetcher, recordings):
-    fetch = fetcher(str(recordings / "{ytid}.wav"))
+    fetch = fetcher(str(recordings / "{recording_id}.wav"))
     fetch.partial.mkdir()
     (fetch.partial / "half.flac").write_bytes(b"x")
     fetch_one(fetch, segment("ok-a"))

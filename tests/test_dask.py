@@ -8,7 +8,7 @@ import dask
 import distributed
 import pytest
 import test_data_stages
-from cluster_jobs import logmel_and_die_once, resample_and_die_once, square
+from dask_jobs import logmel_and_die_once, resample_and_die_once, square
 from stage_runs import change_params, run_stages
 from test_data_stages import content_of_all, forget
 
