@@ -79,7 +79,7 @@ def test_a_job_that_kills_its_process_three_times_stops_the_work_and_is_named(tm
 
 def test_workers_end_with_a_killed_parent():
     tests = Path(__file__).parent
-    script = "import test_processes; test_processes.map_shards(test_processes.report_and_hang, range(2), 2, 'x')"
+    script = "import test_processes as t; t.map_shards(t.report_and_hang, range(2), 2, 'x')"
     parent = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__': {script}"],
         env={**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"},

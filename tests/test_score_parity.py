@@ -95,7 +95,7 @@ def compare(kit_of, name, at_once=0):
     dtype = torch.float64 if exact else torch.float32
     found = engine.evaluate(read_data(folder), params, CPU, Replay(kit), dtype, at_once)
     raw, expected = found.raw, kit.raw
-    tolerance = 1e-6 if exact else 5.1e-3  # three of 600 rows may flip with a processor's rounding
+    tolerance = 1e-6 if exact else 2e-3  # hear-eval-kit logs float32
     for key, value in raw["hparams"].items():
         assert str(value) in str(expected["hparams"][key])
     assert [list(pair) for pair in raw["postprocessing"]] == expected["postprocessing"]
@@ -111,7 +111,9 @@ def compare(kit_of, name, at_once=0):
             assert raw[split]["epoch"] == theirs["epoch"]
             torch.testing.assert_close(found.logits[split], logits, rtol=0, atol=1e-7)
         for key in raw[split].keys() - {"epoch"}:
-            assert raw[split][key] == pytest.approx(theirs[key], abs=tolerance, nan_ok=True), key
+            # Three of 600 clips may change sides with a processor's rounding.
+            flips = 5.1e-3 if key == "test_top1_acc" and not exact else tolerance
+            assert raw[split][key] == pytest.approx(theirs[key], abs=flips, nan_ok=True), key
     assert ("aggregated_scores" in raw) == ("aggregated_scores" in expected)
     for key, value in raw.get("aggregated_scores", {}).items():
         if exact or not key.startswith("epoch"):
