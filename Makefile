@@ -29,11 +29,12 @@ repro: $(INSTALLED) ## run the pipeline; only what changed runs again
 	$(WITH_VENV) dvc repro
 	@echo "Scores, curves and plots: file://$(CURDIR)/reports/index.html"
 
-test: $(INSTALLED) ## check format, style and types, then run the tests
+test: $(INSTALLED) ## check format, style, types and imports, then run the tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy pipeline stages
-	$(WITH_VENV) pytest -n 2 --dist loadgroup
+	$(BIN)/lint-imports --no-logo
+	$(WITH_VENV) pytest -n 2 --dist loadfile
 
 format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format

@@ -15,6 +15,14 @@ torch.set_num_threads(1)  # the suite runs one process per core; more threads on
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOWEST = "test_pipeline.py"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the slowest file: each file runs in one process (`--dist loadfile`)."""
+    items.sort(key=lambda item: item.path.name != SLOWEST)
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """An empty folder as the repository's root and working folder; signals stay as they are."""

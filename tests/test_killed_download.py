@@ -10,8 +10,6 @@ from killed_download import CONNECTIONS, TRIES, Comparison, compare
 
 from pipeline.corpus import ledger
 
-pytestmark = pytest.mark.xdist_group("killed download")
-
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> Comparison:

@@ -32,7 +32,7 @@ TINY = {
 }
 SEGMENTS = 40
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.slow
 
 
 def dvc(folder, *arguments, fails=False, **environment):
