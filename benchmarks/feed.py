@@ -1,11 +1,11 @@
-"""Speed of reading crops: the feeds of pre-training beside h5py used plainly.
+"""Speed of reading crops: the loaders of pre-training beside h5py used plainly.
 
-    python -m benchmarks.feed                          # 8,192 clips of ten seconds, 1 GB
-    python -m benchmarks.feed --clips 2048 --crops 8192 --folder /path/on/the/disk/to/measure
+    python -m benchmarks.loader                          # 8,192 clips of ten seconds, 1 GB
+    python -m benchmarks.loader --clips 2048 --crops 8192 --folder /path/on/the/disk/to/measure
 
 One line per reader: crops of 96 frames per second and the ratio to h5py with one slice per crop.
-`cold`: the files were dropped from the page cache just before, so that the disk is read. The feeds
-are consumed as the trainer does, without a step; host and device have read all frames before.
+`cold`: the files were dropped from the page cache just before, so that the disk is read. Loaders
+are consumed as in training, without a step; host and device have read all frames before.
 """
 
 import argparse
@@ -26,12 +26,18 @@ import torch
 from benchmarks.pretrain import CLIP_FRAMES, synchronize, write_corpus
 from pipeline.config import load_config
 from pipeline.core.device import choose_device
-from pipeline.pretrain.index import Features, Plan, epoch_plan, load_features, locate_crops
-from pipeline.pretrain.loader import DeviceFeed, DiskFeed, Feed, HostFeed
+from pipeline.pretrain.index import (
+    EpochSampler,
+    Features,
+    load_features,
+    locate_crops,
+    sample_epoch,
+)
+from pipeline.pretrain.loader import DeviceLoader, DiskLoader, Feed, HostLoader, Loader
 
 REPEATS = 3
 CROP_FRAMES = 96
-Reader = Callable[[Plan], None]
+Reader = Callable[[EpochSampler], None]
 
 
 def main() -> None:
@@ -55,8 +61,12 @@ def main() -> None:
 
 def readers(features: Features, device: torch.device) -> dict[str, Reader]:
     """Return what is compared; the first is what the ratios refer to."""
-    feeds: dict[str, type[Feed]] = {"disk": DiskFeed, "host": HostFeed, "device": DeviceFeed}
-    made = {name: kind(features, CROP_FRAMES, device) for name, kind in feeds.items()}
+    loaders: dict[str, type[Loader]] = {
+        "disk": DiskLoader,
+        "host": HostLoader,
+        "device": DeviceLoader,
+    }
+    made = {name: kind(features, CROP_FRAMES, device) for name, kind in loaders.items()}
     return {
         "h5py, a slice per crop": partial(read_plainly, features, whole=False),
         "h5py, whole clip, then slice": partial(read_plainly, features, whole=True),
@@ -65,7 +75,7 @@ def readers(features: Features, device: torch.device) -> dict[str, Reader]:
     }
 
 
-def read_plainly(features: Features, plan: Plan, whole: bool) -> None:
+def read_plainly(features: Features, plan: EpochSampler, whole: bool) -> None:
     """Read crops one by one with h5py, from files that are open."""
     with ExitStack() as stack:
         files = [stack.enter_context(h5py.File(path)) for path in paths_of(features)]
@@ -79,7 +89,7 @@ def read_plainly(features: Features, plan: Plan, whole: bool) -> None:
                     batch[i] = frames[file][row : row + CROP_FRAMES]
 
 
-def read_opening(features: Features, plan: Plan) -> None:
+def read_opening(features: Features, plan: EpochSampler) -> None:
     """Open the file of each crop anew, and read its whole clip, as a common data set class does."""
     paths = paths_of(features)
     for rows in located(features, plan):
@@ -96,7 +106,7 @@ def paths_of(features: Features) -> list[Path]:
     return [file.path for file in features.frames]
 
 
-def located(features: Features, plan: Plan) -> Iterator[list[tuple[int, int, int, int]]]:
+def located(features: Features, plan: EpochSampler) -> Iterator[list[tuple[int, int, int, int]]]:
     """Yield batches: of each crop its file, and in it the start and end of the clip and its own."""
     assert isinstance(features.frames, tuple)
     first = torch.tensor([file.first for file in features.frames])
@@ -108,16 +118,16 @@ def located(features: Features, plan: Plan) -> Iterator[list[tuple[int, int, int
         yield list(zip(file.tolist(), *columns, strict=True))
 
 
-def consume(feed: Feed, plan: Plan) -> None:
+def consume(feed: Feed, plan: EpochSampler) -> None:
     """Take all batches as the trainer does; where only draws come, the crops are made as well."""
     batch_size = plan.clip.shape[1]
     clips = torch.zeros(batch_size, dtype=torch.long, device=feed.device)
-    payload = feed.payload_like(batch_size)
+    batch = feed.empty_batch(batch_size)
     for clip, content in feed.batches(plan):
         clips.copy_(clip, non_blocking=True)
-        payload.copy_(content, non_blocking=True)
-        if isinstance(feed, DeviceFeed):
-            feed.crops(clips, payload)
+        batch.copy_(content, non_blocking=True)
+        if isinstance(feed, DeviceLoader):
+            feed.crops(clips, batch)
     synchronize(feed.device)
 
 
@@ -130,9 +140,9 @@ def report(readers: dict[str, Reader], paths: list[Path], options: argparse.Name
             continue  # they read no file once they exist
         for path in paths:
             prepare(path, state)
-        plan = epoch_plan(options.clips, options.batch, repeat, 0)
+        plan = sample_epoch(options.clips, options.batch, repeat, 0)
         steps = max(options.crops // options.batch, 1)
-        plan = Plan(plan.clip[:steps], plan.draw[:steps])
+        plan = EpochSampler(plan.clip[:steps], plan.draw[:steps])
         begin = time.perf_counter()
         readers[name](plan)
         speed = plan.clip.numel() / (time.perf_counter() - begin)

@@ -27,8 +27,9 @@ from pipeline.core import shard_folder
 from pipeline.core.device import choose_device
 from pipeline.core.shard_folder import Manifest
 from pipeline.features import hdf5_shards, stats
-from pipeline.pretrain.index import Features, epoch_plan, load_features
-from pipeline.pretrain.trainer import Settings, Trainer, build_model
+from pipeline.pretrain.index import Features, load_features, sample_epoch
+from pipeline.pretrain.loop import Trainer
+from pipeline.pretrain.model import Settings, build_model
 
 DEFAULT = ["audiontt:128", "audiontt:1024", "vitc:128"]
 CLIP_FRAMES = 1001  # of ten seconds
@@ -139,9 +140,9 @@ def run(trainer: Trainer, steps: int) -> float:
     synchronize(trainer.device)
     begin, last = time.perf_counter(), trainer.step + steps
     while trainer.step < last:
-        plan = epoch_plan(clips, p.batch_size, p.seed, trainer.step)
+        plan = sample_epoch(clips, p.batch_size, p.seed, trainer.step)
         first = max(len(plan.clip) - (last - trainer.step), 0)
-        for batch in trainer.feed.batches(plan, first):
+        for batch in trainer.loader.batches(plan, first):
             trainer.train_step(*batch)
     synchronize(trainer.device)
     return time.perf_counter() - begin

@@ -33,12 +33,12 @@ for name, backend in BACKENDS.items():
     run = trainer(name, fast=False, pretrain__batch_size=32, **changes)
     run.model.train()
     clips = torch.arange(32)
-    views = run.views(run.feed.crops(clips, torch.linspace(0, 0.99, 32)), clips)
+    views = run.updater.views(run.loader.crops(clips, torch.linspace(0, 0.99, 32)), clips)
     weights = [p for p in run.model.parameters() if p.ndim > 1 and p.requires_grad]
-    plain = loss_and_gradient(run._loss, views, weights)
-    run.fast = run.at_once = True
+    plain = loss_and_gradient(run.updater._loss, views, weights)
+    run.updater.fast = run.updater.both_views_at_once = True
     counter = torch._dynamo.utils.counters["stats"]
-    compiled = loss_and_gradient(torch.compile(run._loss, backend=backend), views, weights)
+    compiled = loss_and_gradient(torch.compile(run.updater._loss, backend=backend), views, weights)
     pairs = zip(compiled, plain, strict=True)
     loss, gradient = (float((a - b).norm() / b.norm()) for a, b in pairs)
     result = {"loss": loss, "gradient": gradient, "graphs": counter["unique_graphs"]}

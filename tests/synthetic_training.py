@@ -7,7 +7,8 @@ from torch import Generator
 
 from pipeline.config import load_config
 from pipeline.pretrain.index import Features
-from pipeline.pretrain.trainer import Settings, Trainer
+from pipeline.pretrain.loop import Trainer
+from pipeline.pretrain.model import Settings
 
 CONFIG = load_config()
 CPU = torch.device("cpu")
@@ -34,6 +35,7 @@ def settings(encoder="audiontt", **changes):
         if name == "optimizer":
             optimizer = sections["encoder"].optimizer.model_copy(update={field: value})
             name, field, value = "encoder", "optimizer", optimizer
+        assert field in type(sections[name]).model_fields, key
         sections[name] = sections[name].model_copy(update={field: value})
     return Settings(encoder_name=encoder, **sections)
 

@@ -7,9 +7,9 @@ import torch
 from synthetic_training import CPU, features, settings, trainer
 
 from pipeline.config import load_config
+from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.loss import byol_loss, noise_floor
 from pipeline.pretrain.params import LossParams
-from pipeline.pretrain.trainer import Trainer
 
 BYOL = {"loss__objective": "byol", "loss__target": "ema", "loss__predictor": True}
 
@@ -31,23 +31,23 @@ def test_there_is_no_noise_floor():
 def test_each_view_s_prediction_is_compared_with_the_target_s_embedding_of_the_other(at_once):
     run = trainer(encoder__dropout=0.0, **BYOL)
     run.model.train()
-    run.target.train()
-    run.at_once = at_once
-    for weight in run.target.parameters():  # it has moved away from the model
+    run.updater.target.train()
+    run.updater.both_views_at_once = at_once
+    for weight in run.updater.target.parameters():  # it has moved away from the model
         weight.mul_(1.1)
     clips, draw = torch.arange(16), torch.linspace(0, 0.99, 16)
-    view_1, view_2 = run.views(run.feed.crops(clips, draw), clips)
-    model, target = copy.deepcopy(run.model), copy.deepcopy(run.target)
+    view_1, view_2 = run.updater.views(run.loader.crops(clips, draw), clips)
+    model, target = copy.deepcopy(run.model), copy.deepcopy(run.updater.target)
     q_1, q_2 = (model.predictor(model.projector(model.encoder(v[:, None])))
                 for v in (view_1, view_2))  # fmt: skip
     with torch.no_grad():
         z_1, z_2 = (target.projector(target.encoder(v[:, None])) for v in (view_1, view_2))
-    terms = run._loss(view_1, view_2)
+    terms = run.updater._loss(view_1, view_2)
     expected = byol_loss(q_1, z_2) + byol_loss(q_2, z_1)
     torch.testing.assert_close(terms.invariance, expected, rtol=1e-5, atol=1e-5)
     assert float(terms.redundancy) == 0
     terms.invariance.backward()
-    assert all(weight.grad is None for weight in run.target.parameters())
+    assert all(weight.grad is None for weight in run.updater.target.parameters())
 
 
 def test_it_trains():

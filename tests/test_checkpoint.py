@@ -1,4 +1,4 @@
-"""Checkpoints: what is stored, and what is refused."""
+"""TrainingStates: what is stored, and what is refused."""
 
 import json
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = {  # module that does the work -> modules that its results depend on
     "pipeline.corpus.resample": ("audio", "corpus/ledger", "corpus/tar_shards", "corpus/resample"),
     "pipeline.corpus.logmel": ("audio", "corpus/ledger", "features/front_end", "features/stats"),
-    "pipeline.pretrain.trainer": ("pretrain/loss", "pretrain/loader", "encoders/vit"),
+    "pipeline.pretrain.loop": ("pretrain/loss", "pretrain/loader", "encoders/vit"),
     "pipeline.hear.models.registry": ("hear/api/timestamps", "hear/embed/embed", "audio"),
 }
 # What only runs the work: a change of it must not cost a run of days.

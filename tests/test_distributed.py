@@ -74,21 +74,21 @@ def compute(name, own):
     """Loss, gradient, batch statistics and the weights after a step, given some of the items."""
     run = trainer(**CASES[name], optimizer__lr=0.01)
     run.model.double().train()
-    run.target.double().train()
-    run.at_once = True
+    run.updater.target.double().train()
+    run.updater.both_views_at_once = True
     generator = torch.Generator().manual_seed(7)
     views = [torch.randn(16, 64, 32, generator=generator).double() + i for i in range(2)]
-    kept = None
+    visible = None
     if name == "masked":
         order = torch.rand(16, 8, generator=generator).argsort(dim=1)
-        kept = order[own, :4].sort(dim=1).values
-    run._draw_views = lambda: (*(view[own] for view in views), kept)
-    run.draw_views = run._draw_views
+        visible = order[own, :4].sort(dim=1).values
+    run.updater._draw_views = lambda: (*(view[own] for view in views), visible)
+    run.updater.draw_views = run.updater._draw_views
     run.step = 4
-    run.optimizer.zero_grad()
-    for group in run.optimizer.param_groups:
+    run.updater.optimizer.zero_grad()
+    for group in run.updater.optimizer.param_groups:
         group["lr"] = group["lr"].double()
-    terms = run.update()
+    terms = run.updater.update()
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     buffers = [b for n, b in run.model.named_buffers() if "running" in n]
     return {
@@ -139,7 +139,7 @@ def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
     assert history["step"].tolist() == [0, 1, 2, 3]
     weights = (tmp_path / "data/pretrained/encoder.safetensors").read_bytes()
     code, log = run_stage(tmp_path)
-    assert "going on from step 4 of 4" in log
+    assert "continuing from step 4 of 4" in log
     assert (tmp_path / "data/pretrained/encoder.safetensors").read_bytes() == weights
 
 

@@ -14,12 +14,14 @@ from torch.nn import functional
 
 from pipeline.config import load_config
 from pipeline.encoders.build import build_encoder
-from pipeline.pretrain.fused import audiontt, embed_views, vit
+from pipeline.pretrain.fused import audiontt, vit
+from pipeline.pretrain.fused.views import embed_views
 from pipeline.pretrain.index import Features
+from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation
-from pipeline.pretrain.masking import draw_kept
+from pipeline.pretrain.masking import draw_visible
+from pipeline.pretrain.model import BarlowTwins, Settings
 from pipeline.pretrain.projector import build_projector
-from pipeline.pretrain.trainer import BarlowTwins, Settings, Trainer
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -93,7 +95,7 @@ def test_both_views_at_once_equal_two_passes_of_the_plain_modules(name, frames):
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.75])
 def test_a_masked_view_equals_the_plain_modules_and_leaves_the_other_whole(name, pool, ratio):
     encoder = model(name, pool=pool).double().encoder.eval()
-    kept = draw_kept(4, 16, ratio, Generator().manual_seed(1))
+    visible = draw_visible(4, 16, ratio, Generator().manual_seed(1))
     grid = encoder.stem(torch.cat(two_views(4, 32))[:, None]).detach().requires_grad_()
     parameters = [grid, encoder.cls, *encoder.blocks.parameters(), *encoder.norm.parameters()]
 
@@ -101,9 +103,9 @@ def test_a_masked_view_equals_the_plain_modules_and_leaves_the_other_whole(name,
         upstream = torch.randn(y.shape, generator=Generator().manual_seed(2)).double()
         return y, *torch.autograd.grad((y * upstream).sum(), parameters)
 
-    plain = torch.cat([encoder.encode(grid[:4], kept), encoder.encode(grid[4:])])
+    plain = torch.cat([encoder.encode(grid[:4], visible), encoder.encode(grid[4:])])
     expected = with_gradients(plain)
-    actual = with_gradients(vit.encode(encoder, grid, kept))
+    actual = with_gradients(vit.encode(encoder, grid, visible))
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
     if ratio == 0:
         whole = with_gradients(vit.encode(encoder, grid))
@@ -332,13 +334,15 @@ def test_compiled_bfloat16_agrees_with_plain_float32(name):
 @pytest.mark.usefixtures("without_type_checks")
 def test_a_captured_run_equals_an_uncaptured_one_and_needs_no_more_memory_with_time(name):
     captured, uncaptured = trainer(name, True, dropout=0.3), trainer(name, True, dropout=0.3)
-    uncaptured.update = uncaptured._update
+    uncaptured.updater.update = uncaptured.updater._update
     curve = train(captured, 20)
     random = torch.cuda.get_rng_state()
     memory = torch.cuda.memory_allocated()
     torch.manual_seed(0)
     assert list(curve) == list(train(uncaptured, 20))
-    assert torch.equal(captured.generator.get_state(), uncaptured.generator.get_state())
+    assert torch.equal(
+        captured.updater.generator.get_state(), uncaptured.updater.generator.get_state()
+    )
     assert torch.equal(random, torch.cuda.get_rng_state())
     state = uncaptured.model.state_dict()
     torch.testing.assert_close(captured.model.state_dict(), state, rtol=0, atol=0)

@@ -22,7 +22,7 @@ ENCODERS = ("audiontt", "vitc")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Checkpoints of a small AudioNTT and of ViT_C tiny."""
+    """TrainingStates of a small AudioNTT and of ViT_C tiny."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {
         "audiontt": write_checkpoint(root / "audiontt", "audiontt", **SMALL),

@@ -10,7 +10,7 @@ from synthetic_features import LOG_MEL, write_folder
 
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.pretrain.index import Features, epoch_plan, load_features, locate_crops
+from pipeline.pretrain.index import Features, load_features, locate_crops, sample_epoch
 
 CPU = torch.device("cpu")
 
@@ -159,7 +159,7 @@ def test_frames_may_be_in_memory_already():
 
 
 def test_an_epoch_takes_every_clip_at_most_once_in_a_new_order():
-    first, second = epoch_plan(103, 10, 0, 0), epoch_plan(103, 10, 0, 1)
+    first, second = sample_epoch(103, 10, 0, 0), sample_epoch(103, 10, 0, 1)
     assert first.clip.shape == first.draw.shape == (10, 10)
     assert len(first.clip.unique()) == len(second.clip.unique()) == 100
     assert not torch.equal(first.clip.sort()[0], second.clip.sort()[0])
@@ -167,22 +167,22 @@ def test_an_epoch_takes_every_clip_at_most_once_in_a_new_order():
 
 
 def test_a_plan_depends_on_its_arguments_alone():
-    expected = epoch_plan(103, 10, 3, 7)
+    expected = sample_epoch(103, 10, 3, 7)
     torch.rand(5)
-    again, other_seed = epoch_plan(103, 10, 3, 7), epoch_plan(103, 10, 4, 7)
+    again, other_seed = sample_epoch(103, 10, 3, 7), sample_epoch(103, 10, 4, 7)
     assert torch.equal(expected.clip, again.clip) and torch.equal(expected.draw, again.draw)
     assert not torch.equal(expected.clip, other_seed.clip)
-    assert not torch.equal(expected.clip, epoch_plan(103, 10, 7, 3).clip)
+    assert not torch.equal(expected.clip, sample_epoch(103, 10, 7, 3).clip)
 
 
 def test_all_clips_come_first_equally_often():
-    first = torch.stack([epoch_plan(8, 4, 0, epoch).clip[0, 0] for epoch in range(2000)])
+    first = torch.stack([sample_epoch(8, 4, 0, epoch).clip[0, 0] for epoch in range(2000)])
     share = torch.bincount(first, minlength=8) / 2000
     assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
 
 
 def test_several_crops_of_a_clip_are_in_the_same_batch_with_draws_of_their_own():
-    plan = epoch_plan(20, 12, 0, 0, crops_per_clip=3)
+    plan = sample_epoch(20, 12, 0, 0, crops_per_clip=3)
     assert plan.clip.shape == (5, 12)  # 4 clips each, 3 times as many steps as with one crop
     assert len(plan.clip.unique()) == 20
     assert all((row.unique(return_counts=True)[1] == 3).all() for row in plan.clip)
@@ -191,7 +191,7 @@ def test_several_crops_of_a_clip_are_in_the_same_batch_with_draws_of_their_own()
 
 
 def test_the_shares_of_the_processes_are_together_the_whole_batch():
-    plan = epoch_plan(40, 12, 0, 0)
+    plan = sample_epoch(40, 12, 0, 0)
     shares = [plan.share(rank, 3) for rank in range(3)]
     assert [share.clip.shape for share in shares] == [(3, 4)] * 3
     assert torch.equal(torch.cat([share.clip for share in shares], dim=1), plan.clip)
@@ -200,16 +200,16 @@ def test_the_shares_of_the_processes_are_together_the_whole_batch():
 
 def test_batches_that_cannot_be_filled_or_shared_are_refused():
     with pytest.raises(ValueError, match=r"7 clips, fewer than pretrain\.batch_size = 8"):
-        epoch_plan(7, 8, 0, 0)
+        sample_epoch(7, 8, 0, 0)
     with pytest.raises(ValueError, match=r"batch_size = 8 is no multiple of .* = 3"):
-        epoch_plan(7, 8, 0, 0, crops_per_clip=3)
+        sample_epoch(7, 8, 0, 0, crops_per_clip=3)
     with pytest.raises(ValueError, match="batch_size = 8 cannot be shared equally by 3 processes"):
-        epoch_plan(8, 8, 0, 0).share(0, 3)
+        sample_epoch(8, 8, 0, 0).share(0, 3)
 
 
 def test_every_start_is_equally_likely_the_last_included():
     start, clip = torch.tensor([0, 50, 149]), torch.ones(4000, dtype=torch.long)
-    draw = torch.cat([epoch_plan(400, 400, 0, epoch).draw[0] for epoch in range(10)])
+    draw = torch.cat([sample_epoch(400, 400, 0, epoch).draw[0] for epoch in range(10)])
     first, real = locate_crops(start, clip, draw, 96)
     assert (real == 96).all()
     share = torch.bincount(first - 50, minlength=4) / 4000

@@ -27,9 +27,10 @@ from pipeline.features.front_end import LogMel
 from pipeline.leaks import search as leak_search
 from pipeline.leaks import table
 from pipeline.leaks.table import Found, Leak
+from pipeline.pretrain.diagnostics import correlation, example_views
 from pipeline.pretrain.index import load_features
-from pipeline.pretrain.trainer import Trainer
-from stages.pretrain import identity
+from pipeline.pretrain.loop import Trainer
+from pipeline.pretrain.outputs import data_identity
 
 LOG_MEL = load_config().logmel
 TASK = "toy-v1-small"
@@ -330,7 +331,7 @@ def test_training_is_that_on_a_corpus_without_the_clips():
     torch.testing.assert_close(left_out.model.state_dict(), never_there.model.state_dict(), **exact)
     assert left_out.history.epochs == never_there.history.epochs
     torch.testing.assert_close(
-        left_out.probe_correlation(), never_there.probe_correlation(), **exact
+        correlation(left_out.updater), correlation(never_there.updater), **exact
     )
 
 
@@ -340,9 +341,9 @@ def test_a_clip_that_is_left_out_is_never_drawn():
     numbers = {data.clip_id.index(name) for name in LEFT_OUT}
     drawn = set()
     for epoch in range(20):
-        drawn |= set(trainer._plan(epoch).clip.flatten().tolist())
+        drawn |= set(trainer._sample(epoch).clip.flatten().tolist())
     assert drawn == set(range(64)) - numbers
-    shown, *_ = trainer.example_views(61)
+    shown, *_ = example_views(trainer.updater, 61)
     assert set(shown.tolist()) == drawn
     assert len(data) == 61
 
@@ -367,9 +368,9 @@ def test_states_belong_to_one_list_of_clips_that_are_left_out(tmp_path):
     lists = [tmp_path / "none.csv", tmp_path / "one.csv"]
     excluded.write(lists[0], [])
     excluded.write(lists[1], ["c3_0"])
-    none, one = (identity(Path("data/logmel"), path) for path in lists)
+    none, one = (data_identity(Path("data/logmel"), path) for path in lists)
     assert none != one
-    assert none == identity(Path("data/logmel"), lists[0])
+    assert none == data_identity(Path("data/logmel"), lists[0])
 
 
 def test_features_of_shards_leave_out_what_the_stages_say(repository):
@@ -378,7 +379,7 @@ def test_features_of_shards_leave_out_what_the_stages_say(repository):
     assert len(data) == CLIPS
     left = data.without(exclude(repository, "exclude"))
     assert len(left) == CLIPS - 1
-    assert [left.clip_id[i] for i in left.kept] == ["c0_0", "c1_0", "c2_0", "c4_0"]
+    assert [left.clip_id[i] for i in left.train_clips] == ["c0_0", "c1_0", "c2_0", "c4_0"]
     assert (left.mean, left.std) == (data.mean, data.std)
     assert data.without([]) is data
 

@@ -1,4 +1,4 @@
-"""The three feeds: the same crops from the device, host memory and the disk."""
+"""The three loaders: the same crops from the device, host memory and the disk."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from synthetic_features import LOG_MEL, write_folder
 from torch import Generator
 
 from pipeline.pretrain import loader
-from pipeline.pretrain.index import Features, Plan, epoch_plan, load_features
-from pipeline.pretrain.loader import DeviceFeed, DiskFeed, HostFeed, choose_feed
+from pipeline.pretrain.index import EpochSampler, Features, load_features, sample_epoch
+from pipeline.pretrain.loader import DeviceLoader, DiskLoader, HostLoader, choose_loader
 
 CPU = torch.device("cpu")
-FEEDS = [DeviceFeed, HostFeed, DiskFeed]
-STREAMS = [HostFeed, DiskFeed]
+FEEDS = [DeviceLoader, HostLoader, DiskLoader]
+STREAMS = [HostLoader, DiskLoader]
 LENGTHS = [[30, 5, 12], [], [20, 16, 17], [1, 40, 25], []]  # frames, of clips by shard
-PLAN = epoch_plan(9, 6, 0, 0, crops_per_clip=2)  # 3 steps, all clips
+PLAN = sample_epoch(9, 6, 0, 0, crops_per_clip=2)  # 3 steps, all clips
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def in_memory(*lengths, mean=0.0, std=1.0):
 def crops(source, plan, first_step=0):
     """All crops of a plan, by way of tensors that stay in place, as in training."""
     clips = torch.zeros(plan.clip.shape[1], dtype=torch.long)
-    payload = source.payload_like(plan.clip.shape[1])
+    batch = source.empty_batch(plan.clip.shape[1])
     result = []
     for clip, content in source.batches(plan, first_step):
         clips.copy_(clip, non_blocking=True)
-        payload.copy_(content, non_blocking=True)
-        result.append((clips.clone(), source.crops(clips, payload)))
+        batch.copy_(content, non_blocking=True)
+        result.append((clips.clone(), source.crops(clips, batch)))
     return result
 
 
@@ -75,10 +75,10 @@ def test_the_three_feeds_give_exactly_the_same(features):
         assert all(torch.equal(a, b) for a, b in zip(reference, other, strict=True))
 
 
-@pytest.mark.parametrize("kind", [DeviceFeed, HostFeed])
+@pytest.mark.parametrize("kind", [DeviceLoader, HostLoader])
 def test_a_short_clip_is_followed_by_silence_not_by_its_neighbour(kind):
     source = kind(in_memory(10, 200, mean=3.0, std=2.0), 96, CPU)
-    plan = Plan(torch.tensor([[0]]), torch.tensor([[0.7]]))
+    plan = EpochSampler(torch.tensor([[0]]), torch.tensor([[0.7]]))
     ((_, (crop,)),) = crops(source, plan)
     torch.testing.assert_close(crop[0, :10], (torch.arange(10.0) - 3) / 2)
     silence = torch.tensor(-15.942385).half().float()  # as a shard holds it
@@ -88,8 +88,8 @@ def test_a_short_clip_is_followed_by_silence_not_by_its_neighbour(kind):
 @pytest.mark.parametrize("kind", FEEDS)
 @pytest.mark.parametrize("first_step", [1, 17, 24, 25])
 def test_going_on_within_an_epoch_gives_the_rest_of_it(features, kind, first_step):
-    plan = epoch_plan(9, 1, 0, 0)
-    plan = Plan(plan.clip.repeat(3, 1)[:25], torch.rand(25, 1, generator=Generator()))
+    plan = sample_epoch(9, 1, 0, 0)
+    plan = EpochSampler(plan.clip.repeat(3, 1)[:25], torch.rand(25, 1, generator=Generator()))
     source = kind(features, 16, CPU)
     whole, rest = crops(source, plan), crops(source, plan, first_step)
     assert len(whole) == 25
@@ -107,8 +107,8 @@ def test_the_shares_of_two_processes_give_the_crops_of_the_whole(features, kind)
 
 @pytest.mark.parametrize("kind", STREAMS)
 def test_batches_stay_in_order_and_bounded_however_long_each_takes(features, kind, monkeypatch):
-    source, plan = kind(features, 16, CPU), epoch_plan(9, 1, 0, 0)
-    plan = Plan(plan.clip.repeat(4, 1), plan.draw.repeat(4, 1))
+    source, plan = kind(features, 16, CPU), sample_epoch(9, 1, 0, 0)
+    plan = EpochSampler(plan.clip.repeat(4, 1), plan.draw.repeat(4, 1))
     read, begun = source._read, []
 
     def slow(clip, draw, out):
@@ -128,7 +128,7 @@ def test_batches_stay_in_order_and_bounded_however_long_each_takes(features, kin
 @pytest.mark.parametrize("kind", STREAMS)
 def test_stopping_early_leaves_no_thread_and_reads_no_further(features, kind):
     source = kind(features, 16, CPU)
-    plan = Plan(PLAN.clip.repeat(100, 1), PLAN.draw.repeat(100, 1))
+    plan = EpochSampler(PLAN.clip.repeat(100, 1), PLAN.draw.repeat(100, 1))
     batches = source.batches(plan)
     next(batches)
     assert threads()
@@ -147,7 +147,7 @@ def test_a_consumer_that_raises_leaves_no_thread(features, kind):
 
 
 def test_two_passes_may_overlap(features):
-    source = DiskFeed(features, 16, CPU)
+    source = DiskLoader(features, 16, CPU)
     first = source.batches(PLAN)
     next(first)
     assert len(list(source.batches(PLAN))) == 3
@@ -155,7 +155,7 @@ def test_two_passes_may_overlap(features):
 
 
 def test_a_shard_that_shrinks_while_it_is_read_stops_the_consumer(features):
-    source = DiskFeed(features, 16, CPU)
+    source = DiskLoader(features, 16, CPU)
     path, offset = features.frames[2].path, features.frames[2].offset
     with path.open("r+b") as file:
         file.truncate(offset + 1000)
@@ -165,7 +165,7 @@ def test_a_shard_that_shrinks_while_it_is_read_stops_the_consumer(features):
 
 
 def test_an_error_of_the_disk_names_the_file(features):
-    source = DiskFeed(features, 16, CPU)
+    source = DiskLoader(features, 16, CPU)
     write_only = os.open(features.frames[0].path, os.O_WRONLY)
     os.dup2(write_only, source.descriptors[0])
     os.close(write_only)
@@ -174,7 +174,7 @@ def test_an_error_of_the_disk_names_the_file(features):
 
 
 def test_reads_that_come_in_pieces_are_put_together(features, monkeypatch):
-    source, preadv = DiskFeed(features, 16, CPU), os.preadv
+    source, preadv = DiskLoader(features, 16, CPU), os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, to, at: preadv(fd, [to[0][:100]], at))
     file, out = features.frames[0], np.zeros((47, 64), np.float16)
     loader.read_at(source.descriptors[0], file.offset, out, file)
@@ -182,7 +182,7 @@ def test_reads_that_come_in_pieces_are_put_together(features, monkeypatch):
 
 
 def test_files_are_closed_with_the_feed(features):
-    source = DiskFeed(features, 16, CPU)
+    source = DiskLoader(features, 16, CPU)
     descriptors = source.descriptors
     assert len(descriptors) == len(LENGTHS)
     del source
@@ -195,22 +195,22 @@ def test_more_shards_than_files_may_be_open_raise_the_limit(features, monkeypatc
     limits = []
     monkeypatch.setattr(loader.resource, "getrlimit", lambda which: (64, 4096))
     monkeypatch.setattr(loader.resource, "setrlimit", lambda which, limit: limits.append(limit))
-    DiskFeed(features, 16, CPU)
+    DiskLoader(features, 16, CPU)
     assert limits == [(len(LENGTHS) + loader.SPARE_FILES, 4096)]
 
 
 def test_features_in_memory_cannot_be_read_from_the_disk():
     with pytest.raises(ValueError, match="in memory"):
-        DiskFeed(in_memory(20), 16, CPU)
+        DiskLoader(in_memory(20), 16, CPU)
 
 
 @pytest.mark.parametrize(
     ("memory_free", "gpu_free", "kind"),
     [
-        (2.1, 2.1, DeviceFeed),
-        (0.1, 2.1, DeviceFeed),
-        (2.1, 1.9, HostFeed),
-        (1.9, 1.9, DiskFeed),
+        (2.1, 2.1, DeviceLoader),
+        (0.1, 2.1, DeviceLoader),
+        (2.1, 1.9, HostLoader),
+        (1.9, 1.9, DiskLoader),
     ],
 )
 def test_auto_takes_the_first_memory_that_stays_half_free(
@@ -223,20 +223,20 @@ def test_auto_takes_the_first_memory_that_stays_half_free(
     monkeypatch.setattr(loader, "available_memory", lambda: int(memory_free * size))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gpu_free * size), 0))
     with caplog.at_level(logging.INFO):
-        assert type(choose_feed(features, 16, torch.device("cuda"), "auto")) is kind
+        assert type(choose_loader(features, 16, torch.device("cuda"), "auto")) is kind
     assert len(caplog.messages) == 1 and "GB" in caplog.messages[0]
 
 
 def test_auto_on_a_cpu_counts_the_processes_that_share_the_memory(features, monkeypatch):
     monkeypatch.setattr(loader, "available_memory", lambda: 5 * features.nbytes)
-    kinds = [type(choose_feed(features, 16, CPU, "auto", n)) for n in (1, 2, 3)]
-    assert kinds == [DeviceFeed, DeviceFeed, DiskFeed]
+    kinds = [type(choose_loader(features, 16, CPU, "auto", n)) for n in (1, 2, 3)]
+    assert kinds == [DeviceLoader, DeviceLoader, DiskLoader]
 
 
-@pytest.mark.parametrize(("where", "kind"), [("device", DeviceFeed), ("host", HostFeed)])
+@pytest.mark.parametrize(("where", "kind"), [("device", DeviceLoader), ("host", HostLoader)])
 def test_what_is_asked_for_is_taken(features, monkeypatch, where, kind):
     monkeypatch.setattr(loader, "available_memory", lambda: 0)
-    assert type(choose_feed(features, 16, CPU, where)) is kind
+    assert type(choose_loader(features, 16, CPU, where)) is kind
 
 
 def test_the_limits_of_a_jobs_control_groups_count(tmp_path):

@@ -8,7 +8,7 @@ from torch import Generator, nn
 
 from pipeline.config import load_config
 from pipeline.encoders.build import build_encoder
-from pipeline.pretrain.masking import draw_kept, mask_ratio_at
+from pipeline.pretrain.masking import draw_visible, mask_ratio_at
 
 VITC = load_config().encoders.vitc
 PATCHES = 24  # of 64 x 48 inputs
@@ -26,26 +26,28 @@ def params(**changes):
 
 @pytest.mark.parametrize("ratio", KEPT)
 def test_as_many_patches_are_kept_as_in_the_authors_code(ratio):
-    assert draw_kept(3, 48, ratio, generator()).shape == (3, KEPT[ratio])
+    assert draw_visible(3, 48, ratio, generator()).shape == (3, KEPT[ratio])
 
 
 def test_the_number_of_kept_patches_is_free_of_rounding_errors():
     for patches in (7, 24, 48, 100, 300):
         for hundredths in range(100):
-            kept = draw_kept(0, patches, hundredths / 100, generator()).shape[1]
-            assert kept == patches * (100 - hundredths) // 100
+            visible = draw_visible(0, patches, hundredths / 100, generator()).shape[1]
+            assert visible == patches * (100 - hundredths) // 100
 
 
 def test_each_item_keeps_different_patches_uniformly_and_each_at_most_once():
-    kept = draw_kept(20_000, 8, 0.6, generator())  # 3 of 8
-    assert (kept.diff(dim=1) > 0).all()
-    combinations, counts = kept.unique(dim=0, return_counts=True)
+    visible = draw_visible(20_000, 8, 0.6, generator())  # 3 of 8
+    assert (visible.diff(dim=1) > 0).all()
+    combinations, counts = visible.unique(dim=0, return_counts=True)
     assert len(combinations) == math.comb(8, 3)
     assert (counts / 20_000 * 56 - 1).abs().max() < 0.2
 
 
 def test_the_same_seed_keeps_the_same_patches():
-    assert torch.equal(draw_kept(4, 48, 0.5, generator(1)), draw_kept(4, 48, 0.5, generator(1)))
+    assert torch.equal(
+        draw_visible(4, 48, 0.5, generator(1)), draw_visible(4, 48, 0.5, generator(1))
+    )
 
 
 def test_a_fixed_ratio_stays():
@@ -85,10 +87,10 @@ def encoder(name="vit", **changes):
     return build_encoder(name, small, n_mels=64, crop_frames=48).double().eval()
 
 
-def masked_by_hand(vit, x, kept):
-    """The definition: item by item, the tokens of the kept patches in a sequence of their own."""
+def masked_by_hand(vit, x, visible):
+    """The definition: item by item, the tokens of the visible patches as a sequence alone."""
     result = []
-    for item, indices in zip(vit.stem(x), kept, strict=True):
+    for item, indices in zip(vit.stem(x), visible, strict=True):
         tokens = [vit.cls[0, 0] + vit.position[0, 0]]
         for i in indices.tolist():
             mel, time = i // 6, i % 6
@@ -103,32 +105,32 @@ def masked_by_hand(vit, x, kept):
 def test_a_masked_encoder_sees_the_kept_patches_at_their_own_positions(name, pool):
     vit = encoder(name, pool=pool)
     x = torch.randn(3, 1, 64, 48, dtype=torch.float64)
-    kept = draw_kept(3, PATCHES, 0.7, generator(2))
-    torch.testing.assert_close(vit(x, kept), masked_by_hand(vit, x, kept))
+    visible = draw_visible(3, PATCHES, 0.7, generator(2))
+    torch.testing.assert_close(vit(x, visible), masked_by_hand(vit, x, visible))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_keeping_all_patches_is_no_masking(pool):
     vit = encoder(pool=pool)
     x = torch.randn(3, 1, 64, 48, dtype=torch.float64)
-    kept = draw_kept(3, PATCHES, 0.0, generator())
-    assert torch.equal(vit(x, kept), vit(x))
+    visible = draw_visible(3, PATCHES, 0.0, generator())
+    assert torch.equal(vit(x, visible), vit(x))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_dropped_patches_have_no_influence_and_no_gradient(pool):
     vit = encoder(pool=pool)
     x = torch.randn(2, 1, 64, 48, dtype=torch.float64, requires_grad=True)
-    kept = draw_kept(2, PATCHES, 0.5, generator())
-    y = vit(x, kept)
+    visible = draw_visible(2, PATCHES, 0.5, generator())
+    y = vit(x, visible)
     y.square().sum().backward()
     changed = x.detach().clone()
     for item in range(2):
         for patch in range(PATCHES):
             rows = slice(patch // 6 * 16, patch // 6 * 16 + 16)
             columns = slice(patch % 6 * 8, patch % 6 * 8 + 8)
-            seen = patch in kept[item].tolist()
+            seen = patch in visible[item].tolist()
             assert x.grad[item, 0, rows, columns].any() == seen
             if not seen:
                 changed[item, 0, rows, columns] = 100
-    assert torch.equal(vit(changed, kept), y)
+    assert torch.equal(vit(changed, visible), y)

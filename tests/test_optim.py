@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.config import load_config
 from pipeline.encoders.build import build_encoder
-from pipeline.pretrain.cuda_graph import Captured
+from pipeline.pretrain.cuda_graph import CudaGraph
 from pipeline.pretrain.optim import Lars, build_optimizer, lr_factor, set_lr
 
 CONFIG = load_config()
@@ -155,7 +155,7 @@ def test_a_captured_step_follows_the_learning_rate(name):
     optimizer = build_optimizer(net, LARS.model_copy(update={"name": name, "lr": 1e-2}))
     for p in net.parameters():
         p.grad = torch.ones_like(p)
-    step = Captured(optimizer.step, torch.Generator("cuda"))
+    step = CudaGraph(optimizer.step, torch.Generator("cuda"))
     for factor in (1.0, 0.5, 0.25, 0.125, 0.0625):
         set_lr(optimizer, factor)
         step()

@@ -181,20 +181,15 @@ def test_wrong_values_stop_in_validate_and_keep_what_is_there(clone, wrong):
 
 def test_params_edited_during_pretraining_are_noticed_and_nothing_is_published(clone):
     set_params(clone, pretrain__epochs=3)
-    script = clone / "stages/pretrain.py"
+    script = clone / "pipeline/pretrain/outputs.py"
     edit = (
-        "    import pathlib\n"
-        "    path = pathlib.Path('params.yaml')\n"
+        "    path = Path('params.yaml')\n"
         "    path.write_text(path.read_text().replace('epochs: 3', 'epochs: 4'))\n"
     )
     text = script.read_text()
-    marker = "        trainer.run(checkpoints, partial(observe, trainer, snapshots))\n"
+    marker = "    trainer.run(states, partial(writer.observe, trainer))\n"
     assert marker in text
-    script.write_text(
-        text.replace(
-            marker, marker + edit.replace("    ", "        ", 1).replace("\n    ", "\n        ")
-        )
-    )
+    script.write_text(text.replace(marker, marker + edit))
     output = dvc(clone, "repro", "pretrain", fails=True)
     assert "changed" in output
     assert "Nothing was published" in output

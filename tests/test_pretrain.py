@@ -6,7 +6,9 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, with_optimizer
 
-from pipeline.pretrain.trainer import Trainer, build_model
+from pipeline.pretrain.diagnostics import correlation
+from pipeline.pretrain.loop import Trainer
+from pipeline.pretrain.model import build_model
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -24,9 +26,9 @@ def test_the_loss_falls_well_below_its_value_at_initialisation(encoder):
     lr = {"audiontt": 0.016, "vitc": 0.002}[encoder]
     run = with_optimizer(settings(encoder, **changes), name="adamw", lr=lr, weight_decay=0.01)
     trainer = Trainer(run, features(), CPU)
-    before = trainer.probe_correlation().diagonal().mean()
+    before = correlation(trainer.updater).diagonal().mean()
     trainer.run()
-    assert trainer.probe_correlation().diagonal().mean() > 1.2 * before
+    assert correlation(trainer.updater).diagonal().mean() > 1.2 * before
     history = trainer.history_table()
     assert history["step"].tolist() == list(range(24))
     assert history["loss"].iloc[-4:].mean() < 0.6 * history["loss"].iloc[:4].mean()
@@ -116,10 +118,10 @@ def test_the_logged_terms_are_equations_1_and_2_of_the_embeddings():
 
 def test_the_picture_of_the_correlation_leaves_no_trace_on_the_run():
     with_picture, without = (Trainer(settings(), features(), CPU) for _ in range(2))
-    before = with_picture.probe_correlation()
-    assert torch.equal(before, without.probe_correlation())
+    before = correlation(with_picture.updater)
+    assert torch.equal(before, correlation(without.updater))
     with_picture.run()
-    after = with_picture.probe_correlation()
+    after = correlation(with_picture.updater)
     without.run()
     torch.testing.assert_close(
         with_picture.model.state_dict(), without.model.state_dict(), rtol=0, atol=0

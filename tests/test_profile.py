@@ -11,7 +11,7 @@ import torch
 from synthetic_training import CPU, features, settings
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.pretrain.trainer import Trainer
+from pipeline.pretrain.loop import Trainer
 
 WAITS = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 
@@ -34,7 +34,9 @@ def operations(made):
     return Counter({event.key: event.count for event in record.key_averages()})
 
 
-@pytest.mark.parametrize("changes", [{}, {"augment__noise": "additive", "augment__ppn": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"augment__noise": "additive", "augment__pre_post_norm": True}]
+)
 def test_a_step_does_the_same_operations_whatever_the_number_of_clips(changes):
     few, many = (operations(trainer(size, **changes)) for size in (16, 48))
     assert few == many

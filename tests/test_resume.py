@@ -13,8 +13,8 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer
 
-from pipeline.pretrain.resume import Checkpoints, remove_forgotten, stop_after_step
-from pipeline.pretrain.trainer import Trainer
+from pipeline.pretrain.loop import Trainer
+from pipeline.pretrain.resume import TrainingStates, remove_forgotten, stop_after_step
 
 pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.xdist_group("resume")]
 
@@ -33,13 +33,17 @@ VARIANTS = {
 
 
 def checkpoints(folder, minutes=0.0, keep=2):
-    return Checkpoints(folder, minutes, keep)
+    return TrainingStates(folder, minutes, keep)
 
 
 def assert_same(actual, expected):
     torch.testing.assert_close(actual.model.state_dict(), expected.model.state_dict(), **EXACT)
-    torch.testing.assert_close(actual.target.state_dict(), expected.target.state_dict(), **EXACT)
-    torch.testing.assert_close(actual.views.state_dict(), expected.views.state_dict(), **EXACT)
+    torch.testing.assert_close(
+        actual.updater.target.state_dict(), expected.updater.target.state_dict(), **EXACT
+    )
+    torch.testing.assert_close(
+        actual.updater.views.state_dict(), expected.updater.views.state_dict(), **EXACT
+    )
     assert actual.history_table().equals(expected.history_table())
     assert actual.history.epochs == expected.history.epochs
 
@@ -77,7 +81,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bits_as_one_that_was_not_stopped(
             os.kill(os.getpid(), signal.SIGTERM)
 
     first.model.register_forward_pre_hook(stop_there)
-    first.at_once = False
+    first.updater.both_views_at_once = False
     with pytest.raises(KeyboardInterrupt):
         first.run(saved)
     assert first.step == stop_at + 1  # the step was finished

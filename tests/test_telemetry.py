@@ -7,9 +7,10 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer
 
+from pipeline.pretrain.diagnostics import ranks
+from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.loss import noise_floor
 from pipeline.pretrain.telemetry import History, Throughput, dead_dimensions, effective_rank
-from pipeline.pretrain.trainer import Trainer
 
 
 def orthogonal(n, d, seed=0):
@@ -91,10 +92,15 @@ def test_ranks_are_measured_in_evaluation_mode_on_crops_from_all_over_the_data()
     run.model.encoder.register_forward_hook(
         lambda module, args, out: seen.append((module.training, len(out), out))
     )
-    first = run.measure_ranks()
+
+    def measured():
+        p = run.settings.pretrain
+        return ranks(run.model, run.loader, p.rank_clips, p.seed)
+
+    first = measured()
     assert [(training, n) for training, n, _ in seen] == [(False, 16)]
     assert first["rank_y"] == pytest.approx(effective_rank(seen[0][2]))
-    assert run.measure_ranks() == first
+    assert measured() == first
     assert run.model.encoder.training
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from synthetic_training import CPU, features, settings, trainer, with_optimizer
 
+from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation
 from pipeline.pretrain.projector import build_projector
-from pipeline.pretrain.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -24,7 +24,7 @@ SWITCHES = [
     {"augment__mixup_background": "batch"},
     {"augment__noise": "additive"},
     {"augment__noise": "reference", "augment__mixup": False},
-    {"augment__ppn": True},
+    {"augment__pre_post_norm": True},
     {"loss__alpha": 0.0},
     {"loss__lambda_": 0.0},
     {"loss__hsic": True},
@@ -84,19 +84,19 @@ def test_every_mask_trains(changes, fast):
 def uncompiled(run, fast):
     """A trainer of the fast path or not, without the compiler, which would take minutes here."""
     made = Trainer(run, features(clips=2 * run.pretrain.batch_size), CPU, fast=False)
-    made.fast = made.at_once = fast
+    made.updater.fast = made.updater.both_views_at_once = fast
     return made
 
 
 def views_of(run):
     clips, draw = torch.arange(16), torch.linspace(0, 0.99, 16)
-    return run.views(run.feed.crops(clips, draw), clips)
+    return run.updater.views(run.loader.crops(clips, draw), clips)
 
 
 def without_dropout(**changes):
     run = trainer(encoder__dropout=0.0, **changes)
     run.model.train()
-    run.target.train()
+    run.updater.target.train()
     return run
 
 
@@ -116,12 +116,12 @@ def gradient(loss, model):
 @pytest.mark.parametrize("target", ["shared", "stop_gradient", "ema"])
 def test_the_objective_and_its_gradient_are_those_written_out(target, predictor, at_once):
     run = without_dropout(loss__target=target, loss__predictor=predictor)
-    run.at_once = at_once
+    run.updater.both_views_at_once = at_once
     if target == "ema":  # it has moved away from the model
-        for weight in run.target.parameters():
+        for weight in run.updater.target.parameters():
             weight.mul_(1.1)
     view_1, view_2 = views_of(run)
-    model, other = copy.deepcopy(run.model), copy.deepcopy(run.target)
+    model, other = copy.deepcopy(run.model), copy.deepcopy(run.updater.target)
     z_1, z_2 = (model.projector(model.encoder(v[:, None])) for v in (view_1, view_2))
     p_1, p_2 = (model.predictor(z) if predictor else z for z in (z_1, z_2))
     if target == "ema":
@@ -132,7 +132,7 @@ def test_the_objective_and_its_gradient_are_those_written_out(target, predictor,
         pairs = [(p_1, z_2 if target == "shared" else z_2.detach())]
     losses = [sum(barlow_twins_loss(cross_correlation(*p), run.settings.loss)) for p in pairs]
     expected = sum(losses) / len(losses)
-    actual = sum(run._loss(view_1, view_2))
+    actual = sum(run.updater._loss(view_1, view_2))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
     want, have = gradient(expected, model), gradient(actual, run.model)
     assert float((have - want).norm() / want.norm()) < 1e-4
@@ -142,10 +142,10 @@ def test_the_target_follows_the_weights_but_keeps_its_own_batch_statistics():
     run = without_dropout(loss__target="ema", loss__ema_decay=0.9, pretrain__warmup_epochs=0.0)
     batch = torch.arange(16), torch.linspace(0, 0.99, 16)
     run.train_step(*batch)
-    before = copy.deepcopy(run.target.state_dict())
+    before = copy.deepcopy(run.updater.target.state_dict())
     run.train_step(*batch)
-    after, model = run.target.state_dict(), run.model.state_dict()
-    names = dict(run.target.named_parameters())
+    after, model = run.updater.target.state_dict(), run.model.state_dict()
+    names = dict(run.updater.target.named_parameters())
     assert not torch.equal(model["projector.0.weight"], before["projector.0.weight"])
     for name in names:
         torch.testing.assert_close(after[name], 0.9 * before[name] + 0.1 * model[name])

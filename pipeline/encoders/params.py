@@ -93,13 +93,13 @@ class ViTParams(Section):
                 f"an input of logmel.n_mels = {n_mels} x pretrain.crop_frames = {crop_frames}."
             )
         patches = (n_mels // self.patch_mels) * (crop_frames // self.patch_frames)
-        if kept_patches(patches, self.mask_ratio) < 1:
+        if visible_patches(patches, self.mask_ratio) < 1:
             raise ValueError(
                 f"mask_ratio = {self.mask_ratio} leaves none of the {patches} patches. Lower it."
             )
 
 
-def kept_patches(patches: int, mask_ratio: float) -> int:
+def visible_patches(patches: int, mask_ratio: float) -> int:
     """Return how many patches a mask leaves: int(patches (1 - mask_ratio)), as the authors' code.
 
     The paper rounds instead; it differs for 48 patches at 0.05, 0.15 and 0.3.

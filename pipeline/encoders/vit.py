@@ -52,31 +52,31 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(
-        self, x: Float[Tensor, "B 1 F T"], kept: Int[Tensor, "B K"] | None = None
+        self, x: Float[Tensor, "B 1 F T"], visible: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B D"]:
         """Return the CLS token, or the mean of the patch tokens, after the last block.
 
-        `kept` holds the patches that each item consists of, for view masking; without it, all do.
+        `visible` holds the patches that the encoder sees of each item (view masking); None: all.
         """
-        return self.encode(self.stem(x), kept)
+        return self.encode(self.stem(x), visible)
 
     def encode(
-        self, grid: Float[Tensor, "B D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+        self, grid: Float[Tensor, "B D F_p T_p"], visible: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B D"]:
         """Return the representation, given the output of the stem."""
-        tokens = self.tokens(grid, kept)
+        tokens = self.tokens(grid, visible)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
 
     def tokens(
-        self, grid: Float[Tensor, "B D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+        self, grid: Float[Tensor, "B D F_p T_p"], visible: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Return the CLS token and the (kept) patches, row by row, with their positions."""
+        """Return the CLS token and the visible patches, row by row, with their positions."""
         patches = grid.flatten(2).transpose(1, 2) + self.position[:, 1:]
-        if kept is not None:
-            patches = patches.take_along_dim(kept[..., None], dim=1)
+        if visible is not None:
+            patches = patches.take_along_dim(visible[..., None], dim=1)
         cls = (self.cls + self.position[:, :1]).expand(len(patches), -1, -1)
         return torch.cat([cls.to(patches.dtype), patches], dim=1)
 

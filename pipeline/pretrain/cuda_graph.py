@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 PLAIN_CALLS = 3  # compile, choose algorithms, create the optimizer's state
 
 
-class Captured:
+class CudaGraph:
     """A function without arguments that, after some plain calls, runs as one CUDA graph.
 
     The first calls do their work like all others, so that the results are those of a function that

@@ -53,15 +53,15 @@ class Features:
     log_mel: LogMelParams
     mean: float
     std: float
-    kept: Int64[Tensor, " kept"] | None = None  # numbers of the clips to train on; None: all
+    train_clips: Int64[Tensor, " train_clips"] | None = None  # clips to train on; None: all
 
     def __len__(self) -> int:
         """Return the number of clips to train on."""
-        return len(self.start) - 1 if self.kept is None else len(self.kept)
+        return len(self.start) - 1 if self.train_clips is None else len(self.train_clips)
 
-    def numbers(self, index: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-        """Return the numbers of clips to train on, which are counted from 0 to len(self) - 1."""
-        return index if self.kept is None else self.kept[index]
+    def clip_numbers(self, index: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+        """Return the numbers in the shards of clips to train on, given as 0 to len(self) - 1."""
+        return index if self.train_clips is None else self.train_clips[index]
 
     def without(self, clip_ids: Collection[str]) -> "Features":
         """Return these features with some clips left out of training.
@@ -80,13 +80,13 @@ class Features:
                 f"{len(self.clip_id)} clips of the features: they are of different runs. Run "
                 "`dvc repro exclude`."
             )
-        kept = [number for number, name in enumerate(self.clip_id) if name not in left_out]
-        if not kept:
+        remaining = [number for number, name in enumerate(self.clip_id) if name not in left_out]
+        if not remaining:
             raise ValueError(
                 f"All {len(self.clip_id)} clips are in test splits, so none is left to train on. "
                 "See reports/leaks."
             )
-        return replace(self, kept=torch.tensor(kept))
+        return replace(self, train_clips=torch.tensor(remaining))
 
     @property
     def n_mels(self) -> int:
@@ -201,13 +201,13 @@ def _refuse_damaged(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochSampler:
     """The crops of one epoch, batch by batch, on the CPU."""
 
     clip: Int64[Tensor, "steps B"]
     draw: Float[Tensor, "steps B"]  # in [0, 1), where in the clip
 
-    def share(self, rank: int, world: int) -> "Plan":
+    def share(self, rank: int, world: int) -> "EpochSampler":
         """Return the columns of one of `world` processes, which together are the whole plan.
 
         Raises:
@@ -220,10 +220,12 @@ class Plan:
                 f"processes (this is number {rank}). Make it a multiple of {world}."
             )
         own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        return Plan(self.clip[:, own], self.draw[:, own])
+        return EpochSampler(self.clip[:, own], self.draw[:, own])
 
 
-def epoch_plan(clips: int, batch_size: int, seed: int, epoch: int, crops_per_clip: int = 1) -> Plan:
+def sample_epoch(
+    clips: int, batch_size: int, seed: int, epoch: int, crops_per_clip: int = 1
+) -> EpochSampler:
     """Return the crops of one epoch, which depend on the arguments alone.
 
     Every clip is taken at most once, in random order, in full batches only; then as often as
@@ -249,7 +251,7 @@ def epoch_plan(clips: int, batch_size: int, seed: int, epoch: int, crops_per_cli
     generator = Generator().manual_seed(int(mixed))
     order = torch.randperm(clips, generator=generator)[: steps * per_batch]
     clip = order.view(steps, per_batch).repeat_interleave(crops_per_clip, dim=1)
-    return Plan(clip, torch.rand(clip.shape, generator=generator))
+    return EpochSampler(clip, torch.rand(clip.shape, generator=generator))
 
 
 def locate_crops(

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
 from pipeline.features.front_end import SILENCE
-from pipeline.pretrain.index import Features, FrameFile, Plan, locate_crops
+from pipeline.pretrain.index import EpochSampler, Features, FrameFile, locate_crops
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ AHEAD = 2 * THREADS  # batches
 SPARE_FILES = 256  # that may be open besides the shards
 
 
-class Feed(ABC):
+class Loader(ABC):
     """Batches of crops: what the host sends for each step, and the crops that the device makes."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
@@ -43,22 +43,22 @@ class Feed(ABC):
         self.wait_s = 0.0  # how long the consumer of the batches has waited for data
 
     @abstractmethod
-    def payload_like(self, batch_size: int) -> Tensor:
+    def empty_batch(self, batch_size: int) -> Tensor:
         """Return a tensor on the device for what a batch brings besides the numbers of clips."""
 
     @abstractmethod
-    def batches(self, plan: Plan, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield clips and payload of each step of a plan, from `first_step` on."""
+    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield clips and batch of each step of a plan, from `first_step` on."""
 
     @abstractmethod
-    def crops(self, clip: Int64[Tensor, " B"], payload: Tensor) -> Float[Tensor, "B F T"]:
+    def crops(self, clip: Int64[Tensor, " B"], batch: Tensor) -> Float[Tensor, "B F T"]:
         """Return the normalized crops of a batch that is on the device, waiting for nothing."""
 
     def _normalized(self, frames: Float[Tensor, "B T F"]) -> Float[Tensor, "B F T"]:
         return ((frames - self.features.mean) / self.features.std).transpose(1, 2)
 
 
-class DeviceFeed(Feed):
+class DeviceLoader(Loader):
     """All frames in the device's memory; the host sends draws."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
@@ -66,37 +66,37 @@ class DeviceFeed(Feed):
         self.frames = features.read_frames(device)
         self.start = features.start.to(device)
 
-    def payload_like(self, batch_size: int) -> Float[Tensor, " B"]:
+    def empty_batch(self, batch_size: int) -> Float[Tensor, " B"]:
         """Return a tensor for the draws."""
         return torch.zeros(batch_size, device=self.device)
 
-    def batches(self, plan: Plan, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield clips and draws, which are sent once for all steps."""
         clip, draw = (part[first_step:].to(self.device) for part in (plan.clip, plan.draw))
         yield from zip(clip, draw, strict=True)
 
     def crops(
-        self, clip: Int64[Tensor, " B"], payload: Float[Tensor, " B"]
+        self, clip: Int64[Tensor, " B"], batch: Float[Tensor, " B"]
     ) -> Float[Tensor, "B F T"]:
         """Return the crops at the draws."""
-        rows, silent = crop_rows(self.start, clip, payload, self.crop_frames)
+        rows, silent = crop_rows(self.start, clip, batch, self.crop_frames)
         frames = self.frames[rows].float()
         return self._normalized(torch.where(silent[..., None], SILENT, frames))
 
 
-class StreamFeed(Feed):
+class StreamLoader(Loader):
     """Frames outside of the device; threads assemble the crops of the next steps."""
 
     @abstractmethod
     def _read(self, clip: Tensor, draw: Tensor, out: Float16[np.ndarray, "B T F"]) -> None:
         """Fill the frames of some crops; is called in several threads at once."""
 
-    def payload_like(self, batch_size: int) -> Float16[Tensor, "B T F"]:
+    def empty_batch(self, batch_size: int) -> Float16[Tensor, "B T F"]:
         """Return a tensor for the frames of the crops."""
         shape = batch_size, self.crop_frames, self.features.n_mels
         return torch.zeros(shape, dtype=torch.float16, device=self.device)
 
-    def batches(self, plan: Plan, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield clips, on the device, and the frames of their crops, in host memory.
 
         Raises:
@@ -133,13 +133,13 @@ class StreamFeed(Feed):
         return frames
 
     def crops(
-        self, clip: Int64[Tensor, " B"], payload: Float16[Tensor, "B T F"]
+        self, clip: Int64[Tensor, " B"], batch: Float16[Tensor, "B T F"]
     ) -> Float[Tensor, "B F T"]:
         """Return the crops, whose frames have arrived."""
-        return self._normalized(payload.float())
+        return self._normalized(batch.float())
 
 
-class HostFeed(StreamFeed):
+class HostLoader(StreamLoader):
     """All frames in host memory."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
@@ -152,7 +152,7 @@ class HostFeed(StreamFeed):
         out[silent.numpy()] = SILENT
 
 
-class DiskFeed(StreamFeed):
+class DiskLoader(StreamLoader):
     """Frames in the files of the shards; only the crops are read.
 
     Raises:
@@ -232,9 +232,9 @@ def read_at(descriptor: int, byte: int, out: Float16[np.ndarray, "T F"], file: F
         left, byte = left[count:], byte + count
 
 
-def choose_feed(
+def choose_loader(
     features: Features, crop_frames: int, device: torch.device, where: str, processes: int = 1
-) -> Feed:
+) -> Loader:
     """Return a feed from device, host or disk; `auto` is the first that leaves half of it free.
 
     `processes` share the memory of this machine, each with a feed of its own. The memory of a GPU
@@ -248,8 +248,12 @@ def choose_feed(
         "%.2f GB of features, free are %.1f GB on %s and %.1f GB of host memory: read from %s (%s)",
         *(features.nbytes / 1e9, free / 1e9, device, host / 1e9, place, where),
     )
-    feeds: dict[str, type[Feed]] = {"device": DeviceFeed, "host": HostFeed, "disk": DiskFeed}
-    return feeds[place](features, crop_frames, device)
+    loaders: dict[str, type[Loader]] = {
+        "device": DeviceLoader,
+        "host": HostLoader,
+        "disk": DiskLoader,
+    }
+    return loaders[place](features, crop_frames, device)
 
 
 def available_memory() -> int:

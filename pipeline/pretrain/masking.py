@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from pipeline.encoders.params import MIN_RANDOM_MASK, ViTParams, kept_patches
+from pipeline.encoders.params import MIN_RANDOM_MASK, ViTParams, visible_patches
 
 
 def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor, "2"]) -> float:
@@ -26,7 +26,9 @@ def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor
     return params.mask_ratio * math.sin(math.pi / 2 * progress)
 
 
-def draw_kept(batch: int, patches: int, ratio: float, generator: Generator) -> Int[Tensor, "B K"]:
-    """Return for each item the patches that are kept, drawn uniformly, in ascending order."""
+def draw_visible(
+    batch: int, patches: int, ratio: float, generator: Generator
+) -> Int[Tensor, "B K"]:
+    """Return for each item the patches that stay visible, drawn uniformly, in ascending order."""
     order = torch.rand(batch, patches, generator=generator, device=generator.device).argsort(dim=1)
-    return order[:, : kept_patches(patches, ratio)].sort(dim=1).values
+    return order[:, : visible_patches(patches, ratio)].sort(dim=1).values

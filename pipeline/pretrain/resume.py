@@ -27,7 +27,7 @@ UNREADABLE = (BadZipFile, pickle.UnpicklingError)
 FORGOTTEN_DAYS = 30  # after which the states of another run are removed
 
 
-class Checkpoints:
+class TrainingStates:
     """States of one run in a folder, written every so many minutes."""
 
     def __init__(self, folder: Path, minutes: float, keep: int) -> None:

@@ -24,15 +24,15 @@ MAX_TOKENS = 128  # of the attention kernel, which holds a head's whole matrix
 
 
 def encode(
-    encoder: ViT, grid: Float[Tensor, "V D F_p T_p"], kept: Int[Tensor, "B K"] | None = None
+    encoder: ViT, grid: Float[Tensor, "V D F_p T_p"], visible: Int[Tensor, "B K"] | None = None
 ) -> Float[Tensor, "V D"]:
-    """Return what `encoder.encode` makes of both views; `kept` masks the first, of B items.
+    """Return what `encoder.encode` makes of both views; `visible` masks the first, of B items.
 
     A masked view has fewer tokens than the other, so they then pass the blocks one by one.
     """
-    if kept is None:
+    if visible is None:
         return _pass_blocks(encoder, encoder.tokens(grid))
-    parts = (encoder.tokens(grid[: len(kept)], kept), encoder.tokens(grid[len(kept) :]))
+    parts = (encoder.tokens(grid[: len(visible)], visible), encoder.tokens(grid[len(visible) :]))
     return torch.cat([_pass_blocks(encoder, x) for x in parts])
 
 

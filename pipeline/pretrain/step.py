@@ -1,0 +1,165 @@
+"""One optimizer step (paper section 2): crops, two views, the loss, gradients, new weights.
+
+All of it happens on the device and waits for nothing. If it is `fast`, the default on a GPU, both
+views go through the network at once in bfloat16, and the step is compiled and captured as one CUDA
+graph. Otherwise it is plain PyTorch in float32 (on a GPU, convolutions in TF32, torch's default).
+Both compute the same training.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from pipeline.encoders.params import EncoderParams, ViTParams
+from pipeline.encoders.vit import ViT
+from pipeline.pretrain import distributed, masking
+from pipeline.pretrain.augment import Views
+from pipeline.pretrain.cuda_graph import CudaGraph
+from pipeline.pretrain.fused.views import embed_views, layers
+from pipeline.pretrain.loader import Loader
+from pipeline.pretrain.loss import BarlowTwinsLoss, objective
+from pipeline.pretrain.model import BarlowTwins, Settings, build_model
+from pipeline.pretrain.optim import build_optimizer, set_lr
+
+MaskedViews = tuple[Tensor, Tensor, Tensor | None]  # both views, and the visible patches of view 1
+
+
+class Step:
+    """The model, what updates it, and the state on the device that a step reads and writes."""
+
+    def __init__(self, settings: Settings, loader: Loader, batch_size: int, fast: bool) -> None:
+        """Build the model at its initialisation.
+
+        Args:
+            batch_size: of this process.
+        """
+        p, n_mels, device = settings.pretrain, loader.features.n_mels, loader.device
+        processes = distributed.world_size()
+        self.settings, self.loader, self.fast = settings, loader, fast
+        self.both_views_at_once = fast or processes > 1
+        self.model = build_model(settings, n_mels).to(device)
+        # Channels last is twice as fast, on a CPU too (torch does not type this argument).
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.target = self.model  # embeds the other view
+        if settings.loss.target == "ema":
+            self.target = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = build_optimizer(self.model, settings.encoder.optimizer)
+        self.generator = Generator(device).manual_seed(p.seed + distributed.rank())
+        self.views = Views(settings.augment, n_mels, p.crop_frames, self.generator)
+        # A captured step reads and writes these tensors where they are.
+        self.clips = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.batch = loader.empty_batch(batch_size)
+        self.loss_sums = torch.zeros(2, device=device)  # of both terms, over the epoch's steps
+        self.all_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.mask_ratio = 0.0
+        self.draw_views: Callable[[], MaskedViews] = self._draw_views
+        self.loss: Callable[..., BarlowTwinsLoss] = self._loss
+        self.update: Callable[[], Tensor] = self._update
+        if fast and processes == 1 and has_fixed_shapes(settings.encoder):
+            self._compile()
+
+    def _compile(self) -> None:
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        self.draw_views = torch.compile(self._draw_views)
+        self.loss = torch.compile(self._loss)
+        self.update = CudaGraph(self._update, self.generator)
+
+    def __call__(
+        self, clips: Int[Tensor, " B"], batch: Tensor, lr_factor: float, mask_ratio: float
+    ) -> Float[Tensor, "2"]:
+        """Update the weights once; return the two terms of the loss.
+
+        Args:
+            clips: their numbers in the shards.
+            batch: what the loader yields with them.
+            lr_factor: multiplier of every base learning rate.
+            mask_ratio: share of view 1's patches to hide (ViT).
+        """
+        set_lr(self.optimizer, lr_factor)
+        self.clips.copy_(clips, non_blocking=True)
+        self.batch.copy_(batch, non_blocking=True)
+        self.mask_ratio = mask_ratio
+        return self.update()
+
+    def _update(self) -> Float[Tensor, "2"]:
+        terms = self.loss(*self.draw_views())
+        self.optimizer.zero_grad(set_to_none=True)
+        (terms.invariance + terms.redundancy).backward()
+        distributed.average_gradients(self.model.parameters())
+        self.optimizer.step()
+        if self.settings.loss.target == "ema":
+            self._move_target()
+        values = torch.stack([*terms]).detach()
+        self.loss_sums.add_(values)
+        self.all_finite.logical_and_(values.isfinite().all())
+        return values
+
+    @torch.no_grad()
+    def _move_target(self) -> None:
+        """Let the target's weights follow the model's; its batch statistics are its own."""
+        weight = 1 - self.settings.loss.ema_decay
+        old: list[Tensor] = [*self.target.parameters()]
+        new: list[Tensor] = [*self.model.parameters()]
+        torch._foreach_lerp_(old, new, weight)
+
+    def _draw_views(self) -> MaskedViews:
+        view_1, view_2 = self.views(self.loader.crops(self.clips, self.batch), self.clips)
+        encoder = self.model.encoder
+        if not isinstance(encoder, ViT) or self.mask_ratio == 0:
+            return view_1, view_2, None
+        patches = encoder.position.shape[1] - 1
+        visible = masking.draw_visible(len(view_1), patches, self.mask_ratio, self.generator)
+        return view_1, view_2, visible
+
+    def _loss(
+        self, view_1: Tensor, view_2: Tensor, visible: Tensor | None = None
+    ) -> BarlowTwinsLoss:
+        """Return the objective of one pair of embeddings, or of two with a target network.
+
+        Of two pairs, BYOL takes the sum, Barlow Twins the mean.
+        """
+        p = self.settings.loss
+        with torch.autocast(view_1.device.type, torch.bfloat16, enabled=self.fast):
+            z_1, z_2 = self._embed(self.model, view_1, view_2, visible)
+            pairs = [(self._predict(z_1), z_2)]
+            if p.target == "stop_gradient":
+                pairs = [(pairs[0][0], z_2.detach())]
+            elif p.target == "ema":
+                with torch.no_grad():
+                    target_1, target_2 = self._embed(self.target, view_1, view_2)
+                pairs = [(pairs[0][0], target_2), (self._predict(z_2), target_1)]
+        terms = [objective(*pair, p) for pair in pairs]
+        combine = torch.sum if p.objective == "byol" else torch.mean
+        return BarlowTwinsLoss(*(combine(torch.stack(v)) for v in zip(*terms, strict=True)))
+
+    def _embed(
+        self, model: BarlowTwins, view_1: Tensor, view_2: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if self.both_views_at_once:
+            return embed_views(model.encoder, model.projector, view_1, view_2, visible)
+        z_1, z_2 = model(view_1, view_2, visible)
+        return z_1, z_2
+
+    def _predict(self, z: Tensor) -> Tensor:
+        predictor = self.model.predictor
+        if predictor is None:
+            return z
+        return layers(predictor, z, n_views=1) if self.both_views_at_once else predictor(z)
+
+    def train_mode(self) -> None:
+        """Put model and target into training mode: dropout, and batch norm by batch statistics."""
+        self.model.train()
+        self.target.train()
+
+    def weights_are_finite(self) -> bool:
+        """Return whether every weight is a finite number; waits for the device."""
+        finite = torch.stack([w.isfinite().all() for w in self.model.parameters()])
+        return all(finite.tolist())
+
+
+def has_fixed_shapes(encoder: EncoderParams) -> bool:
+    """Return whether all steps have the same shapes, so that one CUDA graph does them all."""
+    return not isinstance(encoder, ViTParams) or encoder.mask_schedule == "fixed"
