@@ -69,7 +69,7 @@ def writer_of(stage: Stage, work: Path, outputs: ExitStack) -> Writer:
         pretrained=outputs.enter_context(stage.output("data/pretrained")),
         throughput=outputs.enter_context(stage.output("reports/throughput.csv", file=True)),
         live=root() / ".work" / "live",
-        snapshots=work / "snapshots",
+        work=work,
     )
 
 

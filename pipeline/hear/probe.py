@@ -27,6 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from pipeline.encoders.snapshots import find_snapshots
 from pipeline.hear.embed.embed import HearModule, write_embeddings
 from pipeline.hear.tasks.task import Event, Task
 
@@ -43,12 +44,8 @@ class Split:
 
 def kept_encoders(pretrain: Path, random: Path) -> dict[int, Path]:
     """Return the folders of the initial encoder, the snapshots and the final one, by epoch."""
-    snapshots = {
-        int(folder.name.removeprefix("epoch-")): folder
-        for folder in sorted((pretrain / "snapshots").glob("epoch-*"))
-    }
     last = int(pd.read_csv(pretrain / "epochs.csv")["epoch"].iloc[-1])
-    return {0: random, **snapshots, last: pretrain}
+    return {0: random, **find_snapshots(pretrain), last: pretrain}
 
 
 def training_and_validation(task: Task) -> tuple[list[str], str]:

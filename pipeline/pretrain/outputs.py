@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.encoders import checkpoint
 from pipeline.encoders.checkpoint import Checkpoint
+from pipeline.encoders.snapshots import find_snapshots, snapshot_folder
 from pipeline.pretrain import diagnostics, distributed
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.resume import TrainingStates, remove_forgotten
@@ -34,7 +35,7 @@ class Writer:
     pretrained: Path  # folder: the encoder at the end, curves, pictures, snapshots
     throughput: Path  # CSV
     live: Path  # folder: the curves so far, for `pipeline.commands.watch`
-    snapshots: Path  # folder that survives an interruption
+    work: Path  # folder that survives an interruption, for snapshots
 
     def write_initial(self, trainer: Trainer) -> None:
         """Write the encoder before any update."""
@@ -52,7 +53,7 @@ class Writer:
         epoch, begun = divmod(trainer.step, trainer.steps_per_epoch)
         every = trainer.settings.pretrain.snapshot_epochs
         if every and not begun and epoch % every == 0:
-            folder = self.snapshots / f"epoch-{epoch:05d}"
+            folder = snapshot_folder(self.work, epoch)
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(frozen_encoder(trainer), folder)
 
@@ -63,8 +64,8 @@ class Writer:
         checkpoint.save(frozen_encoder(trainer), self.pretrained)
         write_curves(trainer, self.pretrained)
         trainer.throughput.table().to_csv(self.throughput, index=False)
-        if self.snapshots.exists():
-            shutil.copytree(self.snapshots, self.pretrained / "snapshots")
+        for epoch, folder in find_snapshots(self.work).items():
+            shutil.copytree(folder, snapshot_folder(self.pretrained, epoch))
         matrices = {name: matrix.cpu() for name, matrix in correlations.items()}
         save_file(matrices, self.pretrained / "correlation.safetensors")
         clips, *pictures = examples

@@ -3,7 +3,7 @@
 A curve is reports/probe/<task>.csv: epoch, knn, linear; see `pipeline.hear.probe`. What is kept:
 
     epoch 0         data/random
-    every so many   data/pretrained/snapshots/epoch-<number, five digits>
+    some between    snapshots in data/pretrained, see `pipeline.encoders.snapshots`
     the last        data/pretrained
 """
 
@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.encoders.snapshots import snapshot_folder
+
 COLUMNS = ["epoch", "knn", "linear"]
+RANDOM, PRETRAINED = Path("data/random"), Path("data/pretrained")
 REMEDY = "Delete the file and run `dvc repro`."
 
 
@@ -69,8 +72,8 @@ class ProbeTable:
 
     def folder(self, epoch: int) -> str:
         """Return where the encoder of an epoch is."""
-        kept = {0: "data/random", self.epochs: "data/pretrained"}
-        return kept.get(epoch, f"data/pretrained/snapshots/epoch-{epoch:05d}")
+        ends = {0: RANDOM, self.epochs: PRETRAINED}
+        return ends.get(epoch, snapshot_folder(PRETRAINED, epoch)).as_posix()
 
 
 def read_probe(
