@@ -16,7 +16,7 @@ from pipeline.core.params import PARAMS_FILE
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.hear.models import baselines
 from pipeline.hear.tasks.task import find_task, read_task
-from pipeline.report.paper.tables import PAPER_TASKS
+from pipeline.report.paper.columns import PAPER_TASKS
 
 DVC_EXPERIMENT = "DVC_EXP_NAME"  # set by `dvc exp run` alone
 HEAR_RECORD = 6332517  # on Zenodo, HEAR 2021.3

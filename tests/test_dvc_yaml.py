@@ -82,7 +82,7 @@ def import_closure(script: Path) -> set[Path]:
 
 
 def loaded_keys(script: Path) -> set[str]:
-    """Keys that a script reads with stage.load and stage.value, spelt as in dvc.yaml.
+    """Keys that a script reads with stage.load, .value and .record, spelt as in dvc.yaml.
 
     In the key of one value, `{source}` stands for another that was read into `source`.
     """
@@ -95,14 +95,15 @@ def loaded_keys(script: Path) -> set[str]:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("load", "value")
+            and node.func.attr in ("load", "value", "record")
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id == "stage"
         ):
-            key = ast.unparse(node.args[0]).strip("'").removeprefix("f'")
-            keys.add(
-                re.sub(r"{(\w+)}", lambda name: f"${{{read_into.get(name[1], name[1])}}}", key)
-            )
+            spelt = node.args if node.func.attr == "record" else node.args[:1]
+            for key in (ast.unparse(arg).strip("'").removeprefix("f'") for arg in spelt):
+                keys.add(
+                    re.sub(r"{(\w+)}", lambda name: f"${{{read_into.get(name[1], name[1])}}}", key)
+                )
     return keys
 
 

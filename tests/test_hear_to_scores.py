@@ -19,8 +19,10 @@ import stages.score
 from pipeline.config import load_config
 from pipeline.core.stage import run
 from pipeline.hear.embed.cache import serves
-from pipeline.report import page, score_table
-from pipeline.report.paper import tables
+from pipeline.report import score_table
+from pipeline.report.paper.columns import GROUPS
+from pipeline.report.paper.comparison import compare
+from pipeline.report.results import flatten
 
 MODEL = "pretrained"
 
@@ -60,7 +62,7 @@ def scored(repository):
 
 
 def test_every_task_ends_in_a_score_of_its_own_metric(scored):
-    for columns in tables.GROUPS.values():
+    for columns in GROUPS.values():
         for column in columns:
             summary = scored[column.task]
             assert column.metric in summary["metrics"]
@@ -78,10 +80,10 @@ def test_cross_validated_tasks_have_a_score_of_every_fold(scored):
 def test_the_scores_stand_in_the_paper_s_tables(scored):
     config = load_config()
     table = score_table.read_table(Path("reports/scores"), config.hear.tasks, config.score, [MODEL])
-    params = page.flatten(YAML(typ="safe").load(Path("params.yaml")))
-    found = tables.compare(table, params, left_out=0)
-    assert [t.group for t in found.tables] == list(tables.GROUPS)
-    ours = [line for line in found.tables[0].lines if not line.is_published]
+    params = flatten(YAML(typ="safe").load(Path("params.yaml")))
+    found = compare(table, params, left_out=0)
+    assert [t.group for t in found.tables] == list(GROUPS)
+    ours = [row for row in found.tables[0].rows if not row.is_published]
     assert len(ours) == 1
     assert found.tables[0].mean(ours[0]) is not None
 

@@ -6,23 +6,25 @@ import io
 import pytest
 
 from pipeline.hear.score.params import ScoreParams
-from pipeline.report.paper import tables
-from pipeline.report.paper.settings import COMMON, ENCODERS
-from pipeline.report.paper.tables import GROUPS, PAPER_TASKS, Comparison, Line, Table
-from pipeline.report.score_table import Row, Score, ScoreTable
+from pipeline.report.paper import comparison, rendering, tables
+from pipeline.report.paper.columns import DCASE, GROUPS, MAESTRO, PAPER_TASKS
+from pipeline.report.paper.comparison import Comparison, compare
+from pipeline.report.paper.settings import paper_settings
+from pipeline.report.paper.tables import ModelRow, Table
+from pipeline.report.score_file import Score
+from pipeline.report.score_table import ScoreTable, TaskScores
 
 ESC50, GUNSHOT = "esc50-v2.0.0-full", "gunshot_triangulation-v1.0-full"
 CREMA = ("tfds_crema_d-1.0.0-full", "top1_acc")
-AUDIONTT = {f"encoders.audiontt.{key}": value for key, value in ENCODERS["audiontt"].items()}
-PAPER = {"source": "audioset", "encoder": "audiontt", **COMMON, **AUDIONTT}
+PAPER = {"source": "audioset", "encoder": "audiontt", **paper_settings("audiontt")}
 
 
 def table_of(group, *measured):
-    return Table(group, GROUPS[group], (*tables.published(), *measured))
+    return Table(group, GROUPS[group], (*tables.published_rows(), *measured))
 
 
-def line_of(table, model):
-    return next(line for line in table.lines if line.model == model)
+def row_of(table, model):
+    return next(row for row in table.rows if row.model == model)
 
 
 def test_the_paper_has_18_tasks_in_the_kit_s_names():
@@ -33,11 +35,11 @@ def test_the_paper_has_18_tasks_in_the_kit_s_names():
 
 def test_every_published_line_has_every_score_but_what_the_paper_leaves_out():
     absent = {
-        (line.model, column.name)
-        for line in tables.published()
+        (row.model, column.name)
+        for row in tables.published_rows()
         for columns in GROUPS.values()
         for column in columns
-        if column.key not in line.scores
+        if column.key not in row.scores
     }
     # The random encoders' results have the first metric of each task only.
     assert absent == {
@@ -66,38 +68,38 @@ def test_every_published_line_has_every_score_but_what_the_paper_leaves_out():
 )
 def test_means_and_percentages_are_the_paper_s(group, model, mean, percent):
     table = table_of(group)
-    line = line_of(table, model)
-    assert table.mean(line) == pytest.approx(mean, abs=1.1e-3)
-    found = table.over_random(line)
+    row = row_of(table, model)
+    assert table.mean(row) == pytest.approx(mean, abs=1.1e-3)
+    found = table.over_random(row)
     assert found is percent is None or found == pytest.approx(percent, abs=0.7)
 
 
 def test_the_best_two_are_the_paper_s_and_lower_error_rates_are_better():
     speech, events = table_of("speech"), table_of("timestamps")
     crema, error_rate = GROUPS["speech"][0], GROUPS["timestamps"][1]
-    best = [line.model for line in speech.lines if speech.is_top(line, crema)]
+    best = [row.model for row in speech.rows if speech.is_top(row, crema)]
     assert best == ["wav2vec 2.0", "BYOL-A*"]
-    lowest = [line.model for line in events.lines if events.is_top(line, error_rate)]
+    lowest = [row.model for row in events.rows if events.is_top(row, error_rate)]
     assert lowest == ["ABT AudioNTT", "ABT ViT_C-B (16x8)"]
 
 
 def test_no_mean_is_given_over_fewer_columns():
-    measured = Line("ours", False, {(ESC50, "top1_acc"): 0.9, (GUNSHOT, "top1_acc"): 0.8})
+    measured = ModelRow("ours", False, {(ESC50, "top1_acc"): 0.9, (GUNSHOT, "top1_acc"): 0.8})
     table = table_of("environmental sound", measured)
     assert table.mean(measured) is None
-    assert list(tables.cells(table, measured)) == [
+    assert list(rendering.cells(table, measured)) == [
         ("0.900", True), ("–", False), ("0.800", False), ("–", False)]  # fmt: skip
     assert tables.group_means(measured, [ESC50]) == {"environmental": None}
 
 
 def test_a_measured_gain_refers_to_the_measured_random_encoder():
     keys = [column.key for column in GROUPS["environmental sound"]]
-    ours = Line("pretrained", False, dict.fromkeys(keys, 0.75), random="random")
-    random = Line("random", False, dict.fromkeys(keys, 0.5), random="random")
+    ours = ModelRow("pretrained", False, dict.fromkeys(keys, 0.75), random="random")
+    random = ModelRow("random", False, dict.fromkeys(keys, 0.5), random="random")
     table = table_of("environmental sound", ours, random)
     assert table.over_random(ours) == 50.0
-    assert list(tables.cells(table, ours))[-1][0] == "0.750 (+50 %)"
-    assert list(tables.cells(table, random))[-1][0] == "0.500"
+    assert list(rendering.cells(table, ours))[-1][0] == "0.750 (+50 %)"
+    assert list(rendering.cells(table, random))[-1][0] == "0.500"
 
 
 @pytest.mark.parametrize(
@@ -106,13 +108,13 @@ def test_a_measured_gain_refers_to_the_measured_random_encoder():
         (ESC50, "top1_acc", 0.786 * 1.139, "within"),
         (ESC50, "top1_acc", 0.786 * 1.141, "above"),
         (ESC50, "top1_acc", 0.65, "below"),
-        (tables.MAESTRO, "event_onset_50ms_fms", 0.0, "below"),  # of 0.048
-        (tables.DCASE, "segment_1s_er", 0.15, "above"),  # an error rate
-        (tables.DCASE, "segment_1s_er", 0.35, "below"),
+        (MAESTRO, "event_onset_50ms_fms", 0.0, "below"),  # of 0.048
+        (DCASE, "segment_1s_er", 0.15, "above"),  # an error rate
+        (DCASE, "segment_1s_er", 0.35, "below"),
     ],
 )
 def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
-    (verdict,) = tables.verdicts(Line("ours", False, {(task, metric): score}), "audiontt")
+    (verdict,) = comparison.verdicts(ModelRow("ours", False, {(task, metric): score}), "audiontt")
     assert verdict.text == expected
 
 
@@ -123,31 +125,31 @@ def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
 )  # fmt: skip
 def test_a_model_that_is_scored_again_is_within_the_noise(first, again):
     column = GROUPS["speech"][0]
-    assert tables.Verdict(column, again, first).text == "within"
+    assert comparison.Verdict(column, again, first).text == "within"
 
 
 def test_random_weights_do_not_compete_for_the_best_two():
     for group, columns in GROUPS.items():
         table = table_of(group)
         for column in columns:
-            best = [line for line in table.lines if table.is_top(line, column)]
-            assert len(best) >= 2 and not any(line.model.startswith("random") for line in best)
+            best = [row for row in table.rows if table.is_top(row, column)]
+            assert len(best) >= 2 and not any(row.model.startswith("random") for row in best)
     gunshot = GROUPS["environmental sound"][2]
-    best = [line.model for line in table_of("environmental sound").lines
-            if table_of("environmental sound").is_top(line, gunshot)]  # fmt: skip
+    best = [row.model for row in table_of("environmental sound").rows
+            if table_of("environmental sound").is_top(row, gunshot)]  # fmt: skip
     assert "BYOL-A*" in best  # random ViT_C has more
 
 
 def test_there_is_no_verdict_for_an_encoder_that_the_paper_lacks():
-    assert tables.verdicts(Line("ours", False, {CREMA: 0.6}), "vit") == []
+    assert comparison.verdicts(ModelRow("ours", False, {CREMA: 0.6}), "vit") == []
 
 
 def test_tasks_of_one_s_own_get_a_table_of_their_own():
-    own = Line("pretrained", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
-    (table,) = tables.tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
-    assert (table.group, [line.model for line in table.lines]) == ("other tasks", ["pretrained"])
-    comparison = Comparison((table,), (), ("not comparable",), {}, "")
-    text = tables.to_markdown(comparison)
+    own = ModelRow("pretrained", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
+    (table,) = tables.build_tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
+    assert (table.group, [row.model for row in table.rows]) == ("other tasks", ["pretrained"])
+    comparison = Comparison(own, (table,), (), ("not comparable",), {})
+    text = rendering.to_markdown(comparison)
     assert "> not comparable" in text
     assert "| pretrained | measured, 1 seed | **0.250** | 0.250 |" in text
 
@@ -155,7 +157,7 @@ def test_tasks_of_one_s_own_get_a_table_of_their_own():
 def own_table(*metrics):
     """The table of tasks of one's own by their first metrics, None: without any score."""
     rows = tuple(
-        Row(f"task{i}", f"task{i}", {
+        TaskScores(f"task{i}", f"task{i}", {
             "pretrained": scored(f"task{i}", "pretrained", 0.2, metric) if metric else None,
             "random": scored(f"task{i}", "random", 0.3, metric) if metric else None,
             "mel": scored(f"task{i}", "mel", 0.4, metric) if metric else None})
@@ -163,15 +165,15 @@ def own_table(*metrics):
     )  # fmt: skip
     models = ("pretrained", "random", "mel")
     scores = ScoreTable(rows, table_with([]).protocol, models)
-    (table,) = tables.compare(scores, PAPER, 0).tables
+    (table,) = compare(scores, PAPER, 0).tables
     return table
 
 
 def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
     table = own_table("top1_acc", None, "mAP")
-    assert tables.header(table)[2:] == [
+    assert rendering.header(table)[2:] == [
         "task0", "task1", "task2", "mean of 3 (over random)"]  # fmt: skip
-    texts = [text for text, _ in tables.cells(table, table.lines[0])]
+    texts = [text for text, _ in rendering.cells(table, table.rows[0])]
     assert texts == ["0.200", "–", "0.200", "–"]
 
 
@@ -181,16 +183,16 @@ def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
 )
 def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metric, best, name):
     table = own_table("top1_acc", metric)
-    assert tables.header(table)[3:] == [name, "mean of 2 (over random)"]
-    assert [table.mean(line) for line in table.lines] == [None, None, None]
-    top = [table.is_top(line, table.columns[1]) for line in table.lines]
+    assert rendering.header(table)[3:] == [name, "mean of 2 (over random)"]
+    assert [table.mean(row) for row in table.rows] == [None, None, None]
+    top = [table.is_top(row, table.columns[1]) for row in table.rows]
     assert {i for i, is_top in enumerate(top) if is_top} == set(best)
 
 
 def test_the_csv_has_every_score_and_its_origin():
-    ours = Line("pretrained", False, {CREMA: 0.601}, note="3 seeds")
-    found = tables.tables([ours], [CREMA[0]], {})
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(found))))
+    ours = ModelRow("pretrained", False, {CREMA: 0.601}, note="3 seeds")
+    found = tables.build_tables([ours], [CREMA[0]], {})
+    rows = list(csv.DictReader(io.StringIO(rendering.to_csv(found))))
     assert len(rows) == 7 * 6 + 1
     assert rows[-1] == {"group": "speech", "task": CREMA[0], "metric": "top1_acc",
                         "model": "pretrained", "origin": "measured, 3 seeds",
@@ -198,8 +200,8 @@ def test_the_csv_has_every_score_and_its_origin():
 
 
 def test_the_leaderboard_s_line_has_18_scores():
-    line = next(line for line in tables.published() if line.model == "ABT AudioNTT")
-    head, values = csv.reader(io.StringIO(tables.leaderboard(line)))
+    row = next(row for row in tables.published_rows() if row.model == "ABT AudioNTT")
+    head, values = csv.reader(io.StringIO(rendering.leaderboard(row)))
     assert len(head) == len(values) == 19
     assert dict(zip(head, values, strict=True))["fsd50k-v1.0-full"] == "0.474"
 
@@ -213,7 +215,7 @@ def scored(task, model, score, metric="top1_acc", **other):
 def table_with(tasks, points=8):
     """Scores of the two encoders, 0.7 and 0.5."""
     rows = tuple(
-        Row(task, task, {"pretrained": scored(task, "pretrained", 0.7, seeds=3),
+        TaskScores(task, task, {"pretrained": scored(task, "pretrained", 0.7, seeds=3),
                          "random": scored(task, "random", 0.5, seeds=3)})
         for task in tasks
     )  # fmt: skip
@@ -223,9 +225,9 @@ def table_with(tasks, points=8):
 
 def test_measured_lines_stand_beside_the_published_ones():
     tasks = [column.task for column in GROUPS["environmental sound"] if column.name != "FSD50K"]
-    found = tables.compare(table_with(tasks), PAPER, 0)
+    found = compare(table_with(tasks), PAPER, 0)
     (table,) = found.tables
-    ours = [(line.model, tables.origin(line)) for line in table.lines if line.note[0] == "3"]
+    ours = [(row.model, row.origin) for row in table.rows if row.note[0] == "3"]
     assert ours == [("the pre-trained encoder", "measured, 3 seeds"),
                     ("the random encoder", "measured, 3 seeds")]  # fmt: skip
     assert [(v.column.name, v.text) for v in found.verdicts] == [
@@ -238,11 +240,11 @@ def test_measured_lines_stand_beside_the_published_ones():
 
 def test_other_metrics_of_a_task_are_taken_from_its_score_file():
     metrics = {"event_onset_200ms_fms": 0.8, "segment_1s_er": 0.2}
-    score = scored(tables.DCASE, "pretrained", 0.8, "event_onset_200ms_fms", metrics=metrics)
-    row = Row(tables.DCASE, "dcase", {"pretrained": score})
+    score = scored(DCASE, "pretrained", 0.8, "event_onset_200ms_fms", metrics=metrics)
+    row = TaskScores(DCASE, "dcase", {"pretrained": score})
     table = ScoreTable((row,), table_with([]).protocol, ("pretrained",))
-    (line,) = tables.measured(table)
-    assert line.scores == {(tables.DCASE, name): value for name, value in metrics.items()}
+    (row,) = tables.measured_rows(table)
+    assert row.scores == {(DCASE, name): value for name, value in metrics.items()}
 
 
 @pytest.mark.parametrize(
@@ -257,18 +259,18 @@ def test_other_metrics_of_a_task_are_taken_from_its_score_file():
 )
 def test_whatever_is_not_like_for_like_is_told(changes, warning):
     given = {"scores": table_with(sorted(PAPER_TASKS)), "params": PAPER, "left_out": 0}
-    assert not tables.compare(**given).warnings
-    (told,) = tables.compare(**given | changes).warnings
+    assert not compare(**given).warnings
+    (told,) = compare(**given | changes).warnings
     assert warning in told
 
 
 def test_embeddings_without_the_wrapper_s_faults_are_not_like_for_like():
     params = PAPER | {"hear.mode": "ours"}
-    *_, told = tables.compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
+    *_, told = compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
     assert "the authors' wrapper with its faults" in told
 
 
 def test_no_warning_is_needed_where_there_is_nothing_published():
     params = PAPER | {"encoder": "vit", "source": "sample"}
-    found = tables.compare(table_with(["birds"], 2), params, 0)
+    found = compare(table_with(["birds"], 2), params, 0)
     assert found.warnings == () and found.verdicts == ()

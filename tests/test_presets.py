@@ -11,8 +11,9 @@ from zenodo_server import TASKS
 
 from pipeline.config import load_config
 from pipeline.core.params import PARAMS_FILE
-from pipeline.report.page import flatten
-from pipeline.report.paper.settings import differing
+from pipeline.report.paper import settings
+from pipeline.report.paper.settings import differing, paper_settings, read_preset
+from pipeline.report.results import flatten
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -183,6 +184,18 @@ REFERENCE = {"hear.mode", "hear.normalization", "hear.edges"}  # the authors' wr
 
 
 @pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
+def test_the_report_takes_from_a_preset_what_it_sets_and_lists_the_rest_once(encoder):
+    preset = read_preset(PRESETS / f"audioset-{encoder}")
+    ignored = {"encoder", "pretrain.log_every", "pretrain.snapshot_epochs"}
+    ignored |= {"score.grid", "score.grid_points"}  # compared apart
+    assert options(f"audioset-{encoder}").keys() == preset.keys() | ignored
+    own = {f"encoders.{encoder}.{key}" for key in settings.ENCODER_DEFAULTS[encoder]}
+    listed = settings.DEFAULTS.keys() | own
+    assert not listed & preset.keys()
+    assert paper_settings(encoder).keys() == listed | preset.keys()
+
+
+@pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
 def test_the_report_knows_what_a_run_differs_in_from_the_paper_s(encoder, tmp_path):
     changed(tmp_path, f"audioset-{encoder}")
     path = tmp_path / "params.yaml"
@@ -191,7 +204,7 @@ def test_the_report_knows_what_a_run_differs_in_from_the_paper_s(encoder, tmp_pa
     own = f"encoders.{encoder}."
     keys = {key for key in flat if key.startswith((*AS_PUBLISHED, own))}
     for key in keys - WITHOUT_EFFECT - {own + key for key in UNUSED[encoder]}:
-        assert key in {told for told, *_ in differing(flat | {key: "other"})}
+        assert key in {name for name, *_ in differing(flat | {key: "other"})}
 
 
 @pytest.mark.parametrize("name", [*ENCODER, *GROUPS])

@@ -14,9 +14,11 @@ from pipeline.features import excluded
 from pipeline.features.params import LogMelParams
 from pipeline.hear.score.params import ScoreParams
 from pipeline.leaks import table as leak_table
-from pipeline.report import figures, inputs, probe_table, score_table
-from pipeline.report import page as report_page
-from pipeline.report.paper import tables as paper_tables
+from pipeline.report import figures, html_page, inputs, probe_table, score_table
+from pipeline.report.data_summary import summarize_data
+from pipeline.report.paper.columns import PAPER_TASKS
+from pipeline.report.results import Results, flatten
+from pipeline.report.run_summary import summarize_correlation, summarize_loss
 from stages.report import main
 
 ROOT = Path(__file__).parents[1]
@@ -35,28 +37,31 @@ def made_up(tmp_path, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Leave the drawing out of pages that are about something else."""
-    monkeypatch.setattr(report_page, "draw", lambda run: dict.fromkeys(FIGURES, ""))
-    monkeypatch.setattr(report_page, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
-    monkeypatch.setattr(report_page, "draw_clips", lambda run, ledger, count: [])
+    monkeypatch.setattr(html_page, "draw_curves", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(html_page, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
+    monkeypatch.setattr(html_page, "draw_clips", lambda run, ledger, count: [])
 
 
 def page_of(made_up, runtimes=None):
     """The page, without the stage around it."""
-    table = read_table(made_up)
-    run = read_run(made_up)
+    reports, data = made_up.root / "reports", made_up.root / "data"
     pretrain, tasks = made_up.params["pretrain"], made_up.params["probe"]["tasks"]
-    sizes = pretrain["epochs"], pretrain["snapshot_epochs"]
-    probe = probe_table.read_probe(made_up.root / "reports" / "probe", tasks, *sizes)
-    ledger = inputs.read_ledger(made_up.root / "data" / "ledger.csv")
-    left_out = excluded.read(made_up.root / "data" / "excluded.csv")
-    ledger = leak_table.mark(ledger, left_out)
-    leaks = leak_table.read(made_up.root / "reports" / "leaks", made_up.params["hear"]["tasks"])
-    values = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
-    names = {"/m/09x0r": "Speech"}
-    paper = paper_tables.compare(table, report_page.flatten(made_up.params), left_out=0)
-    return report_page.render(
-        run, table, paper, probe, ledger, leaks, names, values, runtimes or {}
+    epochs = pretrain["epochs"], pretrain["snapshot_epochs"]
+    ledger = inputs.read_ledger(data / "ledger.csv")
+    shown = {k: v for k, v in made_up.params.items() if k not in ("encoders", "sources")}
+    encoder = made_up.params["encoder"]
+    shown[f"encoders.{encoder}"] = made_up.params["encoders"][encoder]
+    results = Results(
+        pretraining=read_run(made_up),
+        scores=read_table(made_up),
+        probe=probe_table.read_probe(reports / "probe", tasks, *epochs),
+        ledger=leak_table.mark(ledger, excluded.read(data / "excluded.csv")),
+        leaks=leak_table.read(reports / "leaks", made_up.params["hear"]["tasks"]),
+        label_names={"/m/09x0r": "Speech"},
+        params=flatten(shown),
+        runtimes=runtimes or {},
     )
+    return html_page.render(results)
 
 
 def read_run(made_up, encoder="audiontt"):
@@ -188,8 +193,8 @@ def test_only_hears_own_protocol_is_without_a_note(
         ({"task": "esc50-v2.0.0-full"}, r"holds the score of esc50.*dvc repro"),
         ({"model": "random"}, r"holds the score of toy_kind.* \(random\)"),
         ({"grid": "default", "grid_points": 8}, r"grid default, 8 points; score.grid = fast"),
-        ({"score": "high"}, r"toy_kind-v1-small.json is no score file: score: .*dvc repro"),
-        ({"score": float("nan")}, r"is no score file: score: "),
+        ({"score": "high"}, r"toy_kind-v1-small.json is not a score file: score: .*dvc repro"),
+        ({"score": float("nan")}, r"is not a score file: score: "),
         ({"metric": "mAP"}, r"mAP of the pre-trained encoder cannot be compared with top1_acc"),
     ],
 )
@@ -223,7 +228,7 @@ def test_a_score_that_its_metric_cannot_have_is_refused(made_up, metric, score, 
 
 def test_a_damaged_score_file_is_refused(made_up):
     made_up.score("pretrained", KIND, 0.6).write_text('{"task": ')
-    with pytest.raises(ValueError, match=r"toy_kind-v1-small.json is no score file: .*JSON"):
+    with pytest.raises(ValueError, match=r"toy_kind-v1-small.json is not a score file: .*JSON"):
         read_table(made_up)
 
 
@@ -258,9 +263,7 @@ def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, 
     rows = pd.read_csv("data/pretrained/history.csv")
     last = epochs["loss"].iloc[-1]
     floor = 0.005 * 256 * 255 / 32
-    assert report_page.summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(
-        last, abs=1e-6
-    )
+    assert summarize_loss(history, epochs)["after"]["loss"] == pytest.approx(last, abs=1e-6)
     words = text(page_of(made_up))
     assert f"Loss {rows['loss'][0]:.2f} {last:.2f}" in words
     assert f"Noise floor λ D (D − 1) / B {floor:.2f} {floor:.2f}" in words
@@ -270,7 +273,7 @@ def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, 
 
 def test_correlation_is_summed_up_on_and_off_the_diagonal():
     matrix = np.array([[1.0, 0.3, 0.0], [-0.3, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
-    summary = report_page.summarize_correlation(matrix)
+    summary = summarize_correlation(matrix)
     assert summary["diagonal"] == pytest.approx(0.5)
     assert summary["others"] == pytest.approx(math.sqrt(2 * 0.09 / 6))
 
@@ -312,8 +315,8 @@ def test_missing_snapshots_and_curves_are_named(made_up, without_figures, caplog
     made_up.set("probe.tasks", [KIND, BEATS])
     main(Stage("report"))
     words = text((made_up.root / "reports" / "index.html").read_text())
-    assert "Snapshots are missing: there is no score of epochs 10, 15." in words
-    assert f"There is no curve of {BEATS}." in words
+    assert "Snapshots are missing: there is no score for epochs 10, 15." in words
+    assert f"There is no curve for {BEATS}." in words
     assert "no encoder of epochs 10, 15: snapshots are missing" in caplog.text
     assert f"No probe of {BEATS}." in caplog.text
 
@@ -344,7 +347,7 @@ def test_a_task_that_was_not_compared_with_the_clips_is_named(made_up, without_f
     Path("reports/leaks", f"{BEATS}.json").unlink()
     main(Stage("report"))
     words = text(Path("reports/index.html").read_text())
-    assert f"{BEATS} not compared: stage leaks has no result of it" in words
+    assert f"{BEATS} not compared: stage leaks has no result for it" in words
 
 
 def test_what_is_off_is_said_to_be_off(made_up, without_figures):
@@ -411,11 +414,11 @@ def test_every_segment_is_obtained_or_counted_with_its_reason(made_up, without_f
     rows += [failed_row(7 + i, "download", "gone", f"toy{7 + i:08d} was removed") for i in range(3)]
     made_up.ledger(rows)
     words = text(page_of(made_up))
-    assert "asked for 10 100.0% 0.03" in words
+    assert "requested 10 100.0% 0.03" in words
     assert "failed: gone download 3 30.0% failed: silent resample 1 10.0%" in words
     assert "obtained 6 60.0% 0.01" in words  # 6 clips of 9 s
     assert "download gone … was removed 3 toy00000007_30000, toy00000008_30000" in words
-    assert "0.01 h; 6 clips of 10 asked for" in words
+    assert "0.01 h; 6 of 10 requested clips" in words
 
 
 def test_clips_of_test_splits_are_counted_by_task_and_left_out_of_the_totals(
@@ -426,7 +429,7 @@ def test_clips_of_test_splits_are_counted_by_task_and_left_out_of_the_totals(
     words = text(page_of(made_up))
     assert f"{KIND} 1,200 3 2 0 2 left out" in words
     assert f"{BEATS} 1,200 3 0 0 0 nothing to do Clips" in words
-    assert "asked for 20 100.0% 0.06 left out: leak exclude 2 10.0% used 18 90.0% 0.04" in words
+    assert "requested 20 100.0% 0.06 left out: leak exclude 2 10.0% used 18 90.0% 0.04" in words
     assert "on 18 clips" in words
     reason = "exclude leak it is in the test split of a task 2 toy00000003_30000, toy00000004_30000"
     assert reason in words
@@ -450,13 +453,13 @@ def test_a_clip_that_had_failed_before_stays_what_it_was():
 
 def test_labels_are_counted_over_obtained_clips_only():
     rows = [ledger_row(row) for row in range(8)] + [failed_row(8, "download", "gone", "gone")]
-    summary = report_page.summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
+    summary = summarize_data(pd.DataFrame(rows).replace({"duration_s": {"": 0}}))
     assert summary.labels == [("/m/09x0r", 8), ("/m/04rlf", 2)]
     assert summary.obtained_hours == pytest.approx(8 * 9 / 3600)
 
 
 def test_labels_are_shown_by_their_names_where_these_are_known(made_up, monkeypatch):
-    monkeypatch.setattr(report_page, "draw", lambda run: dict.fromkeys(FIGURES, ""))
+    monkeypatch.setattr(html_page, "draw_curves", lambda run: dict.fromkeys(FIGURES, ""))
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
     words = text(page_of(made_up))
     assert "Clips Speech /m/09x0r 20 /m/04rlf 5" in words
@@ -505,7 +508,7 @@ def test_only_ten_labels_and_twenty_reasons_are_listed_and_the_rest_is_counted(
 
 def test_a_run_in_which_nothing_failed_says_so(made_up, without_figures):
     words = text(page_of(made_up))
-    assert "Every segment asked for was obtained." in words
+    assert "Every requested segment was obtained." in words
     assert "Reasons" not in words
 
 
@@ -567,14 +570,14 @@ def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, as
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
     run = read_run(made_up)
     ledger = inputs.read_ledger(made_up.root / "data" / "ledger.csv")
-    clips = report_page.draw_clips(run, ledger, asked)
+    clips = html_page.draw_clips(run, ledger, asked)
     assert [clip["id"] for clip in clips] == [f"toy{i:08d}_30000" for i in shown]
     assert clips[0]["labels"] == ["/m/09x0r", "/m/04rlf"]
 
 
 def test_fewer_clips_than_asked_for_are_explained(made_up, without_figures):
     words = text(page_of(made_up))
-    assert "4 clips were asked for (report.clips); pre-training has kept 0." in words
+    assert "report.clips asks for 4 clips; pre-training has kept 0." in words
 
 
 def test_mel_bins_have_the_front_ends_center_frequencies():
@@ -720,7 +723,7 @@ def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up,
 
 
 def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
-    tasks = sorted(paper_tables.PAPER_TASKS)
+    tasks = sorted(PAPER_TASKS)
     made_up.set("hear.tasks", tasks)
     made_up.leaks({task: [] for task in tasks})
     for model, score in (("pretrained", 0.7), ("random", 0.5)):

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from pipeline.core import params
 from pipeline.core.stage import root
 from pipeline.report import figures
-from pipeline.report import page as report_page
+from pipeline.report.templating import load_template
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def write_page(live: Live, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     svg = {"loss": figures.learning_curves(live.history)}
     svg |= figures.telemetry(live.history, live.epochs, live.throughput)
-    page = report_page.template("watch.html.j2").render(
+    page = load_template("watch.html.j2").render(
         live=live,
         every_s=EVERY_S,
         clock=time.strftime("%H:%M:%S"),

@@ -60,6 +60,10 @@ class Stage:
         self.values[key] = params.load_value(key)
         return self.values[key]
 
+    def record(self, *keys: str) -> None:
+        """Remember values that the stage only shows, so that DVC knows what the output holds."""
+        self.values |= {key: params.load_value(key) for key in keys}
+
     def work_folder(self, *identity: str) -> Path:
         """Folder that survives interruption, one per configuration; `identity` adds to its key."""
         text = json.dumps([self.values, identity], sort_keys=True)

@@ -19,7 +19,7 @@ CSV with one line per row, in the list's order:
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
@@ -100,13 +100,33 @@ def read(path: Path) -> list[Row]:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8, the columns are not a ledger's, or a row is broken.
     """
-    with path.open(
-        encoding="utf-8-sig", newline=""
-    ) as handle:  # millions of rows: a line at a time
+    return [Row(**values) for values in _parse(path, COLUMNS)]
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return some columns of a ledger by name; None stands for an unknown number.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `read`; cells of other columns are not checked.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for values in _parse(path, names):
+        for name, value in values.items():
+            columns[name].append(value)
+    return columns
+
+
+def _parse(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the values of some columns, row by row: there may be millions."""
+    positions = [(name, COLUMNS.index(name)) for name in names]
+    with path.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle)
         try:
             _check_header(path, next(reader, []))
-            return [_parse(cells) for cells in reader]
+            for cells in reader:
+                if len(cells) != len(COLUMNS):
+                    raise ValueError(f"it has {len(cells)} cells, expected {len(COLUMNS)}")
+                yield {name: _value(name, cells[position]) for name, position in positions}
         except UnicodeDecodeError:
             read_text(path)  # names the line
             raise
@@ -125,13 +145,6 @@ def _check_header(path: Path, header: list[str]) -> None:
             f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
             f"got {','.join(header)}."
         )
-
-
-def _parse(cells: list[str]) -> Row:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"it has {len(cells)} cells, expected {len(COLUMNS)}")
-    values = {name: _value(name, text) for name, text in zip(COLUMNS, cells, strict=True)}
-    return Row(**values)
 
 
 def _value(name: str, text: str) -> Any:

@@ -7,7 +7,7 @@ and a dark page. Pictures (matrices, spectrograms) are embedded pixel for pixel.
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -38,36 +38,46 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-Line = tuple[str, str, str, str]  # column, label, color, line style
-LOSS: list[Line] = [
-    ("loss", "loss", INK, "-"),
-    ("invariance", "invariance", BLUE, "-"),
-    ("redundancy", "redundancy", ORANGE, "-"),
-    ("noise_floor", "noise floor of redundancy", ORANGE, "--"),
+
+
+class Curve(NamedTuple):
+    """A column of a table, and how it is drawn."""
+
+    column: str
+    label: str
+    color: str
+    style: str  # of the line
+
+
+LOSS = [
+    Curve("loss", "loss", INK, "-"),
+    Curve("invariance", "invariance", BLUE, "-"),
+    Curve("redundancy", "redundancy", ORANGE, "-"),
+    Curve("noise_floor", "noise floor of redundancy", ORANGE, "--"),
 ]
-RATES: list[Line] = [
-    ("lr", "learning rate", INK, "-"),
-    ("lr_vectors", "of biases and norms", BLUE, "--"),
+RATES = [
+    Curve("lr", "learning rate", INK, "-"),
+    Curve("lr_vectors", "of biases and norms", BLUE, "--"),
 ]
-NORMS: list[Line] = [
-    ("encoder_grad_norm", "encoder, gradient", BLUE, "-"),
-    ("projector_grad_norm", "projector, gradient", ORANGE, "-"),
-    ("encoder_weight_norm", "encoder, weights", BLUE, "--"),
-    ("projector_weight_norm", "projector, weights", ORANGE, "--"),
+NORMS = [
+    Curve("encoder_grad_norm", "encoder, gradient", BLUE, "-"),
+    Curve("projector_grad_norm", "projector, gradient", ORANGE, "-"),
+    Curve("encoder_weight_norm", "encoder, weights", BLUE, "--"),
+    Curve("projector_weight_norm", "projector, weights", ORANGE, "--"),
 ]
-RANKS: list[Line] = [
-    ("rank_y", "effective rank of y", BLUE, "-"),
-    ("rank_z", "of z", ORANGE, "-"),
+RANKS = [
+    Curve("rank_y", "effective rank of y", BLUE, "-"),
+    Curve("rank_z", "of z", ORANGE, "-"),
 ]
-DEAD: list[Line] = [
-    ("dead_y", "dead dimensions of y", BLUE, "-"),
-    ("dead_z", "of z", ORANGE, "-"),
+DEAD = [
+    Curve("dead_y", "dead dimensions of y", BLUE, "-"),
+    Curve("dead_z", "of z", ORANGE, "-"),
 ]
-SPEED: list[Line] = [("samples_per_s", "samples per second", INK, "-")]
-WAIT: list[Line] = [("wait_share", "share of time waiting for data", INK, "-")]
-PROBE: list[Line] = [("linear", "linear", BLUE, "-"), ("knn", "kNN", ORANGE, "--")]
+SPEED = [Curve("samples_per_s", "samples per second", INK, "-")]
+WAIT = [Curve("wait_share", "share of time waiting for data", INK, "-")]
+PROBE = [Curve("linear", "linear", BLUE, "-"), Curve("knn", "kNN", ORANGE, "--")]
 MAX_POINTS = 500  # of a curve
-FEW_POINTS = 25  # that are also dots
+FEW_POINTS = 25  # up to which they are also dots
 WIDE = 300  # ratio of a curve's values from which a logarithmic axis has powers of 10 only
 TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 
@@ -87,7 +97,7 @@ def learning_curves(history: pd.DataFrame) -> str:
 def telemetry(
     history: pd.DataFrame, epochs: pd.DataFrame, throughput: pd.DataFrame
 ) -> dict[str, str]:
-    """Draw how a run went, by name; a curve that is empty, or not there, is an empty figure.
+    """Draw the telemetry of a run, by name; a curve that is empty or missing is an empty figure.
 
     Args:
         history: one row per logged step.
@@ -105,14 +115,14 @@ def telemetry(
 
 
 def probe(curve: pd.DataFrame, best: int, name: str) -> str:
-    """Draw the scores of a task over the epochs, and a line at the epoch that is best."""
+    """Draw the scores of a task over the epochs, and a line at the best one."""
     return small(curve, "epoch", PROBE, name, "Scores", scale="free", mark=best)
 
 
 def small(
     table: pd.DataFrame,
     x: str,
-    lines: Sequence[Line],
+    curves: Sequence[Curve],
     name: str,
     title: str,
     scale: Literal["zero", "share", "log", "free"] = "zero",
@@ -121,15 +131,15 @@ def small(
     """Draw curves over `x` in half the page's width.
 
     Args:
-        scale: vertical axis; from 0 up, from 0 to 1, logarithmic, or what the values need.
-        mark: where a vertical line stands.
+        scale: vertical axis: from 0 up, from 0 to 1, logarithmic, or fitted to the values.
+        mark: position of a vertical line.
     """
-    legend = 0.1 + 0.2 * -(-len(lines) // 2)  # inches, as the other sizes
+    legend = 0.1 + 0.2 * -(-len(curves) // 2)  # inches, as the other sizes
     height = 0.45 + 1.45 + legend
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, height))
         axes = figure.add_axes((0.14, 0.45 / height, 0.84, 1.45 / height))
-        _plot(axes, table, x, lines, positive=scale == "log")
+        _plot(axes, table, x, curves, positive=scale == "log")
         if scale == "log":
             _logarithmic(axes)
         elif scale != "free":
@@ -232,18 +242,20 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 
 
-def _plot(axes: Axes, table: pd.DataFrame, x: str, lines: Sequence[Line], positive: bool) -> None:
-    """Plot columns over `x`; a single point as a dot, and words where there is nothing to draw."""
-    columns = [column for column, *_ in lines]
-    curves = thin(table.reindex(columns=[x, *columns]).astype(float))
-    values = curves[columns]
-    curves[columns] = values.where(np.isfinite(values) & ((values > 0) | (not positive)))
-    for column, label, color, dashes in lines:
-        points = curves[[x, column]].dropna()
-        marker = "o" if len(points) <= FEW_POINTS else ""
-        style: dict[str, Any] = {"color": color, "ls": dashes, "marker": marker, "label": label}
-        axes.plot(points[x], points[column], lw=1.4, ms=3, clip_on=False, **style)
-    if curves[columns].isna().all(axis=None):
+def _plot(axes: Axes, table: pd.DataFrame, x: str, curves: Sequence[Curve], positive: bool) -> None:
+    """Plot columns over `x`; a single point as a dot, "nothing yet" where there is none."""
+    columns = [curve.column for curve in curves]
+    points = thin(table.reindex(columns=[x, *columns]).astype(float))
+    values = points[columns]
+    points[columns] = values.where(np.isfinite(values) & ((values > 0) | (not positive)))
+    for curve in curves:
+        drawn = points[[x, curve.column]].dropna()
+        marker = "o" if len(drawn) <= FEW_POINTS else ""
+        style: dict[str, Any] = {"color": curve.color, "ls": curve.style, "label": curve.label}
+        axes.plot(
+            drawn[x], drawn[curve.column], lw=1.4, ms=3, marker=marker, clip_on=False, **style
+        )
+    if points[columns].isna().all(axis=None):
         axes.text(0.5, 0.5, "nothing yet", ha="center", transform=axes.transAxes)
 
 

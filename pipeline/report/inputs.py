@@ -1,14 +1,14 @@
-"""The report's inputs, read and checked: the ledger and what `data/pretrained` tells of the run.
+"""The report's inputs, read and checked.
 
-data/ledger.csv    one row per row of the segment list: what became of it
-data/<source>/labels.csv    names of labels as AudioSet's class_labels_indices.csv has them:
-index,mid,display_name
-data/pretrained/     encoder.json      the encoder's name, settings and front end
-history.csv       loss, its parts, learning rates and norms over the steps
-epochs.csv        loss and, unless pretrain.rank_clips = 0, ranks of y and z after each epoch
-correlation.safetensors    before, after: [D, D]
-views.safetensors    crop, view_1, view_2: [N, F, T]; metadata clip_id, N lines
+data/ledger.csv             see `pipeline.corpus.ledger`
+data/<source>/labels.csv    names of labels, see `pipeline.corpus.labels`
 reports/throughput.csv      samples per second and share of waiting over the steps
+data/pretrained/
+    encoder.json               the encoder's name, settings and front end
+    history.csv                loss, its parts, learning rates and norms over the steps
+    epochs.csv                 loss and, unless pretrain.rank_clips = 0, ranks of y and z by epoch
+    correlation.safetensors    before, after: [D, D]
+    views.safetensors          crop, view_1, view_2: [N, F, T]; metadata clip_id, N lines
 """
 
 import json
@@ -22,18 +22,19 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from pipeline.core.params import check
+from pipeline.corpus import ledger
 from pipeline.features.params import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
-LABEL_COLUMNS = ["mid", "display_name"]
 LEDGER_NUMBERS = ["start_s", "end_s", "duration_s"]
+LABEL_COLUMNS = ["mid", "display_name"]
 EPOCH_COLUMNS = ["epoch", "step", "loss", "invariance", "redundancy"]
 HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What `data/pretrained` tells of the run, besides the weights."""
+    """What `data/pretrained` records of the run, besides the weights."""
 
     encoder: str
     encoder_params: dict[str, Any]  # without the optimizer's
@@ -52,18 +53,21 @@ def read_pretraining(folder: Path, encoder: str, throughput: Path) -> Pretrainin
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file has another content than its format says, or it is of another encoder.
+        ValueError: a file does not have its format, or is of another encoder.
     """
-    path = _existing(folder / "encoder.json")
+    path = folder / "encoder.json"
+    _require(path, "pretrain")
     try:
         saved = json.loads(path.read_bytes())
         name, log_mel = saved["encoder"], saved["logmel"]
         params = {k: v for k, v in saved["params"].items() if k != "optimizer"}
         optimizer = {key: saved["params"]["optimizer"][key] for key in ("name", "lr")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} describes no encoder ({error!r}). {_again('pretrain')}") from None
+        raise ValueError(
+            f"{path} does not describe an encoder ({error!r}). {_remedy('pretrain')}"
+        ) from None
     if name != encoder:
-        raise ValueError(f"{path} is of encoder {name}, not {encoder}. {_again('pretrain')}")
+        raise ValueError(f"{path} is of encoder {name}, not {encoder}. {_remedy('pretrain')}")
     clip_ids, pictures = _read_views(folder / "views.safetensors")
     return Pretraining(
         encoder=name,
@@ -88,13 +92,13 @@ def read_history(path: Path) -> pd.DataFrame:
     """
     history = read_curve(path, HISTORY_COLUMNS)
     if history.empty:
-        raise ValueError(f"{path} has no rows. {_again('pretrain')}")
+        raise ValueError(f"{path} has no rows. {_remedy('pretrain')}")
     faulty = ~np.isfinite(history[HISTORY_COLUMNS].to_numpy(dtype=float)).all(axis=1)
     if faulty.any():
         row = int(faulty.argmax())
         raise ValueError(
             f"{path}, row {row + 1}: not all values are finite numbers: "
-            f"{history.iloc[row].to_dict()}. {_again('pretrain')}"
+            f"{history.iloc[row].to_dict()}. {_remedy('pretrain')}"
         )
     return history
 
@@ -108,38 +112,44 @@ def read_epochs(path: Path) -> pd.DataFrame:
     """
     epochs = read_curve(path, EPOCH_COLUMNS)
     if epochs.empty:
-        raise ValueError(f"{path} has no rows. {_again('pretrain')}")
+        raise ValueError(f"{path} has no rows. {_remedy('pretrain')}")
     return epochs
 
 
 def read_curve(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Read a curve, which may have no rows and other columns too; NaN is what is no number.
+    """Read a curve, which may have no rows and further columns; NaN replaces what is not a number.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, or a column is missing.
+        ValueError: it is not CSV, or a column is missing.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}. {_again('pretrain')}")
+    _require(path, "pretrain")
     try:
         curve = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # also pandas' own parser errors
-        raise ValueError(f"{path}: {error} {_again('pretrain')}") from None
+        raise ValueError(f"{path}: {error} {_remedy('pretrain')}") from None
     if missing := [name for name in columns if name not in curve]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}. {_again('pretrain')}")
+        raise ValueError(f"{path} has no column {', '.join(missing)}. {_remedy('pretrain')}")
     return curve.apply(pd.to_numeric, errors="coerce")
 
 
 def read_ledger(path: Path) -> pd.DataFrame:
-    """Read the ledger.
+    """Read the columns of the ledger that the page shows; an unknown duration is 0.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing or there are no rows.
+        ValueError: it is not a ledger, or there are no rows.
     """
-    ledger = _read_csv(path, LEDGER_TEXT + LEDGER_NUMBERS, "logmel")
-    ledger[LEDGER_NUMBERS] = ledger[LEDGER_NUMBERS].apply(pd.to_numeric, errors="coerce").fillna(0)
-    return ledger
+    _require(path, "logmel")
+    try:
+        columns = ledger.read_columns(path, LEDGER_TEXT + LEDGER_NUMBERS)
+    except ValueError as error:
+        raise ValueError(f"{error} {_remedy('logmel')}") from None
+    table = pd.DataFrame(columns)
+    if table.empty:
+        raise ValueError(f"{path} has no rows. {_remedy('logmel')}")
+    table[LEDGER_NUMBERS] = table[LEDGER_NUMBERS].astype(float).fillna(0.0)
+    return table
 
 
 def read_label_names(path: Path) -> dict[str, str]:
@@ -159,37 +169,24 @@ def read_label_names(path: Path) -> dict[str, str]:
     return dict(zip(names["mid"], names["display_name"], strict=True))
 
 
-def _again(stage: str) -> str:
+def _remedy(stage: str) -> str:
     return f"Run `dvc repro {stage}`."
 
 
-def _existing(path: Path) -> Path:
+def _require(path: Path, stage: str) -> None:
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}. {_again(path.parent.name)}")
-    return path
-
-
-def _read_csv(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
-    """Read the named columns as text; none of them may be missing, nor all rows."""
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}. {_again(stage)}")
-    try:
-        content = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-    except ValueError as error:  # also pandas' own parser errors
-        raise ValueError(f"{path}: {error} {_again(stage)}") from None
-    if content.empty:
-        raise ValueError(f"{path} has no rows. {_again(stage)}")
-    return content
+        raise FileNotFoundError(f"There is no {path}. {_remedy(stage)}")
 
 
 def _read_arrays(path: Path, keys: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the named arrays of a safetensors file, and its metadata."""
+    _require(path, "pretrain")
     try:
-        with safe_open(_existing(path), framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
-            f"{path} must hold the arrays {', '.join(keys)}: {error}. {_again('pretrain')}"
+            f"{path} must hold the arrays {', '.join(keys)}: {error}. {_remedy('pretrain')}"
         ) from None
 
 
@@ -197,8 +194,10 @@ def _read_correlation(path: Path) -> dict[str, np.ndarray]:
     content, _ = _read_arrays(path, ["before", "after"])
     shapes = {matrix.shape for matrix in content.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or shape[0] != shape[1] or shape[0] < 2:
-        found = ", ".join(f"{name} {matrix.shape}" for name, matrix in content.items())
-        raise ValueError(f"{path}: expected two square matrices, got {found}. {_again('pretrain')}")
+        actual = ", ".join(f"{name} {matrix.shape}" for name, matrix in content.items())
+        raise ValueError(
+            f"{path}: expected two square matrices, got {actual}. {_remedy('pretrain')}"
+        )
     return content
 
 
@@ -211,6 +210,6 @@ def _read_views(path: Path) -> tuple[list[str], Float[np.ndarray, "N 3 F T"]]:
     if n == 0 or len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != n:
         raise ValueError(
             f"{path}: expected crop, view_1, view_2 of shape [clips, mel bins, frames] and as many "
-            f"clip_id, got {shapes} and {n}. {_again('pretrain')}"
+            f"clip_id, got {shapes} and {n}. {_remedy('pretrain')}"
         )
     return clip_id, np.stack(pictures, axis=1)

@@ -1,9 +1,5 @@
 """Scores of the pre-trained encoder beside those of the random one and others (paper tables 1-3).
 
-A score file is `reports/scores/<model>/<task>.json`, model one of `hear.models`:
-
-    {"task", "model", "metric", "score", "std" (null unless k-fold), "grid", "grid_points", ...}
-
 The paper's "% over random" is the relative increase of a score over that of the same encoder with
 its initial weights; that of a mean is taken from the two means. A mean is over all tasks asked for
 or it is not given.
@@ -17,62 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from pipeline.hear.params import TRAINED, Model
 from pipeline.hear.score.params import ScoreParams
+from pipeline.report.score_file import (
+    HEAR_PROTOCOL,
+    METRICS,
+    MODEL_NAMES,
+    NOT_AVERAGED,
+    Score,
+    percent_over,
+    read_score,
+    value_of,
+    why_none,
+)
 
-MODEL_NAMES: dict[Model, str] = {
-    "pretrained": "the pre-trained encoder",
-    "random": "the random encoder",
-    "mel": "mel statistics",
-    "crepe": "CREPE",
-    "wav2vec2": "wav2vec 2.0",
-    "module": "the HEAR module",
-}
-HEAR_PROTOCOL = ("default", 8)  # grid, grid_points
 FULL_MODES = ("full", "small")  # of a task's name; other modes ("5h", "50h") tell tasks apart
-METRICS = {  # heareval's name: (kind of task, name to read)
-    "top1_acc": ("scene, multiclass", "top-1 accuracy"),
-    "pitch_acc": ("scene, multiclass", "pitch accuracy"),
-    "chroma_acc": ("scene, multiclass", "chroma accuracy"),
-    "mAP": ("scene, multilabel", "mAP"),
-    "d_prime": ("scene, multilabel", "d prime"),
-    "aucroc": ("scene, multilabel", "ROC AUC"),
-    "event_onset_200ms_fms": ("timestamp", "onset F1, 200 ms"),
-    "event_onset_50ms_fms": ("timestamp", "onset F1, 50 ms"),
-    "event_onset_offset_50ms_20perc_fms": ("timestamp", "onset and offset F1, 50 ms"),
-    "segment_1s_er": ("timestamp", "error rate, 1 s (lower is better)"),
-}
-NOT_AVERAGED = {"segment_1s_er": "is an error rate", "d_prime": "has no upper limit of 1"}
-
-
-class Score(BaseModel):
-    """What the report needs of a score file."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    task: str
-    model: Model
-    metric: str
-    score: float | None  # None: evaluated, without a result
-    std: float | None  # over the folds
-    metrics: dict[str, float | None] = {}  # all of the task
-    notes: dict[str, str] = {}  # why a number is None, by its dotted name
-    seeds: int = 1  # of the scoring, whose mean `score` is
-    seeds_std: float | None = None  # over them
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds if there are several, else over the folds."""
-        return self.seeds_std if self.seeds > 1 else self.std
-
-    grid: str
-    grid_points: int
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskScores:
     """One task with the models' scores; None where there is none."""
 
     task: str
@@ -120,7 +79,7 @@ class Row:
 class ScoreTable:
     """All tasks asked for, in the order of `hear.tasks`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TaskScores, ...]
     protocol: ScoreParams
     models: tuple[Model, ...]  # asked for
 
@@ -135,17 +94,16 @@ class ScoreTable:
         return (self.protocol.grid, self.protocol.grid_points) == HEAR_PROTOCOL
 
     def why_no_mean(self, model: Model) -> str:
-        """Reason for which no mean is given, or an empty string."""
+        """Return why no mean is given, or an empty string."""
         missing = [row for row in self.rows if value_of(row.scores.get(model)) is None]
         if missing:
-            of = f"{len(missing)} of {len(self.rows)} tasks"
             tasks = ", ".join(row.task + why_none(row.scores.get(model)) for row in missing)
-            return f"scores are missing for {of} ({tasks})"
-        odd = [row for row in self.rows if row.metric in NOT_AVERAGED]
-        return f"{odd[0].metric} {NOT_AVERAGED[odd[0].metric or '']}" if odd else ""
+            return f"scores are missing for {len(missing)} of {len(self.rows)} tasks ({tasks})"
+        metrics = [row.metric for row in self.rows if row.metric in NOT_AVERAGED]
+        return f"{metrics[0]} {NOT_AVERAGED[metrics[0] or '']}" if metrics else ""
 
     def mean(self, model: Model) -> float | None:
-        """Mean score over all tasks; None if one of them is missing or cannot be averaged."""
+        """Return the mean score over all tasks; None if one is missing or cannot be averaged."""
         if self.why_no_mean(model):
             return None
         values = [value_of(row.scores.get(model)) or 0.0 for row in self.rows]
@@ -155,27 +113,6 @@ class ScoreTable:
     def percent(self) -> float | None:
         """Relative difference of the means in percent."""
         return percent_over(self.mean("pretrained"), self.mean("random"))
-
-
-def value_of(score: Score | None) -> float | None:
-    """Return the number, if there is one."""
-    return None if score is None else score.score
-
-
-def why_none(score: Score | None) -> str:
-    """Return why a task that was scored has no number, as ": reason"; nothing if it was not."""
-    return "" if score is None or "score" not in score.notes else f": {score.notes['score']}"
-
-
-def percent_over(value: float | None, baseline: float | None) -> float | None:
-    """Return how much `value` exceeds `baseline`, in percent of it; None where that is undefined.
-
-    >>> percent_over(0.6, 0.5)
-    20.0
-    """
-    if value is None or not baseline:
-        return None
-    return round(100 * (value - baseline) / baseline, 6)
 
 
 def short_names(tasks: Sequence[str]) -> dict[str, str]:
@@ -197,37 +134,6 @@ def short_names(tasks: Sequence[str]) -> dict[str, str]:
     return {task: name.replace(".", "_") for task, name in short.items()}
 
 
-def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Score | None:
-    """Return a score file's content, or None if there is no file.
-
-    Raises:
-        ValueError: it is not a score file, one of another task, model or protocol, or the score
-            is none that its metric can have.
-    """
-    remedy = "Delete the file and run `dvc repro`."
-    if not path.exists():
-        return None
-    try:
-        score = Score.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise ValueError(f"{path} is no score file: {where}: {first['msg']}. {remedy}") from None
-    if (score.task, score.model) != (task, model):
-        raise ValueError(f"{path} holds the score of {score.task} ({score.model}). {remedy}")
-    if (score.grid, score.grid_points) != (protocol.grid, protocol.grid_points):
-        raise ValueError(
-            f"{path} was scored with grid {score.grid}, {score.grid_points} points; score.grid = "
-            f"{protocol.grid}, score.grid_points = {protocol.grid_points} is asked for. {remedy}"
-        )
-    bounded = score.metric in METRICS and score.metric not in NOT_AVERAGED
-    if bounded and score.score is not None and not 0 <= score.score <= 1:
-        raise ValueError(
-            f"{path}: {score.metric} = {score.score}, which must be from 0 to 1. {remedy}"
-        )
-    return score
-
-
 def read_table(
     folder: Path,
     tasks: Sequence[str],
@@ -243,23 +149,26 @@ def read_table(
         ValueError: a file is faulty, or two models have different metrics.
     """
     names = short_names(tasks)
-
-    def row(task: str) -> Row:
+    rows = []
+    for task in dict.fromkeys(tasks):
         paths = {model: folder / model / f"{task}.json" for model in models}
         scores = {
-            m: read_score(path, task, m, protocol) if is_current(path) else None
-            for m, path in paths.items()
+            model: read_score(path, task, model, protocol) if is_current(path) else None
+            for model, path in paths.items()
         }
-        metrics = {score.metric: model for model, score in scores.items() if score}
-        if len(metrics) > 1:
-            told = [f"{metric} of {MODEL_NAMES[model]}" for metric, model in metrics.items()]
-            raise ValueError(
-                f"{task}: {' cannot be compared with '.join(told)}. Delete these score files and "
-                "run `dvc repro`."
-            )
-        return Row(task, names[task], scores)
+        _refuse_different_metrics(task, scores)
+        rows.append(TaskScores(task, names[task], scores))
+    return ScoreTable(tuple(rows), protocol, tuple(models))
 
-    return ScoreTable(tuple(row(task) for task in dict.fromkeys(tasks)), protocol, tuple(models))
+
+def _refuse_different_metrics(task: str, scores: Mapping[Model, Score | None]) -> None:
+    models = {score.metric: model for model, score in scores.items() if score}
+    if len(models) > 1:
+        names = [f"{metric} of {MODEL_NAMES[model]}" for metric, model in models.items()]
+        raise ValueError(
+            f"{task}: {' cannot be compared with '.join(names)}. Delete these score files and "
+            "run `dvc repro`."
+        )
 
 
 def metrics(
