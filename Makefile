@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/requirements.lock
 
-# The first that is recent enough and can make environments; `make PYTHON=... repro` sets another.
+# The first that is recent enough and can make environments; `make PYTHON=... repro` overrides it.
 PYTHON = $(shell for name in python3.13 python3.12 python3.11 python3.14 python3; do \
 	"$$name" -c 'import ensurepip, os, sys; (3, 11) <= sys.version_info < (3, 15) or sys.exit(1); \
 	print(os.path.realpath(sys.executable))' 2>/dev/null && break; done)
@@ -14,15 +14,15 @@ PYTHON = $(shell for name in python3.13 python3.12 python3.11 python3.14 python3
 # Stages and tests start `python` and `dvc` by name.
 WITH_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 unexport VIRTUAL_ENV PYTHONHOME
-# Without their compiled form, torch and hear-eval-kit take 10 s more to import, stage by stage.
+# Without bytecode, torch and hear-eval-kit take 10 s longer to import in every stage.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help doctor repro test format lock clean
 
-help: ## list what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
 
-doctor: $(INSTALLED) ## check this machine, and tell the disk and time that a run takes
+doctor: $(INSTALLED) ## check this machine, and estimate the disk space and time of a run
 	$(WITH_VENV) python -m pipeline.commands.doctor
 
 repro: $(INSTALLED) ## run the pipeline; only what changed runs again
@@ -36,11 +36,11 @@ test: $(INSTALLED) ## check format, style, types and imports, then run the tests
 	$(BIN)/lint-imports --no-logo
 	$(WITH_VENV) pytest -n 2 --dist loadfile
 
-format: $(INSTALLED) ## format the code and mend what the linter can
+format: $(INSTALLED) ## format the code and apply the fixes of the linter
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-lock: $(INSTALLED) ## write requirements.lock anew from pyproject.toml (newest: make lock UPGRADE=1)
+lock: $(INSTALLED) ## rewrite requirements.lock from pyproject.toml (newest versions: make lock UPGRADE=1)
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --fork-strategy fewest \
 		--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
 		--quiet --output-file requirements.lock
@@ -49,9 +49,9 @@ clean: ## remove the environment and the tools' caches; data and results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment keeps a copy of the list it was made from, written when all is installed.
-# uv takes a minute where pip takes three, so it is installed first; pip does it all without it.
-# A $(VENV) that is active is no place to take tools from: it is removed here.
+# The environment keeps a copy of the list it was made from, written when everything is installed.
+# uv takes a minute where pip takes three, so it is installed first; without it, pip installs all.
+# An active $(VENV) must not supply the tools: it is removed here.
 $(INSTALLED): requirements.lock
 	@set -e; \
 	if cmp -s $< $@; then touch $@; exit; fi; \
@@ -74,6 +74,6 @@ $(INSTALLED): requirements.lock
 		"$$python" -m venv $(VENV); \
 		{ $$pip $$(grep -E '^(pip|uv)==' $<) && \
 			$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $<; } || \
-			{ echo "uv did not do it; trying pip"; $$pip -r $<; }; \
+			{ echo "uv failed; trying pip"; $$pip -r $<; }; \
 	fi; \
 	cp $< $@

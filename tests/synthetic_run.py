@@ -1,8 +1,8 @@
-"""A made-up run: every input of the report, in the documented formats, in seconds.
+"""A synthetic run: every input of the report, in the documented formats, made in seconds.
 
 run = SyntheticRun(tmp_path)        # writes params.yaml, data/ and reports/scores/ there
-run.score("random", TASKS[0], 0.25) # one more or another score
-run.set("hear.tasks", [...])        # another parameter
+run.score("random", TASKS[0], 0.25) # add or replace a score
+run.set("hear.tasks", [...])        # change a parameter
 """
 
 import copy
@@ -20,7 +20,7 @@ PARAMS["pretrain"] |= {
     "epochs": 20,
     "batch_size": 32,
     "snapshot_epochs": 5,
-}  # what the expected numbers are for
+}  # the expected numbers of the tests assume these
 TASKS = ("toy_kind-v1-small", "toy_beats-v1-small")
 METRICS = {"toy_kind-v1-small": "top1_acc", "toy_beats-v1-small": "event_onset_200ms_fms"}
 SCORES = {"pretrained": (0.6, 0.3), "random": (0.5, 0.25)}
@@ -90,12 +90,12 @@ class SyntheticRun:
             writer.writeheader()
             writer.writerows(rows)
 
-    def leaks(self, found: dict[str, list[str]], excluded: tuple[str, ...] = ()) -> None:
-        """Write reports/leaks for the clips found by task, and data/excluded.csv."""
+    def leaks(self, leaked: dict[str, list[str]], excluded: tuple[str, ...] = ()) -> None:
+        """Write reports/leaks with the leaked clips of each task, and data/excluded.csv."""
         folder = self.root / "reports" / "leaks"
         folder.mkdir(parents=True, exist_ok=True)
         leak = {"split": "test", "file": "a.wav", "how": "audio"}
-        for task, clips in found.items():
+        for task, clips in leaked.items():
             content = {"task": task, "files": 1200, "unchecked": 3, "clips": 20}
             content["leaks"] = [{"clip_id": clip, **leak} for clip in clips]
             (folder / f"{task}.json").write_text(json.dumps(content))

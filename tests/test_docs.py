@@ -80,12 +80,12 @@ def test_a_file_exists(page, file):
 
 
 @pytest.mark.parametrize(
-    ("files", "found"),
+    ("files", "listed"),
     re.findall(
         r"(?m)^\| [^|]+ \| (`pipeline/[^|]+) \| ([^|]+) \|$", TEXTS[Path("docs/development.md")]
     ),
 )
-def test_what_is_to_be_found_in_a_file_is_defined_there(files, found):
+def test_a_name_under_where_to_find_is_defined_in_its_file(files, listed):
     defined = set().union(*(names(ROOT / file) for file in re.findall(r"`([^`]+)`", files)))
-    expected = set(re.findall(r"`([^`]+)`", found))
+    expected = set(re.findall(r"`([^`]+)`", listed))
     assert expected and expected <= defined

@@ -81,11 +81,11 @@ def test_the_scores_stand_in_the_paper_s_tables(scored):
     config = load_config()
     table = score_table.read_table(Path("reports/scores"), config.hear.tasks, config.score, [MODEL])
     params = flatten(YAML(typ="safe").load(Path("params.yaml")))
-    found = compare(table, params, left_out=0)
-    assert [t.group for t in found.tables] == list(GROUPS)
-    ours = [row for row in found.tables[0].rows if not row.is_published]
+    result = compare(table, params, left_out=0)
+    assert [t.group for t in result.tables] == list(GROUPS)
+    ours = [row for row in result.tables[0].rows if not row.is_published]
     assert len(ours) == 1
-    assert found.tables[0].mean(ours[0]) is not None
+    assert result.tables[0].mean(ours[0]) is not None
 
 
 def test_audio_of_two_tasks_was_embedded_once(scored, repository):

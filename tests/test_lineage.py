@@ -1,4 +1,4 @@
-"""Results of earlier parameters, told by DVC's record."""
+"""Results of earlier parameters, recognized by DVC's record."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ def stage(deps, out, **params):
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """The record of a whole run, to be changed and then written by `why`."""
+    """The record of a complete run, to be changed and then written by `why`."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     return {
@@ -57,12 +57,12 @@ def test_a_score_of_the_present_run_is_current(record):
     assert why(record) == ""
 
 
-def test_a_score_is_outdated_if_its_encoder_was_trained_anew(record):
+def test_a_score_is_outdated_if_its_encoder_was_trained_again(record):
     record["pretrain"]["outs"][0]["md5"] = "6"
     assert why(record) == "embed@a-pretrained was run with another data/pretrained"
 
 
-def test_a_score_is_outdated_if_a_parameter_on_its_way_was_changed(record):
+def test_a_score_is_outdated_if_a_parameter_of_a_stage_before_was_changed(record):
     edit_params("window_ms: 950.0", "window_ms: 20.0")
     assert why(record) == "embed@a-pretrained was run with another hear.window_ms"
     edit_params("encoder: audiontt", "encoder: vitc")
@@ -74,6 +74,6 @@ def test_a_score_is_outdated_if_a_parameter_was_removed(record):
     assert why(record) == "hear_tasks@a was run with another hear.sources.gone"
 
 
-def test_of_what_is_not_recorded_nothing_is_said(record):
+def test_an_output_without_a_record_counts_as_current(record):
     assert why(record, Path("reports/scores/pretrained/b.json")) == ""
     assert Lineage(Path("missing")).why_outdated(SCORE) == ""

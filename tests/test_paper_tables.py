@@ -33,7 +33,7 @@ def test_the_paper_has_18_tasks_in_the_kit_s_names():
         "speech": 6, "environmental sound": 3, "music": 7, "timestamps": 2}  # fmt: skip
 
 
-def test_every_published_line_has_every_score_but_what_the_paper_leaves_out():
+def test_every_published_row_has_every_score_that_the_paper_gives():
     absent = {
         (row.model, column.name)
         for row in tables.published_rows()
@@ -70,8 +70,8 @@ def test_means_and_percentages_are_the_paper_s(group, model, mean, percent):
     table = table_of(group)
     row = row_of(table, model)
     assert table.mean(row) == pytest.approx(mean, abs=1.1e-3)
-    found = table.over_random(row)
-    assert found is percent is None or found == pytest.approx(percent, abs=0.7)
+    increase = table.over_random(row)
+    assert increase is percent is None or increase == pytest.approx(percent, abs=0.7)
 
 
 def test_the_best_two_are_the_paper_s_and_lower_error_rates_are_better():
@@ -113,7 +113,7 @@ def test_a_measured_gain_refers_to_the_measured_random_encoder():
         (DCASE, "segment_1s_er", 0.35, "below"),
     ],
 )
-def test_verdicts_know_the_noise_of_the_task(task, metric, score, expected):
+def test_verdicts_allow_for_the_noise_of_the_task(task, metric, score, expected):
     (verdict,) = comparison.verdicts(ModelRow("ours", False, {(task, metric): score}), "audiontt")
     assert verdict.text == expected
 
@@ -144,7 +144,7 @@ def test_there_is_no_verdict_for_an_encoder_that_the_paper_lacks():
     assert comparison.verdicts(ModelRow("ours", False, {CREMA: 0.6}), "vit") == []
 
 
-def test_tasks_of_one_s_own_get_a_table_of_their_own():
+def test_tasks_that_the_paper_lacks_get_a_table_of_their_own():
     own = ModelRow("pretrained", False, {("birds-v1-full", "mAP"): 0.25}, note="1 seed")
     (table,) = tables.build_tables([own], ["birds-v1-full"], {"birds-v1-full": "mAP"})
     assert (table.group, [row.model for row in table.rows]) == ("other tasks", ["pretrained"])
@@ -155,7 +155,7 @@ def test_tasks_of_one_s_own_get_a_table_of_their_own():
 
 
 def own_table(*metrics):
-    """The table of tasks of one's own by their first metrics, None: without any score."""
+    """A table of tasks that the paper lacks, by their first metrics; None: without any score."""
     rows = tuple(
         TaskScores(f"task{i}", f"task{i}", {
             "pretrained": scored(f"task{i}", "pretrained", 0.2, metric) if metric else None,
@@ -181,7 +181,9 @@ def test_a_task_without_any_score_keeps_its_column_and_leaves_no_mean():
     ("metric", "best", "name"),
     [("segment_1s_er", (0, 2), "task1 ↓"), ("d_prime", (2, 0), "task1")],
 )
-def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metric, best, name):
+def test_a_metric_that_is_not_a_share_is_not_averaged_and_the_lowest_error_rate_is_best(
+    metric, best, name
+):
     table = own_table("top1_acc", metric)
     assert rendering.header(table)[3:] == [name, "mean of 2 (over random)"]
     assert [table.mean(row) for row in table.rows] == [None, None, None]
@@ -191,8 +193,8 @@ def test_what_is_no_share_is_not_averaged_and_the_lowest_error_rate_is_best(metr
 
 def test_the_csv_has_every_score_and_its_origin():
     ours = ModelRow("pretrained", False, {CREMA: 0.601}, note="3 seeds")
-    found = tables.build_tables([ours], [CREMA[0]], {})
-    rows = list(csv.DictReader(io.StringIO(rendering.to_csv(found))))
+    built = tables.build_tables([ours], [CREMA[0]], {})
+    rows = list(csv.DictReader(io.StringIO(rendering.to_csv(built))))
     assert len(rows) == 7 * 6 + 1
     assert rows[-1] == {"group": "speech", "task": CREMA[0], "metric": "top1_acc",
                         "model": "pretrained", "origin": "measured, 3 seeds",
@@ -223,18 +225,18 @@ def table_with(tasks, points=8):
     return ScoreTable(rows, protocol, ("pretrained", "random"))
 
 
-def test_measured_lines_stand_beside_the_published_ones():
+def test_measured_rows_stand_beside_the_published_ones():
     tasks = [column.task for column in GROUPS["environmental sound"] if column.name != "FSD50K"]
-    found = compare(table_with(tasks), PAPER, 0)
-    (table,) = found.tables
+    result = compare(table_with(tasks), PAPER, 0)
+    (table,) = result.tables
     ours = [(row.model, row.origin) for row in table.rows if row.note[0] == "3"]
     assert ours == [("the pre-trained encoder", "measured, 3 seeds"),
                     ("the random encoder", "measured, 3 seeds")]  # fmt: skip
-    assert [(v.column.name, v.text) for v in found.verdicts] == [
+    assert [(v.column.name, v.text) for v in result.verdicts] == [
         ("ESC-50", "within"), ("Gunshot", "below")]  # fmt: skip
-    assert found.means == {"environmental": None}
-    assert found.warnings == (
-        "16 of the paper's 18 tasks were not asked for. Means are of whole groups.",
+    assert result.means == {"environmental": None}
+    assert result.warnings == (
+        "16 of the paper's 18 tasks were not requested. Means are of whole groups.",
     )
 
 
@@ -257,20 +259,20 @@ def test_other_metrics_of_a_task_are_taken_from_its_score_file():
         ({"scores": table_with(sorted(PAPER_TASKS), points=2)}, "2 grid points"),
     ],
 )
-def test_whatever_is_not_like_for_like_is_told(changes, warning):
-    given = {"scores": table_with(sorted(PAPER_TASKS)), "params": PAPER, "left_out": 0}
-    assert not compare(**given).warnings
-    (told,) = compare(**given | changes).warnings
-    assert warning in told
+def test_every_difference_from_the_paper_has_a_warning(changes, warning):
+    arguments = {"scores": table_with(sorted(PAPER_TASKS)), "params": PAPER, "left_out": 0}
+    assert not compare(**arguments).warnings
+    (text,) = compare(**arguments | changes).warnings
+    assert warning in text
 
 
-def test_embeddings_without_the_wrapper_s_faults_are_not_like_for_like():
+def test_embeddings_without_the_wrapper_s_faults_have_a_warning():
     params = PAPER | {"hear.mode": "ours"}
-    *_, told = compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
-    assert "the authors' wrapper with its faults" in told
+    *_, warning = compare(table_with(sorted(PAPER_TASKS)), params, 0).warnings
+    assert "the authors' wrapper with its faults" in warning
 
 
 def test_no_warning_is_needed_where_there_is_nothing_published():
     params = PAPER | {"encoder": "vit", "source": "sample"}
-    found = compare(table_with(["birds"], 2), params, 0)
-    assert found.warnings == () and found.verdicts == ()
+    result = compare(table_with(["birds"], 2), params, 0)
+    assert result.warnings == () and result.verdicts == ()

@@ -118,7 +118,7 @@ GROUPS = {"hear": 18, "hear-l": 5}  # option file -> number of tasks
 def options(name):
     """The options of a file as the shell splits `$(cat presets/<name>)`: key -> text.
 
-    Brackets are a pattern to the shell, which no file in the repository's root may match.
+    The shell reads brackets as a pattern; no file in the repository's root may match it.
     """
     command = ["sh", "-c", f"printf '%s\\n' $(cat presets/{name})"]
     words = subprocess.check_output(command, cwd=PRESETS.parent, text=True).splitlines()
@@ -160,7 +160,7 @@ def test_the_large_group_has_the_five_tasks_that_the_published_averages_have(tmp
     assert tasks[1].endswith("-5h")
 
 
-def test_a_group_goes_with_a_run_of_the_paper(tmp_path):
+def test_a_group_of_tasks_can_be_added_to_a_run_of_the_paper(tmp_path):
     config = changed(tmp_path, "audioset-audiontt", "hear")
     assert config.pretrain.epochs == 100 and len(config.hear.tasks) == 18
 
@@ -196,7 +196,7 @@ def test_the_report_takes_from_a_preset_what_it_sets_and_lists_the_rest_once(enc
 
 
 @pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
-def test_the_report_knows_what_a_run_differs_in_from_the_paper_s(encoder, tmp_path):
+def test_the_report_finds_every_setting_that_differs_from_the_paper_s(encoder, tmp_path):
     changed(tmp_path, f"audioset-{encoder}")
     path = tmp_path / "params.yaml"
     flat = flatten(YAML(typ="safe").load(path))

@@ -36,7 +36,7 @@ def made_up(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Leave the drawing out of pages that are about something else."""
+    """Skip drawing in tests about something else."""
     monkeypatch.setattr(html_page, "draw_curves", lambda run: dict.fromkeys(FIGURES, ""))
     monkeypatch.setattr(html_page, "draw_probe", lambda probe: dict.fromkeys(probe.curves, ""))
     monkeypatch.setattr(html_page, "draw_clips", lambda run, ledger, count: [])
@@ -65,7 +65,7 @@ def page_of(made_up, runtimes=None):
 
 
 def read_run(made_up, encoder="audiontt"):
-    """What pre-training has left."""
+    """The outputs of pre-training."""
     speed = made_up.root / "reports" / "throughput.csv"
     return inputs.read_pretraining(made_up.root / "data" / "pretrained", encoder, speed)
 
@@ -157,7 +157,7 @@ def test_an_error_rate_is_not_averaged_with_scores(made_up, without_figures):
     )
 
 
-def test_scores_of_tasks_no_longer_asked_for_do_not_count(made_up, without_figures):
+def test_scores_of_tasks_no_longer_requested_do_not_count(made_up, without_figures):
     made_up.set("hear.tasks", [KIND])
     made_up.score("pretrained", "other_task-v1-full", 1.0)
     table, page = read_table(made_up), page_of(made_up)
@@ -192,7 +192,10 @@ def test_only_hears_own_protocol_is_without_a_note(
     [
         ({"task": "esc50-v2.0.0-full"}, r"holds the score of esc50.*dvc repro"),
         ({"model": "random"}, r"holds the score of toy_kind.* \(random\)"),
-        ({"grid": "default", "grid_points": 8}, r"grid default, 8 points; score.grid = fast"),
+        (
+            {"grid": "default", "grid_points": 8},
+            r"grid default, 8 points, expected score.grid = fast, score.grid_points = 2\.",
+        ),
         ({"score": "high"}, r"toy_kind-v1-small.json is not a score file: score: .*dvc repro"),
         ({"score": float("nan")}, r"is not a score file: score: "),
         ({"metric": "mAP"}, r"mAP of the pre-trained encoder cannot be compared with top1_acc"),
@@ -271,7 +274,7 @@ def test_the_loss_is_the_mean_of_the_last_epoch_beside_the_noise_floor(made_up, 
     assert "20 epochs; 140 steps of 32 clips" in words
 
 
-def test_correlation_is_summed_up_on_and_off_the_diagonal():
+def test_correlation_is_summarized_on_and_off_the_diagonal():
     matrix = np.array([[1.0, 0.3, 0.0], [-0.3, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
     summary = summarize_correlation(matrix)
     assert summary["diagonal"] == pytest.approx(0.5)
@@ -350,7 +353,7 @@ def test_a_task_that_was_not_compared_with_the_clips_is_named(made_up, without_f
     assert f"{BEATS} not compared: stage leaks has no result for it" in words
 
 
-def test_what_is_off_is_said_to_be_off(made_up, without_figures):
+def test_the_page_says_what_is_turned_off(made_up, without_figures):
     made_up.set("probe.tasks", [])
     made_up.set("pretrain.rank_clips", 0)
     main(Stage("report"))
@@ -421,7 +424,7 @@ def test_every_segment_is_obtained_or_counted_with_its_reason(made_up, without_f
     assert "0.01 h; 6 of 10 requested clips" in words
 
 
-def test_clips_of_test_splits_are_counted_by_task_and_left_out_of_the_totals(
+def test_clips_of_test_splits_are_counted_by_task_and_excluded_from_the_totals(
     made_up, without_figures
 ):
     leaky = ["toy00000003_30000", "toy00000004_30000"]
@@ -444,7 +447,7 @@ def test_leaks_that_are_only_counted_stay_in_the_totals(made_up, without_figures
     assert "left out" not in words
 
 
-def test_a_clip_that_had_failed_before_stays_what_it_was():
+def test_a_clip_that_failed_earlier_keeps_its_status():
     ledger = pd.DataFrame([failed_row(0, "download", "gone", "404"), ledger_row(1), ledger_row(2)])
     marked = leak_table.mark(ledger, list(ledger["clip_id"][:2]))
     assert marked["status"].tolist() == ["gone", "leak", "ok"]
@@ -458,7 +461,7 @@ def test_labels_are_counted_over_obtained_clips_only():
     assert summary.obtained_hours == pytest.approx(8 * 9 / 3600)
 
 
-def test_labels_are_shown_by_their_names_where_these_are_known(made_up, monkeypatch):
+def test_labels_are_shown_with_their_names_if_known(made_up, monkeypatch):
     monkeypatch.setattr(html_page, "draw_curves", lambda run: dict.fromkeys(FIGURES, ""))
     monkeypatch.setattr(figures, "clip_and_views", lambda *args: "<svg></svg>")
     words = text(page_of(made_up))
@@ -575,7 +578,7 @@ def test_the_clips_shown_are_from_all_over_the_examples(made_up, monkeypatch, as
     assert clips[0]["labels"] == ["/m/09x0r", "/m/04rlf"]
 
 
-def test_fewer_clips_than_asked_for_are_explained(made_up, without_figures):
+def test_the_page_explains_fewer_clips_than_requested(made_up, without_figures):
     words = text(page_of(made_up))
     assert "report.clips asks for 4 clips; pre-training has kept 0." in words
 
@@ -642,12 +645,12 @@ def test_a_missing_or_damaged_file_is_named_with_the_remedy(made_up, name, remed
         read_inputs(made_up)
 
 
-def test_an_encoder_other_than_the_one_asked_for_is_refused(made_up):
+def test_an_encoder_other_than_the_requested_one_is_refused(made_up):
     with pytest.raises(ValueError, match=r"encoder.json is of encoder audiontt, not vitc\. Run"):
         read_run(made_up, "vitc")
 
 
-def test_curves_with_a_value_that_is_no_number_are_refused(made_up):
+def test_curves_with_a_value_that_is_not_a_number_are_refused(made_up):
     path = made_up.root / "data" / "pretrained" / "history.csv"
     lines = path.read_text().splitlines()
     lines[3] = "2,0.3,nan,1,1,1,0.1"
@@ -722,7 +725,7 @@ def test_nothing_is_written_and_no_traceback_shown_if_an_input_is_wrong(made_up,
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
+def test_scores_of_the_paper_s_tasks_appear_beside_its_rows(made_up, without_figures):
     tasks = sorted(PAPER_TASKS)
     made_up.set("hear.tasks", tasks)
     made_up.leaks({task: [] for task in tasks})
@@ -735,7 +738,7 @@ def test_the_paper_s_tasks_stand_beside_its_rows(made_up, without_figures):
     assert "The pre-trained encoder beside the paper" in page
 
 
-def test_a_score_that_is_no_number_is_not_called_missing(made_up, without_figures):
+def test_a_score_that_is_not_a_number_is_not_called_missing(made_up, without_figures):
     notes = {"score": "nan: no event is predicted, or there is none"}
     made_up.score("random", BEATS, None, {"notes": notes})
     words = text(page_of(made_up))
@@ -743,7 +746,7 @@ def test_a_score_that_is_no_number_is_not_called_missing(made_up, without_figure
     assert f"1 of 2 tasks ({BEATS}: {notes['score']})." in words
 
 
-def test_further_models_have_a_column_and_a_mean(made_up, without_figures):
+def test_other_models_have_a_column_and_a_mean(made_up, without_figures):
     made_up.set("hear.models", ["pretrained", "random", "mel", "crepe"])
     for task, value in zip(TASKS, (0.7, 0.1), strict=True):
         made_up.score("mel", task, value)
@@ -764,8 +767,8 @@ def test_further_models_have_a_column_and_a_mean(made_up, without_figures):
     assert "No mean of CREPE: scores are missing for 1 of 2 tasks (toy_beats-v1-small)." in words
 
 
-def test_models_that_are_not_asked_for_are_not_missed(made_up, without_figures):
-    """Nor are their files, of an earlier run, looked at."""
+def test_models_that_are_not_requested_are_not_missed(made_up, without_figures):
+    """Their files, from an earlier run, are ignored."""
     made_up.set("hear.models", ["mel"])
     made_up.score("random", KIND, 7.5)
     for task in TASKS:

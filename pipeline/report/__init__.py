@@ -1,1 +1,1 @@
-"""What a run has given: scores, tables of the paper, curves, and the page that shows them."""
+"""The results of a run: scores, the paper's tables, curves, and the page that shows them."""

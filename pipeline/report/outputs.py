@@ -1,4 +1,4 @@
-"""The files of a report, and what of it is logged."""
+"""The files of a report, and its summary in the log."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ def log_scores(table: ScoreTable) -> None:
 
 
 def log_probe(probe: ProbeTable) -> None:
-    """Log the best epoch, and what is missing of the probe."""
+    """Log the best epoch, and which curves and epochs are missing."""
     if probe.missing_tasks:
         logger.warning("No probe of %s.", ", ".join(probe.missing_tasks))
     if probe.missing_epochs:

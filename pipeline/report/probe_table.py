@@ -1,6 +1,6 @@
-"""Curves of the probe over the epochs: which of the kept encoders is the best.
+"""Curves of the probe over the epochs: which of the saved encoders is the best.
 
-A curve is reports/probe/<task>.csv: epoch, knn, linear; see `pipeline.hear.probe`. What is kept:
+A curve is reports/probe/<task>.csv: epoch, knn, linear; see `pipeline.hear.probe`. The encoders:
 
     epoch 0         data/random
     some between    snapshots in data/pretrained, see `pipeline.encoders.snapshots`
@@ -23,10 +23,10 @@ REMEDY = "Delete the file and run `dvc repro`."
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """Curves of the tasks that have one, and what else was asked for."""
+    """Curves of the probe, and what was requested."""
 
     curves: dict[str, pd.DataFrame]  # by task
-    tasks: Sequence[str]  # that were asked for
+    tasks: Sequence[str]  # requested
     epochs: int  # of the run
     snapshot_epochs: int  # between two snapshots; 0: none
 
@@ -37,7 +37,7 @@ class ProbeTable:
 
     @property
     def missing_epochs(self) -> list[int]:
-        """Epochs whose encoder should have been kept and is not in every curve."""
+        """Epochs whose encoder should have been saved but is not in every curve."""
         if not self.curves:
             return []
         every = self.snapshot_epochs
@@ -46,7 +46,7 @@ class ProbeTable:
 
     @property
     def means(self) -> pd.DataFrame:
-        """Mean scores of the tasks, by epoch; without epochs that not all tasks have."""
+        """Mean scores of the tasks by epoch, of the epochs that all tasks have."""
         curves = [curve.set_index("epoch") for curve in self.curves.values()]
         if not curves:
             return pd.DataFrame(columns=COLUMNS).set_index("epoch")
@@ -56,12 +56,12 @@ class ProbeTable:
 
     @property
     def mean(self) -> "pd.Series[float]":
-        """Mean score of the linear classifier, which decides, by epoch."""
+        """Mean score of the linear classifier by epoch; it decides which epoch is best."""
         return self.means["linear"]
 
     @property
     def best(self) -> int:
-        """Epoch with the highest mean; the first of several."""
+        """Epoch with the highest mean; the first if several have it."""
         return int(self.mean.idxmax())
 
     @property
@@ -83,12 +83,12 @@ def read_probe(
     snapshot_epochs: int,
     is_current: Callable[[Path], bool] = Path.exists,
 ) -> ProbeTable:
-    """Return the curves of the tasks asked for; other files in the folder are not looked at.
+    """Return the curves of the requested tasks; other files in the folder are ignored.
 
     A curve that is not `is_current` counts as missing.
 
     Raises:
-        ValueError: a file is no curve, or those of two tasks have no epoch in common.
+        ValueError: a file is not a curve, or those of two tasks have no epoch in common.
     """
     paths = {task: folder / f"{task}.csv" for task in tasks}
     curves = {task: _read_curve(path) for task, path in paths.items() if is_current(path)}
@@ -103,7 +103,7 @@ def _read_curve(path: Path) -> pd.DataFrame:
         curve = pd.read_csv(path, usecols=COLUMNS)
         values = curve.to_numpy(dtype=float)
     except ValueError as error:  # also pandas' own parser errors
-        raise ValueError(f"{path} is no curve of the probe: {error}. {REMEDY}") from None
+        raise ValueError(f"{path} is not a curve of the probe: {error}. {REMEDY}") from None
     if not len(curve) or not (np.isfinite(values).all() and (values[:, 1:] <= 1).all()):
         raise ValueError(f"{path} must have scores from 0 to 1 for each epoch. {REMEDY}")
     return curve

@@ -17,7 +17,7 @@ from pipeline.report.score_table import ScoreTable
 
 @dataclass(frozen=True)
 class Results:
-    """What a run has given, as read from its outputs."""
+    """The results of a run, as read from its outputs."""
 
     pretraining: Pretraining
     scores: ScoreTable

@@ -80,8 +80,8 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
         raise ValueError(f"{path} holds the score of {score.task} ({score.model}). {remedy}")
     if (score.grid, score.grid_points) != (protocol.grid, protocol.grid_points):
         raise ValueError(
-            f"{path} was scored with grid {score.grid}, {score.grid_points} points; score.grid = "
-            f"{protocol.grid}, score.grid_points = {protocol.grid_points} is asked for. {remedy}"
+            f"{path} was scored with grid {score.grid}, {score.grid_points} points, expected "
+            f"score.grid = {protocol.grid}, score.grid_points = {protocol.grid_points}. {remedy}"
         )
     bounded = score.metric in METRICS and score.metric not in NOT_AVERAGED
     if bounded and score.score is not None and not 0 <= score.score <= 1:
@@ -92,12 +92,12 @@ def read_score(path: Path, task: str, model: Model, protocol: ScoreParams) -> Sc
 
 
 def value_of(score: Score | None) -> float | None:
-    """Return the number, if there is one."""
+    """Return the score as a number, None if there is none."""
     return None if score is None else score.score
 
 
 def why_none(score: Score | None) -> str:
-    """Return why a task that was scored has no number, as ": reason"; nothing if it was not."""
+    """Return why a scored task has no number, as ": reason"; "" if it was not scored."""
     return "" if score is None or "score" not in score.notes else f": {score.notes['score']}"
 
 

@@ -1,8 +1,8 @@
 """Scores of the pre-trained encoder beside those of the random one and others (paper tables 1-3).
 
 The paper's "% over random" is the relative increase of a score over that of the same encoder with
-its initial weights; that of a mean is taken from the two means. A mean is over all tasks asked for
-or it is not given.
+its initial weights; that of a mean is taken from the two means. A mean is over all requested
+tasks or it is not given.
 """
 
 import csv
@@ -36,7 +36,7 @@ class TaskScores:
 
     task: str
     name: str
-    scores: Mapping[Model, Score | None]  # of the models asked for
+    scores: Mapping[Model, Score | None]  # of the requested models
 
     @property
     def pretrained(self) -> Score | None:
@@ -77,15 +77,15 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """All tasks asked for, in the order of `hear.tasks`."""
+    """All requested tasks, in the order of `hear.tasks`."""
 
     rows: tuple[TaskScores, ...]
     protocol: ScoreParams
-    models: tuple[Model, ...]  # asked for
+    models: tuple[Model, ...]  # requested
 
     @property
     def others(self) -> list[Model]:
-        """Models asked for besides the encoder of pre-training and the random one."""
+        """Requested models besides the pre-trained and the random encoder."""
         return [model for model in self.models if model not in TRAINED]
 
     @property
@@ -141,7 +141,7 @@ def read_table(
     models: Sequence[Model] = TRAINED,
     is_current: Callable[[Path], bool] = Path.exists,
 ) -> ScoreTable:
-    """Return the models' scores of the tasks asked for; other files are not looked at.
+    """Return the models' scores of the requested tasks; other files are ignored.
 
     A score that is not `is_current` counts as missing.
 
@@ -191,7 +191,7 @@ def metrics(
 
 
 def without_gaps(content: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values without those that are None, so that DVC shows no number for them."""
+    """Return nested values without those that are None, for which DVC should show no number."""
     inner = {k: without_gaps(v) if isinstance(v, dict) else v for k, v in content.items()}
     return {k: v for k, v in inner.items() if v is not None and v != {}}
 

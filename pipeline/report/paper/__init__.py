@@ -1,1 +1,1 @@
-"""The paper's tables and settings, and how ours compare."""
+"""The paper's tables and settings, and how a run compares with them."""

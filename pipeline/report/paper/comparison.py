@@ -1,4 +1,4 @@
-"""Measured scores beside the published ones: verdicts, and what is not like for like."""
+"""Measured scores beside the published ones: verdicts, and what makes them not comparable."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,11 +49,11 @@ class Verdict:
 class Comparison:
     """What was measured beside what was published."""
 
-    pretrained: ModelRow  # measured; without scores if the model was not asked for
+    pretrained: ModelRow  # measured; without scores if the model was not requested
     tables: tuple[Table, ...]
     verdicts: tuple[Verdict, ...]  # of the pre-trained encoder
-    warnings: tuple[str, ...]  # why it is not like for like
-    means: Mapping[str, float | None]  # of the paper's groups that were asked for
+    warnings: tuple[str, ...]  # why they are not comparable
+    means: Mapping[str, float | None]  # of the paper's groups that have a requested task
 
 
 def compare(scores: ScoreTable, params: Mapping[str, Any], left_out: int) -> Comparison:
@@ -92,7 +92,7 @@ def verdicts(row: ModelRow, encoder: str) -> list[Verdict]:
 
 
 def differences(scores: ScoreTable, params: Mapping[str, Any], left_out: int) -> Iterator[str]:
-    """Yield in which respects measured and published scores are not like for like."""
+    """Yield the differences that make measured and published scores not comparable."""
     asked = PAPER_TASKS.intersection(row.task for row in scores.rows)
     if not asked:
         return
@@ -103,7 +103,7 @@ def differences(scores: ScoreTable, params: Mapping[str, Any], left_out: int) ->
             "(default, 8)."
         )
     if absent := len(PAPER_TASKS) - len(asked):
-        yield f"{absent} of the paper's 18 tasks were not asked for. Means are of whole groups."
+        yield f"{absent} of the paper's 18 tasks were not requested. Means are of whole groups."
     if params["source"] != "audioset":
         yield f"Pre-trained on {params['source']!r}, the paper's on AudioSet."
     if left_out:

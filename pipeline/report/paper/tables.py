@@ -126,11 +126,11 @@ def measured_rows(table: ScoreTable) -> list[ModelRow]:
 def build_tables(
     measured: Sequence[ModelRow], tasks: Sequence[str], metrics: Mapping[str, str]
 ) -> list[Table]:
-    """Return the paper's tables as far as its tasks were asked for, and one of all other tasks.
+    """Return the paper's tables that have a requested task, and one of all other tasks.
 
     Args:
         measured: rows of the models scored here.
-        tasks: folder names asked for.
+        tasks: folder names of the requested tasks.
         metrics: first metric of each task that has a score.
     """
     tables = [
