@@ -61,7 +61,7 @@ class Stage:
         return self.values[key]
 
     def record(self, *keys: str) -> None:
-        """Remember values that the stage only shows, so that DVC knows what the output holds."""
+        """Remember values of params.yaml that the output shows as they are (see `output`)."""
         self.values |= {key: params.load_value(key) for key in keys}
 
     def work_folder(self, *identity: str) -> Path:

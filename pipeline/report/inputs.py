@@ -91,8 +91,7 @@ def read_history(path: Path) -> pd.DataFrame:
         ValueError: a column is missing, there are no rows, or a value is not a finite number.
     """
     history = read_curve(path, HISTORY_COLUMNS)
-    if history.empty:
-        raise ValueError(f"{path} has no rows. {_remedy('pretrain')}")
+    _require_rows(history, path, "pretrain")
     faulty = ~np.isfinite(history[HISTORY_COLUMNS].to_numpy(dtype=float)).all(axis=1)
     if faulty.any():
         row = int(faulty.argmax())
@@ -111,8 +110,7 @@ def read_epochs(path: Path) -> pd.DataFrame:
         ValueError: a column is missing, or there are no rows.
     """
     epochs = read_curve(path, EPOCH_COLUMNS)
-    if epochs.empty:
-        raise ValueError(f"{path} has no rows. {_remedy('pretrain')}")
+    _require_rows(epochs, path, "pretrain")
     return epochs
 
 
@@ -146,8 +144,7 @@ def read_ledger(path: Path) -> pd.DataFrame:
     except ValueError as error:
         raise ValueError(f"{error} {_remedy('logmel')}") from None
     table = pd.DataFrame(columns)
-    if table.empty:
-        raise ValueError(f"{path} has no rows. {_remedy('logmel')}")
+    _require_rows(table, path, "logmel")
     table[LEDGER_NUMBERS] = table[LEDGER_NUMBERS].astype(float).fillna(0.0)
     return table
 
@@ -176,6 +173,11 @@ def _remedy(stage: str) -> str:
 def _require(path: Path, stage: str) -> None:
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}. {_remedy(stage)}")
+
+
+def _require_rows(table: pd.DataFrame, path: Path, stage: str) -> None:
+    if table.empty:
+        raise ValueError(f"{path} has no rows. {_remedy(stage)}")
 
 
 def _read_arrays(path: Path, keys: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
