@@ -195,6 +195,12 @@ def test_the_report_takes_from_a_preset_what_it_sets_and_lists_the_rest_once(enc
     assert paper_settings(encoder).keys() == listed | preset.keys()
 
 
+def test_the_report_depends_on_the_presets_that_it_reads():
+    stages = YAML(typ="safe").load(PRESETS.parent / "dvc.yaml")["stages"]
+    needed = {f"presets/audioset-{encoder}" for encoder in settings.ENCODER_DEFAULTS}
+    assert needed == {dep for dep in stages["report"]["deps"] if dep.startswith("presets")}
+
+
 @pytest.mark.parametrize("encoder", ["audiontt", "vitc"])
 def test_the_report_finds_every_setting_that_differs_from_the_paper_s(encoder, tmp_path):
     changed(tmp_path, f"audioset-{encoder}")
