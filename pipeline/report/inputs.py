@@ -22,12 +22,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from pipeline.core.params import check
-from pipeline.corpus import ledger
+from pipeline.corpus import labels, ledger
 from pipeline.features.params import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]
 LEDGER_NUMBERS = ["start_s", "end_s", "duration_s"]
-LABEL_COLUMNS = ["mid", "display_name"]
 EPOCH_COLUMNS = ["epoch", "step", "loss", "invariance", "redundancy"]
 HISTORY_COLUMNS = ["step", "epoch", "loss", "invariance", "redundancy", "noise_floor", "lr"]
 
@@ -153,17 +152,9 @@ def read_label_names(path: Path) -> dict[str, str]:
     """Return the names of labels by their ids; none if there is no such file.
 
     Raises:
-        ValueError: it is not CSV with the columns mid and display_name.
+        ValueError: it lacks the columns mid and display_name.
     """
-    if not path.exists():
-        return {}
-    try:
-        names = pd.read_csv(path, usecols=LABEL_COLUMNS, dtype=str, keep_default_na=False)
-    except ValueError as error:  # also pandas' own parser errors
-        raise ValueError(
-            f"{path}: {error} Expected is a file as AudioSet's class_labels_indices.csv."
-        ) from None
-    return dict(zip(names["mid"], names["display_name"], strict=True))
+    return labels.read_names(path) if path.exists() else {}
 
 
 def _remedy(stage: str) -> str:
