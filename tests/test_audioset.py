@@ -20,12 +20,12 @@ from ruamel.yaml import YAML
 import stages.download
 from pipeline.commands import queue as download_queue
 from pipeline.core.stage import run
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus import labels, ledger, tar_shards
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import store_folder
 from pipeline.corpus.params import AudioSetParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources.audioset import AudioSet, read_labels
+from pipeline.corpus.sources.audioset import AudioSet
 
 ROOT = Path(__file__).parents[1]
 RATE = 8000
@@ -139,7 +139,14 @@ def test_what_is_no_list_is_not_kept(site, name, content, error, message):
 
 def test_another_file_in_place_of_the_labels_is_refused(site):
     with pytest.raises(ValueError, match="does not list labels: expected the columns"):
-        read_labels(site.folder / "eval_segments.csv")
+        labels.read_names(site.folder / "eval_segments.csv")
+
+
+def test_labels_may_have_further_columns_in_any_order(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text('display_name, extra, mid, index\n"Speech, loud", x, /m/1, 0\nMusic,y,/m/2,1\n')
+    assert labels.read_names(path) == {"/m/1": "Speech, loud", "/m/2": "Music"}
+    assert labels.read_ids(path) == ["/m/1", "/m/2"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_the_disk_must_hold_all_data_twice_if_dvc_copies_them(monkeypatch, share
     config = settings({})
     sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
     fetched = 1_000_000 / 2 - sum(sizes.values())
-    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(forecast.files, "free_bytes", lambda _: free)
     lines = list(forecast.disk(config, corpus.Corpus(2, 10.0, fetched, ""), shared))
     assert [line.level for line in found_by("disk", lines)] == [level]
 
@@ -154,7 +154,7 @@ def test_data_that_are_here_need_no_more_space(monkeypatch):
         Path(folder).mkdir(parents=True)
     Path("data/clips/0.tar").write_bytes(bytes(400_000))
     os.link("data/clips/0.tar", ".work/clips/x/packs/0.tar")
-    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(forecast.files, "free_bytes", lambda _: 10_000)
     config = settings({})
     sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
     found = corpus.Corpus(1, 10.0, 405_000 - sum(sizes.values()), "")

@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 from signal import SIGINT
-from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -798,9 +797,7 @@ def break_tools(monkeypatch, folder, fault):
         monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("node", "20.1.0", False)]))
     else:
         monkeypatch.setattr(requirements, "check_age", lambda _: None)
-        monkeypatch.setattr(
-            requirements.shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000)
-        )
+        monkeypatch.setattr(requirements.files, "free_bytes", lambda _: 50_000_000)
 
 
 def test_other_sites_than_youtube_need_no_new_tools(fetcher, site, monkeypatch):

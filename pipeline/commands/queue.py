@@ -13,7 +13,6 @@ None of them needs a network. The queue itself is worked off by the stage `downl
 import argparse
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,13 +21,15 @@ from typing import Any
 
 from pipeline.commands import download_status, queue_ledger
 from pipeline.core import params
+from pipeline.core.files import free_bytes
 from pipeline.core.settings import NetworkParams
+from pipeline.corpus import labels
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
 from pipeline.corpus.fetch.fetcher import WAITING, Fetcher, key, store_folder
 from pipeline.corpus.fetch.media import local_path, recording_url
 from pipeline.corpus.params import FETCHED, SOURCES
 from pipeline.corpus.sources import listing, open_source
-from pipeline.corpus.sources.audioset import AudioSet, kept, read_labels
+from pipeline.corpus.sources.audioset import AudioSet, kept
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class Queue:
         self.url = given.url
         self.segments = listing.select(given.segments(), chosen.clips)
         self.store = ClipStore(store_folder(given.url))
-        labels = getattr(chosen, "labels", f"data/{source}/labels.csv")
-        self.names = read_labels(kept(labels)) if kept(labels).exists() else {}
+        names = kept(getattr(chosen, "labels", f"data/{source}/labels.csv"))
+        self.names = labels.read_names(names) if names.exists() else {}
 
 
 def status(queue: Queue, table: str = "") -> Iterator[str]:
@@ -125,12 +126,6 @@ def status_of(store: ClipStore, name: str) -> str:
     """Return the class of a clip."""
     outcome = store.last(name)
     return outcome.status if outcome else WAITING
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free space where a folder is, or will be."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

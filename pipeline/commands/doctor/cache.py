@@ -15,7 +15,7 @@ from dvc.fs import generic
 from dvc.repo import Repo
 
 from pipeline.commands.doctor import Finding
-from pipeline.corpus.fetch.requirements import existing
+from pipeline.core.files import nearest_folder
 
 LINKS = ["reflink", "hardlink", "symlink"]
 
@@ -66,7 +66,7 @@ def sharing() -> Sharing:
     with repo:
         cache = repo.cache.local
         with (
-            TemporaryDirectory(dir=existing(Path(cache.path))) as inside,
+            TemporaryDirectory(dir=nearest_folder(Path(cache.path))) as inside,
             TemporaryDirectory(dir=repo.root_dir) as outside,
         ):
             to = str(Path(outside, "x"))

@@ -4,7 +4,6 @@ Sizes are those of 16-bit FLAC and of log-mels in float16; CPU times are measure
 """
 
 import os
-import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,9 @@ from pipeline.commands.doctor import Finding, calibration
 from pipeline.commands.doctor.cache import Sharing
 from pipeline.commands.doctor.corpus import FLAC, Corpus, address, corpus
 from pipeline.config import Config
-from pipeline.core import params
+from pipeline.core import files, params
 from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
-from pipeline.corpus.fetch import requirements
 from pipeline.corpus.fetch.media import local_path
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
@@ -74,10 +72,10 @@ def disk(config: Config, found: Corpus, sharing: Sharing) -> Iterator[Finding]:
     places += [(sharing.folder, "DVC's copy of them")] if sharing.is_copied else []
     systems: dict[int, list[tuple[Path, str]]] = {}
     for path, what in places:
-        folder = requirements.existing(path)
+        folder = files.nearest_folder(path)
         systems.setdefault(folder.stat().st_dev, []).append((folder, what))
     for held in systems.values():
-        needed, free = len(held) * (total - here), shutil.disk_usage(held[0][0]).free
+        needed, free = len(held) * (total - here), files.free_bytes(held[0][0])
         what = " and ".join(what for _, what in held)
         told = f"{held[0][0]}: {gb(needed)} needed for {what}, {gb(free)} free"
         if needed > free:

@@ -6,7 +6,6 @@ every few weeks what a client has to do, so that an old yt-dlp finds nothing the
 it also needs a JavaScript runtime.
 """
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -17,6 +16,7 @@ import imageio_ffmpeg
 import yt_dlp.version
 from yt_dlp.globals import supported_js_runtimes
 
+from pipeline.core import files
 from pipeline.core.settings import NetworkParams
 
 JS_RUNTIMES = ("deno", "node")  # that yt-dlp may use, the first one that is recent enough
@@ -134,7 +134,7 @@ def check_fetching(url: str, folder: Path, network: NetworkParams) -> None:
     if is_youtube(url):
         check_age(network.max_tool_age_days)
         check_js_runtime()
-    free = shutil.disk_usage(existing(folder)).free
+    free = files.free_bytes(folder)
     if free < MIN_FREE_BYTES:
         raise OSError(
             f"{free / 1e6:.0f} MB are free in {folder}, where clips are kept; "
@@ -142,8 +142,3 @@ def check_fetching(url: str, folder: Path, network: NetworkParams) -> None:
             "on a larger one; `python -m pipeline.commands.queue status` says how much space all "
             "clips will take."
         )
-
-
-def existing(path: Path) -> Path:
-    """Return the nearest folder above a path, or the path itself, that is there already."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())

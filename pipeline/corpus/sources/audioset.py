@@ -5,7 +5,6 @@ published and kept in `.work/audioset/`. What is fetched takes its name there on
 complete and is what it should be.
 """
 
-import csv
 import hashlib
 import http.client
 import logging
@@ -19,14 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.stage import root
-from pipeline.corpus import segments
+from pipeline.corpus import labels, segments
 from pipeline.corpus.params import AudioSetParams
 from pipeline.corpus.segments import Segment
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0  # without data
-LABEL_COLUMNS = ["index", "mid", "display_name"]
 
 
 class AudioSet:
@@ -53,7 +51,7 @@ class AudioSet:
             FileNotFoundError, ValueError: there is no such file, or it is another one.
             OSError: it cannot be fetched.
         """
-        return read_labels(local(self._params.labels, read_labels))
+        return labels.read_names(local(self._params.labels, labels.read_names))
 
     def is_here(self) -> bool:
         """Return whether the lists can be read without a network."""
@@ -79,19 +77,6 @@ def joined(lists: Sequence[list[Segment]]) -> list[Segment]:
                 )
             found[segment.clip_id] = replace(segment, row=len(found))
     return list(found.values())
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """Return the name of each label of a class_labels_indices.csv, by AudioSet id.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has other columns.
-    """
-    rows = list(csv.reader(segments.read_text(path).splitlines(), skipinitialspace=True))
-    if not rows or [cell.strip() for cell in rows[0]] != LABEL_COLUMNS:
-        raise ValueError(f"{path} does not list labels: expected the columns {LABEL_COLUMNS}.")
-    return {row[1]: row[2] for row in rows[1:] if len(row) == len(LABEL_COLUMNS)}
 
 
 def is_address(place: str) -> bool:

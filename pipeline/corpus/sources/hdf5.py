@@ -9,7 +9,6 @@ The packer of PANNs leaves rows without a name where it had no recording; these 
 It also pads short recordings with zeros, which cannot be told from silence.
 """
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -20,9 +19,10 @@ import h5py
 import numpy as np
 
 from pipeline import audio
+from pipeline.corpus import labels
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import Hdf5Params
-from pipeline.corpus.segments import Segment, read_text
+from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import listing
 
 KEY = "sources.hdf5.path"
@@ -44,7 +44,7 @@ class Hdf5(listing.Packed[Place]):
     def __init__(self, params: Hdf5Params) -> None:
         super().__init__(params.path, {".h5", ".hdf", ".hdf5"}, KEY)
         self._sample_rate = params.sample_rate
-        self._classes = read_classes(Path(params.classes)) if params.classes else []
+        self._classes = labels.read_ids(Path(params.classes)) if params.classes else []
 
     def _found(self) -> Iterator[tuple[str, str, Place]]:
         for path in self._files:
@@ -52,8 +52,8 @@ class Hdf5(listing.Packed[Place]):
                 names = file["audio_name"]
                 for start in range(0, len(names), BLOCK):
                     block = names.asstr("utf-8", "surrogateescape")[start : start + BLOCK]
-                    labels = self._labels(file, start, len(block))
-                    for row, (name, label) in enumerate(zip(block, labels, strict=True), start):
+                    targets = self._labels(file, start, len(block))
+                    for row, (name, label) in enumerate(zip(block, targets, strict=True), start):
                         place = Place(str(path), row, not name)
                         yield recording_id(name) or f"{path.stem}-row-{row}", label, place
 
@@ -143,22 +143,3 @@ def open_file(path: Path) -> h5py.File:
 
 def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
     return [(name, item) for name, item in file.items() if isinstance(item, h5py.Dataset)]
-
-
-def read_classes(path: Path) -> list[str]:
-    """Return the AudioSet ids of the classes, as class_labels_indices.csv has them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no columns `index` and `mid`, or other than consecutive indices.
-    """
-    rows = list(csv.DictReader(read_text(path).splitlines()))
-    try:
-        indices, mids = [int(row["index"]) for row in rows], [row["mid"] for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected the columns index,mid,display_name ({error})."
-        ) from None
-    if indices != list(range(len(rows))):
-        raise ValueError(f"{path}: the indices of the classes must count from 0.")
-    return mids
