@@ -18,7 +18,7 @@ from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import STAGE, WAITING, Fetcher, check_tried, store_folder
 from pipeline.corpus.params import SOURCES, DownloadParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing, open_source, packing
+from pipeline.corpus.sources import files, open_source, packing, selection
 from pipeline.corpus.sources.source import Container, Recordings
 
 CLIPS = "data/clips"
@@ -32,7 +32,7 @@ def main(stage: Stage) -> None:
     if isinstance(given, Container):
         pack(stage, given, chosen.clips)
     else:
-        fetch(stage, given, listing.select(given.segments(), chosen.clips))
+        fetch(stage, given, selection.select(given.segments(), chosen.clips))
 
 
 def fetch(stage: Stage, source: Recordings, wanted: Sequence[Segment]) -> None:
@@ -52,16 +52,16 @@ def fetch(stage: Stage, source: Recordings, wanted: Sequence[Segment]) -> None:
 
 def pack(stage: Stage, source: Container, clips: str) -> None:
     """Copy the clips of a container and publish them."""
-    state = listing.fingerprint(source.files(), clips)
+    state = files.source_state(source.files(), clips)
     packed = stage.work_folder("packed", packing.VERSION, state)
     download = stage.load("download", DownloadParams)
     size = download.clips_per_shard
     with stage.output(CLIPS) as folder:
-        wanted = listing.select(source.segments(), clips)
+        wanted = selection.select(source.segments(), clips)
         shards = packed / f"{size}-per-shard"
         rows = packing.pack(source, wanted, shards, size)
         complete = conclude(folder, rows, download)
-        listing.check_unchanged(source.files(), clips, state)
+        files.check_unchanged(source.files(), clips, state)
         packing.hand_over(shards, folder, complete.shards)
         shard_folder.write(folder, complete)
 

@@ -25,8 +25,11 @@ from synthetic_sources import audio
 import pipeline.corpus.sources.parquet
 from pipeline.corpus import ledger, tar_shards
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing, probing
+from pipeline.corpus.sources import probing
+from pipeline.corpus.sources.files import list_files
+from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.tar import Tar, join_labels
+from pipeline.corpus.sources.whole_recordings import check_id
 
 # yt-dlp leaves the file of a file:// URL to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -209,7 +212,7 @@ def test_clips_that_the_source_lacks_are_named(source, caplog):
     first = next(iter(make(source)))
     use(source, clips="list.txt")
     Path("list.txt").write_text(f"{first}\nnobody_0\nnothing\n")
-    assert "list.txt lists 2 clips that the source has not" in (said := failure_of(caplog))
+    assert "list.txt lists 2 clips that the source does not have" in (said := failure_of(caplog))
     assert "nobody_0" in said and "nothing" in said
 
 
@@ -387,7 +390,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert list(download()) == ["b_0", "more/a_0"]
     Path("data/folder/loop").symlink_to(tmp_path / "data/folder")
     with pytest.raises(ValueError, match="is listed already"):
-        listing.files_of(Path("data/folder"), {".wav"}, "x")
+        list_files(Path("data/folder"), {".wav"}, "x")
 
 
 # ---- FSD50K ------------------------------------------------------------------------------------
@@ -571,7 +574,7 @@ def parquet_faults():
     rows = synthetic.PARQUET_ROWS
     yield [{"id": "a", "audio": rows[0]["audio"]}], "has the columns id, audio, but not video_id, l"
     yield [rows[0], rows[0]], "id '0-_abcdefgh' is in data/parquet/00.parquet already"
-    yield [rows[0] | {"video_id": None}], "id '' is no name"
+    yield [rows[0] | {"video_id": None}], "id '' is not a name"
     yield [rows[0] | {"labels": ["a\0b"]}], r"labels 'a\x00b' of '0-_abcdefgh' hold '\x00'"
     yield [rows[0] | {"video_id": "../../a"}], "'../../a' leads out of its folder"
 
@@ -699,13 +702,14 @@ def test_a_share_of_failures_above_the_limit_stops_the_stage(caplog):
 
 
 @pytest.mark.parametrize(("recording_id", "message"), [
-    ("", "id '' is no name"), (".", "is no name"), (" ", "is no name"), ("a\nb", r"holds '\\n'"),
+    ("", "id '' is not a name"), (".", "is not a name"), (" ", "is not a name"),
+    ("a\nb", r"holds '\\n'"),
     ("a\u2028b", r"holds '\\u2028'"), ("\udcff", r"holds '\\udcff'"), ("/a", "leads out"),
     ("a/../b", "leads out"), ("a\\..\\b", "leads out"), ("c:/x", "leads out"), ("\\a", "leads out"),
 ])  # fmt: skip
 def test_ids_that_cannot_name_a_clip_are_refused(recording_id, message):
     with pytest.raises(ValueError, match=message):
-        listing.check_id(recording_id)
+        check_id(recording_id)
 
 
 def test_shards_are_read_whatever_the_format_of_their_clips(tmp_path):
@@ -717,8 +721,8 @@ def test_shards_are_read_whatever_the_format_of_their_clips(tmp_path):
 def test_a_segment_list_and_a_container_restrict_alike():
     segments = [Segment(0, "a", 0.0, 1.0, ""), Segment(1, "b", 5.0, 6.0, "x")]
     Path("list.txt").write_text("b_5000\n")
-    assert listing.select(segments, "list.txt") == [Segment(0, "b", 5.0, 6.0, "x")]
-    assert listing.select(segments, "") == segments
+    assert select(segments, "list.txt") == [Segment(0, "b", 5.0, 6.0, "x")]
+    assert select(segments, "") == segments
 
 
 def test_a_comma_inside_a_label_does_not_make_two_of_it():

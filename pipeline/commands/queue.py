@@ -28,7 +28,7 @@ from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
 from pipeline.corpus.fetch.fetcher import WAITING, Fetcher, key, store_folder
 from pipeline.corpus.fetch.media import local_path, recording_url
 from pipeline.corpus.params import FETCHED, SOURCES
-from pipeline.corpus.sources import listing, open_source
+from pipeline.corpus.sources import open_source, selection
 from pipeline.corpus.sources.audioset import AudioSet, kept
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Queue:
         self.source = source
         self.network = params.load("network", NetworkParams)
         self.url = given.url
-        self.segments = listing.select(given.segments(), chosen.clips)
+        self.segments = selection.select(given.segments(), chosen.clips)
         self.store = ClipStore(store_folder(given.url))
         names = kept(getattr(chosen, "labels", f"data/{source}/labels.csv"))
         self.names = labels.read_names(names) if names.exists() else {}

@@ -13,7 +13,7 @@ from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.ledger import OK
 from pipeline.corpus.params import AudioSetParams, SegmentListParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing, open_source
+from pipeline.corpus.sources import open_source, selection
 from pipeline.corpus.sources.audioset import kept
 from pipeline.corpus.sources.folder import Folder
 from pipeline.corpus.sources.tar import Tar
@@ -68,7 +68,7 @@ def corpus(config: Config) -> Corpus | None:
 def listed(clips: int, duration_s: float, known_from: str, chosen: Any) -> Corpus:
     """Return the corpus of a list of segments, or of those among them that `clips` names."""
     if chosen.clips:
-        clips = min(clips, len(listing.ids_in(chosen.clips)))
+        clips = min(clips, len(selection.ids_in(chosen.clips)))
         known_from = chosen.clips
     return Corpus(clips, duration_s, fetched_bytes(chosen.url, duration_s), known_from)
 
@@ -80,7 +80,7 @@ def contained(source: Any, chosen: Any) -> Corpus | None:
     if size > SMALL_CORPUS and isinstance(source, Folder | Tar):
         return None
     every = source.segments()
-    wanted = listing.select(every, chosen.clips)
+    wanted = selection.select(every, chosen.clips)
     return Corpus(len(wanted), mean_s(wanted), size / len(every), f"{len(files)} files")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import FolderParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing, probing
+from pipeline.corpus.sources import probing
+from pipeline.corpus.sources.files import list_files
+from pipeline.corpus.sources.whole_recordings import one_segment_each
 
 SUFFIXES = {
     *(".aac", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a", ".m4b"),
@@ -26,8 +28,8 @@ class Folder:
     def __init__(self, params: FolderParams) -> None:
         self._root = Path(params.path)
         self._max_clip_s = params.max_clip_s
-        self._files = listing.files_of(self._root, SUFFIXES, KEY)
-        self._places: dict[str, tuple[str]] = {}
+        self._files = list_files(self._root, SUFFIXES, KEY)
+        self._locations: dict[str, tuple[str]] = {}
 
     def files(self) -> list[Path]:
         """See `source.Container`."""
@@ -36,11 +38,11 @@ class Folder:
     def segments(self) -> list[Segment]:
         """List the recordings by their paths, each cut into clips of `max_clip_s` at most."""
         base = self._root.parent if self._root.is_file() else self._root
-        found = (
+        files = (
             (file.relative_to(base).with_suffix("").as_posix(), "", (str(file),))
             for file in self._files
         )
-        recordings, self._places = listing.whole(found, KEY)
+        recordings, self._locations = one_segment_each(files, KEY)
         if not self._max_clip_s:
             return recordings
         rows: list[Segment] = []
@@ -50,10 +52,10 @@ class Folder:
         return rows
 
     def _spans(self, recording: Segment) -> list[tuple[float, float]]:
-        """Return (start, end) in seconds of the clips; (0, 0) stands for the file as it is."""
+        """Return (start, end) in seconds of the clips; (0, 0) is the whole file."""
         try:
-            duration_s = probing.duration_s(Path(self._places[recording.recording_id][0]))
-        except (OSError, UnavailableError):  # why is told when it is read
+            duration_s = probing.duration_s(Path(self._locations[recording.recording_id][0]))
+        except (OSError, UnavailableError):  # `contents` gives the reason
             return [(0.0, 0.0)]
         cuts = probing.spans(duration_s or 0.0, self._max_clip_s)
         return cuts if len(cuts) > 1 else [(0.0, 0.0)]
@@ -61,11 +63,11 @@ class Folder:
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
         for recording_id, group in groupby(segments, key=lambda segment: segment.recording_id):
-            path, wanted = Path(self._places[recording_id][0]), list(group)
-            if wanted[0].end_s == 0.0:
+            path, pieces = Path(self._locations[recording_id][0]), list(group)
+            if pieces[0].end_s == 0.0:
                 yield read_file(path)
             else:
-                yield from probing.pieces(path, wanted)
+                yield from probing.pieces(path, pieces)
 
 
 def read_file(path: Path) -> bytes | UnavailableError:

@@ -14,8 +14,9 @@ from pathlib import Path
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import Fsd50kParams
 from pipeline.corpus.segments import Segment, read_text
-from pipeline.corpus.sources import listing
+from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.folder import read_file
+from pipeline.corpus.sources.whole_recordings import one_segment_each
 
 HEADER = ["fname", "labels", "mids", "split"]
 SPLITS = ("train", "val")
@@ -38,16 +39,16 @@ class Fsd50k:
 
     def files(self) -> list[Path]:
         """See `source.Container`."""
-        return [self._list, *listing.files_of(self._audio, {".wav"}, KEY)]
+        return [self._list, *list_files(self._audio, {".wav"}, KEY)]
 
     def segments(self) -> list[Segment]:
         """List the clips of the splits in the order of dev.csv."""
-        found = (
+        clips = (
             (fname, mids, (f"{self._list}, line {line}",))
             for line, (fname, _, mids, split) in self._rows()
             if split in self._splits
         )
-        return listing.whole(found, "sources.fsd50k.splits")[0]
+        return one_segment_each(clips, "sources.fsd50k.splits")[0]
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         rows = csv.reader(read_text(self._list).splitlines())
@@ -55,7 +56,7 @@ class Fsd50k:
         if header != HEADER:
             raise ValueError(
                 f"{self._list} begins with {','.join(header)!r}; expected {','.join(HEADER)!r}, as "
-                "published. Unpack FSD50K.ground_truth.zip anew."
+                "published. Unpack FSD50K.ground_truth.zip again."
             )
         for line, cells in enumerate(rows, start=2):
             if len(cells) != len(HEADER) or cells[-1] not in SPLITS or "/" in cells[0]:

@@ -23,14 +23,14 @@ from pipeline.corpus import labels
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import Hdf5Params
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing
+from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
 KEY = "sources.hdf5.path"
 BLOCK = 4096  # rows of names and targets that are read at a time
 YOUTUBE_ID = 11  # characters
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a recording is, or that its row is empty."""
 
     path: str
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     empty: bool
 
 
-class Hdf5(listing.Packed[Place]):
+class Hdf5(MultiRecordingFiles[Location]):
     """See `source.Container`."""
 
     def __init__(self, params: Hdf5Params) -> None:
@@ -46,7 +46,7 @@ class Hdf5(listing.Packed[Place]):
         self._sample_rate = params.sample_rate
         self._classes = labels.read_ids(Path(params.classes)) if params.classes else []
 
-    def _found(self) -> Iterator[tuple[str, str, Place]]:
+    def _recordings(self) -> Iterator[tuple[str, str, Location]]:
         for path in self._files:
             with open_file(path) as file:
                 names = file["audio_name"]
@@ -54,8 +54,8 @@ class Hdf5(listing.Packed[Place]):
                     block = names.asstr("utf-8", "surrogateescape")[start : start + BLOCK]
                     targets = self._labels(file, start, len(block))
                     for row, (name, label) in enumerate(zip(block, targets, strict=True), start):
-                        place = Place(str(path), row, not name)
-                        yield recording_id(name) or f"{path.stem}-row-{row}", label, place
+                        location = Location(str(path), row, not name)
+                        yield recording_id(name) or f"{path.stem}-row-{row}", label, location
 
     def _labels(self, file: h5py.File, start: int, count: int) -> list[str]:
         if "target" not in file:
@@ -70,32 +70,32 @@ class Hdf5(listing.Packed[Place]):
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        places = [self._places[segment.recording_id] for segment in segments]
-        for path, wanted in groupby(places, key=lambda place: place.path):
+        locations = [self._locations[segment.recording_id] for segment in segments]
+        for path, in_file in groupby(locations, key=lambda location: location.path):
             with open_file(Path(path)) as file:
-                yield from (self._content(file, place) for place in wanted)
+                yield from (self._content(file, location) for location in in_file)
 
-    def _content(self, file: h5py.File, place: Place) -> bytes | UnavailableError:
-        if place.empty:
+    def _content(self, file: h5py.File, location: Location) -> bytes | UnavailableError:
+        if location.empty:
             return UnavailableError("gone", "it was missing when the HDF5 file was packed")
         try:
             if "mp3" in file:
-                return bytes(file["mp3"][place.row].tobytes())
-            samples = file["waveform"][place.row]
+                return bytes(file["mp3"][location.row].tobytes())
+            samples = file["waveform"][location.row]
         except OSError as error:
             return UnavailableError("corrupt", f"its row cannot be read: {error}")
         return audio.encode_flac(samples, self._rate(file))
 
     def _rate(self, file: h5py.File) -> int:
-        given = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))
+        attribute = file["waveform"].attrs.get("sample_rate", file.attrs.get("sample_rate", 0))
         try:
-            rate = int(np.asarray(given).item())
+            rate = int(np.asarray(attribute).item())
         except (TypeError, ValueError, OverflowError):
             rate = -1
         if rate < 0:
             raise ValueError(
-                f"{file.filename}: the attribute `sample_rate` is {given!r}, expected a number of "
-                "Hz such as 32000. Correct it in the file, or remove it and set "
+                f"{file.filename}: the attribute `sample_rate` is {attribute!r}, expected a "
+                "number of Hz such as 32000. Correct it in the file, or remove it and set "
                 "sources.hdf5.sample_rate in params.yaml."
             )
         rate = rate or self._sample_rate
@@ -124,20 +124,20 @@ def open_file(path: Path) -> h5py.File:
     except OSError as error:
         raise ValueError(f"{path} is damaged, or no HDF5 file: {error}. Fetch it again.") from error
     audio = [name for name in ("mp3", "waveform") if name in file]
-    found = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
+    content = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
     wave = file["waveform"] if audio == ["waveform"] else None
     is_named = "audio_name" in file and h5py.check_string_dtype(file["audio_name"].dtype)
     if not is_named or not audio or (wave is not None and wave.dtype != np.int16):
         file.close()
         raise ValueError(
-            f"{path} holds {found or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
+            f"{path} holds {content or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
             f"or waveform (int16 [N, S]). Take it out of {path.parent}, or let {KEY} lead to the "
             "files with the audio alone (of PANNs: its folder waveforms)."
         )
     for name in {audio[0], "target"} & file.keys():
         if len(file[name]) != len(file["audio_name"]):
             file.close()
-            raise ValueError(f"{path}: audio_name and {name} are of different lengths ({found}).")
+            raise ValueError(f"{path}: audio_name and {name} are of different lengths ({content}).")
     return file
 
 

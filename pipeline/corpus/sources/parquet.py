@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import ParquetParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import listing
 from pipeline.corpus.sources.tar import join_labels
+from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
 KEY = "sources.parquet.path"
 ID, AUDIO = "video_id", "audio"
@@ -23,7 +23,7 @@ BATCH = 32  # rows of audio in memory
 BUFFER = 1 << 20  # bytes read at a time
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a recording is."""
 
     path: str
@@ -31,14 +31,14 @@ class Place(NamedTuple):
     row: int  # of the row group
 
 
-class Parquet(listing.Packed[Place]):
+class Parquet(MultiRecordingFiles[Location]):
     """See `source.Container`."""
 
     def __init__(self, params: ParquetParams) -> None:
         super().__init__(params.path, {".parquet"}, KEY)
         self._labels = params.label_column
 
-    def _found(self) -> Iterator[tuple[str, str, Place]]:
+    def _recordings(self) -> Iterator[tuple[str, str, Location]]:
         columns = [ID, self._labels] if self._labels else [ID]
         for path in map(str, self._files):
             file = open_file(path, [*columns, AUDIO])
@@ -47,14 +47,14 @@ class Parquet(listing.Packed[Place]):
                 for batch in file.iter_batches(row_groups=[group], columns=columns):
                     for values in batch.to_pylist():
                         labels = join_labels(values[self._labels]) if self._labels else ""
-                        yield str(values[ID] or ""), labels, Place(path, group, row)
+                        yield str(values[ID] or ""), labels, Location(path, group, row)
                         row += 1
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        places = [self._places[segment.recording_id] for segment in segments]
-        for (path, group), wanted in groupby(places, key=lambda place: place[:2]):
-            yield from read_rows(path, group, [place.row for place in wanted])
+        locations = [self._locations[segment.recording_id] for segment in segments]
+        for (path, group), in_group in groupby(locations, key=lambda location: location[:2]):
+            yield from read_rows(path, group, [location.row for location in in_group])
 
 
 def pyarrow_parquet() -> Any:
@@ -86,11 +86,11 @@ def open_file(path: str, columns: Sequence[str]) -> Any:
         raise ValueError(
             f"{path} is damaged, or no Parquet file: {error}. Fetch it again."
         ) from error
-    found = file.schema_arrow.names
-    missing = [column for column in columns if column not in found]
+    names = file.schema_arrow.names
+    missing = [column for column in columns if column not in names]
     if missing:
         raise ValueError(
-            f"{path} has the columns {', '.join(found)}, but not {', '.join(missing)}; expected "
+            f"{path} has the columns {', '.join(names)}, but not {', '.join(missing)}; expected "
             f"are {ID}, {AUDIO} and sources.parquet.label_column."
         )
     return file

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import TarParams
 from pipeline.corpus.segments import Segment, check_labels
-from pipeline.corpus.sources import listing
+from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles, check_id
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KEY = "sources.tar.path"
 BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a recording is, or why there is none."""
 
     path: str
@@ -47,20 +47,20 @@ class Sample:
     labels: tuple[str, bytes] = ("", b"")  # suffix and content of the member with the labels
 
 
-class Tar(listing.Packed[Place]):
+class Tar(MultiRecordingFiles[Location]):
     """See `source.Container`."""
 
     def __init__(self, params: TarParams) -> None:
         super().__init__(params.path, {".tar"}, KEY)
         self._label_key = params.label_key
 
-    def _found(self) -> Iterator[tuple[str, str, Place]]:
+    def _recordings(self) -> Iterator[tuple[str, str, Location]]:
         is_labelled, example = False, b""  # a JSON
         for path in self._files:
             for key, sample in read_samples(path).items():
                 if sample.audio is None:
                     fault = UnavailableError("no_audio", "the tar holds no audio file of this name")
-                    yield key, "", Place(str(path), 0, 0, fault)
+                    yield key, "", Location(str(path), 0, 0, fault)
                     continue
                 offset, size = sample.audio.offset_data, sample.audio.size
                 try:
@@ -68,11 +68,11 @@ class Tar(listing.Packed[Place]):
                     check_labels(key, labels)
                 except ValueError as error:
                     fault = UnavailableError("corrupt", f"its labels cannot be read: {error}")
-                    yield key, "", Place(str(path), 0, 0, fault)
+                    yield key, "", Location(str(path), 0, 0, fault)
                 else:
                     is_labelled = is_labelled or bool(labels)
                     example = sample.labels[1] if sample.labels[0] == "json" else example
-                    yield key, labels, Place(str(path), offset, size, None)
+                    yield key, labels, Location(str(path), offset, size, None)
         if example and not is_labelled:
             logger.warning(
                 "No clip has labels: no .json has %r (sources.tar.label_key). Keys of one: %s",
@@ -84,13 +84,13 @@ class Tar(listing.Packed[Place]):
         opened: BinaryIO | None = None
         try:
             for segment in segments:
-                place = self._places[segment.recording_id]
-                if opened is None or opened.name != place.path:
+                location = self._locations[segment.recording_id]
+                if opened is None or opened.name != location.path:
                     if opened is not None:
                         opened.close()
-                    opened = open(place.path, "rb")  # noqa: SIM115
-                opened.seek(place.offset)
-                yield place.fault or opened.read(place.size)
+                    opened = open(location.path, "rb")  # noqa: SIM115
+                opened.seek(location.offset)
+                yield location.fault or opened.read(location.size)
         finally:
             if opened is not None:
                 opened.close()
@@ -117,7 +117,7 @@ def read_samples(path: Path) -> dict[str, Sample]:
 
 
 def _add(samples: dict[str, Sample], member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-    listing.check_id(member.name)
+    check_id(member.name)
     if not member.isreg():
         raise ValueError(f"member {member.name!r} is a link or device; only files are read")
     name = PurePosixPath(member.name)

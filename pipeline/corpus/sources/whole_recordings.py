@@ -1,0 +1,97 @@
+"""Containers whose clips are whole recordings: checked ids, one segment each."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pipeline.corpus.segments import Segment, check_labels
+from pipeline.corpus.sources.files import list_files
+from pipeline.corpus.sources.selection import shortened
+
+# Control characters, line ends, and bytes that are not UTF-8.
+UNLISTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or with a `..`
+
+Location = TypeVar("Location", bound=tuple[Any, ...])
+
+
+class MultiRecordingFiles(ABC, Generic[Location]):
+    """Base of each `Container` whose files hold many recordings.
+
+    Args:
+        path, suffixes, key: see `list_files`.
+    """
+
+    def __init__(self, path: str, suffixes: Collection[str], key: str) -> None:
+        self._key = key
+        self._files = list_files(Path(path), suffixes, key)
+        self._locations: dict[str, Location] = {}
+
+    def files(self) -> list[Path]:
+        """See `source.Container`."""
+        return self._files
+
+    def segments(self) -> list[Segment]:
+        """List the recordings of all files in order."""
+        segments, self._locations = one_segment_each(self._recordings(), self._key)
+        return segments
+
+    @abstractmethod
+    def _recordings(self) -> Iterable[tuple[str, str, Location]]:
+        """Return id, labels and location of each recording."""
+
+
+def one_segment_each(
+    recordings: Iterable[tuple[str, str, Location]], key: str
+) -> tuple[list[Segment], dict[str, Location]]:
+    """Return one segment for each recording, and the locations by id.
+
+    Args:
+        recordings: (id, labels, location), in order; a location begins with the path of a file.
+        key: the parameter that names the data, for messages.
+
+    Raises:
+        ValueError: there are none, an id or its labels are invalid, or an id is used twice; the
+            message names them.
+    """
+    segments: list[Segment] = []
+    locations: dict[str, Location] = {}
+    errors = []
+    for recording_id, labels, location in recordings:
+        try:
+            check_id(recording_id)
+            check_labels(recording_id, labels)
+            first = locations.setdefault(recording_id, location)
+            if first is not location:
+                raise ValueError(f"id {recording_id!r} is in {first[0]} already")
+        except ValueError as error:
+            errors.append(f"  {location[0]}: {error}")
+        else:
+            segments.append(Segment(len(segments), recording_id, 0.0, 0.0, labels))
+    if errors:
+        title = f"{len(errors)} recordings cannot be told apart or stored; fix or remove them."
+        raise ValueError("\n".join([title, *shortened(errors)]))
+    if not segments:
+        raise ValueError(f"There is no recording in what {key} in params.yaml names.")
+    return segments, locations
+
+
+def check_id(recording_id: str) -> None:
+    """Stop at an id that cannot be the name of a clip in a tar file.
+
+    Raises:
+        ValueError: it is empty, an absolute path, contains a `..`, line ends, other control
+            characters, or bytes that are not UTF-8.
+    """
+    if match := UNLISTABLE.search(recording_id):
+        raise ValueError(
+            f"id {recording_id!r} holds {match[0]!r}: a line end, control character or invalid text"
+        )
+    if OUTSIDE.match(recording_id):
+        raise ValueError(
+            f"{recording_id!r} leads out of its folder: absolute paths and '..' are refused"
+        )
+    if not recording_id.strip("./ "):
+        raise ValueError(f"id {recording_id!r} is not a name")
