@@ -25,7 +25,7 @@ from pipeline.commands import download_status
 from pipeline.core import shard_folder
 from pipeline.corpus import ledger, segments
 from pipeline.corpus.fetch.clip_store import ClipStore
-from pipeline.corpus.fetch.fetcher import key, to_row
+from pipeline.corpus.fetch.download_ledger import clip_key, to_row
 
 AUDIOSET_ROWS = 2_041_789
 SHARD = 4096  # rows
@@ -56,7 +56,11 @@ def write_journal(folder: Path, listed: list[segments.Segment]) -> None:
     with (folder / "journal.jsonl").open("w") as out:
         for count, segment in enumerate(listed):
             pack, place = divmod(count, PACK_CLIPS)
-            line: dict[str, Any] = {"key": key(segment), "time_s": 1e9 + 14.4 * count, "tries": 1}
+            line: dict[str, Any] = {
+                "key": clip_key(segment),
+                "time_s": 1e9 + 14.4 * count,
+                "tries": 1,
+            }
             if rng.random() < sum(shares):
                 line |= {"status": rng.choices(kinds, shares)[0], "reason": "Video unavailable"}
             else:
@@ -83,11 +87,11 @@ def measure(folder: Path) -> None:
     """Measure every step on what `--make` has written."""
     listed = timed("read the segment list", lambda: segments.read(folder / "segments.csv"))
     store = timed("read the journal", lambda: ClipStore(folder))
-    timed("which clips are settled", lambda: sum(store.is_settled(key(s)) for s in listed))
+    timed("which clips are settled", lambda: sum(store.is_settled(clip_key(s)) for s in listed))
     timed(
         "status", lambda: list(download_status.label_table(download_status.of(listed, store), {}))
     )
-    rows = timed("ledger of all rows", lambda: [to_row(s, store.last(key(s))) for s in listed])
+    rows = timed("ledger of all rows", lambda: [to_row(s, store.last(clip_key(s))) for s in listed])
     path = folder / "ledger.csv"
     timed("write the ledger", lambda: ledger.write(path, rows))
     timed("check the ledger", lambda: ledger.check_failed(rows, "download", 0.3, path))

@@ -34,13 +34,13 @@ def raised(cause, message=None):
     ],
 )  # fmt: skip
 def test_messages_of_sites_have_their_class(message, kind):
-    error = failures.of_extraction(raised(ExtractorError(message, expected=True)))
+    error = failures.classify_extraction(raised(ExtractorError(message, expected=True)))
     assert error.kind == kind
 
 
 def test_errors_of_their_own_class_need_no_message():
-    assert failures.of_extraction(raised(GeoRestrictedError("x"))).kind == "geo"
-    assert failures.of_extraction(raised(UnsupportedError("http://x"))).kind == "no_audio"
+    assert failures.classify_extraction(raised(GeoRestrictedError("x"))).kind == "geo"
+    assert failures.classify_extraction(raised(UnsupportedError("http://x"))).kind == "no_audio"
 
 
 def test_the_reason_is_the_same_for_every_clip_and_machine():
@@ -48,7 +48,7 @@ def test_the_reason_is_the_same_for_every_clip_and_machine():
         "\x1b[0;31mERROR:\x1b[0m [youtube] --PJHxphWEs: Video unavailable\n  (really) "
         "(caused by <HTTPError 404: Not Found at 0x7f12>)"
     )
-    error = failures.of_extraction(DownloadError(message))
+    error = failures.classify_extraction(DownloadError(message))
     assert error.reason == "Video unavailable (really)"
 
 
@@ -72,7 +72,7 @@ def test_the_reason_is_the_same_for_every_clip_and_machine():
     ],
 )  # fmt: skip
 def test_what_ffmpeg_says_has_its_class(line, kind):
-    error = failures.of_cutting(f"{line}\n")
+    error = failures.classify_cutting(f"{line}\n")
     assert error.kind == kind
     assert "0x" not in error.reason
     assert error.reason
@@ -90,4 +90,4 @@ def test_skipped_damage_is_a_failure_although_ffmpeg_goes_on():
 
 def test_a_full_disk_is_no_failure_of_a_clip():
     with pytest.raises(OSError, match="No space left on device"):
-        failures.of_cutting("[out#0 @ 0x1] Error writing trailer: No space left on device")
+        failures.classify_cutting("[out#0 @ 0x1] Error writing trailer: No space left on device")

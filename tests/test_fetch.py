@@ -20,12 +20,13 @@ from fake_clock import FakeClock
 from media_server import serve
 
 from pipeline.core.settings import NetworkParams
+from pipeline.corpus.fetch import cutting, download_ledger, requirements
 from pipeline.corpus.fetch import fetcher as fetching
-from pipeline.corpus.fetch import media as fetch_media
-from pipeline.corpus.fetch import requirements
+from pipeline.corpus.fetch import media as fetching_media
 from pipeline.corpus.fetch.clip_store import ClipStore
+from pipeline.corpus.fetch.download_ledger import clip_key
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.fetch.fetcher import Fetcher, key
+from pipeline.corpus.fetch.fetcher import Fetcher
 from pipeline.corpus.fetch.rate_limit import Gate
 from pipeline.corpus.segments import Segment
 
@@ -134,7 +135,7 @@ def segment(recording_id, start_s=10.0, end_s=20.0, row=0):
 
 def clip_of(fetcher, asked):
     """The fetched clip of a segment, as a file."""
-    return io.BytesIO(fetcher.store.read(key(asked)))
+    return io.BytesIO(fetcher.store.read(clip_key(asked)))
 
 
 def fetch_one(fetcher, asked):
@@ -250,7 +251,7 @@ def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, 
 def test_a_failure_has_its_class_and_reason(
     fetcher, site, tmp_path, monkeypatch, name, status, reason, requests
 ):
-    monkeypatch.setattr(fetch_media, "PATIENCE", 1 if name == "drip-a" else 10)
+    monkeypatch.setattr(cutting, "PATIENCE", 1 if name == "drip-a" else 10)
     fetch = fetcher(site.template)
     row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
     assert (row.status, row.stage) == (status, "download")
@@ -296,7 +297,7 @@ def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, t
     for _ in range(2):
         site.requests.clear()
         row, _ = fetch_one(fetch, segment(name, 18.0, 28.0))
-        assert fetch.store.last(key(segment(name, 18.0, 28.0))).tries == tries
+        assert fetch.store.last(clip_key(segment(name, 18.0, 28.0))).tries == tries
         fetch = fetcher(site.template, tries=4)
     assert bool(site.requests) == (row.status == "transient")  # a later run tries these alone
 
@@ -304,14 +305,14 @@ def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, t
 def test_a_refused_medium_is_looked_up_anew(fetcher, site):
     lookups = []
     fetch = fetcher(site.template, tries=4)
-    resolve = fetch_media.resolve
+    resolve = fetching_media.resolve
 
     def counted(ydl, url):
         lookups.append(url)
         return resolve(ydl, url)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch_media, "resolve", counted)
+        patch.setattr(fetching_media, "resolve", counted)
         fetch_one(fetch, segment("media403-a"))
     assert len(lookups) == 2
 
@@ -328,13 +329,13 @@ def test_content_that_was_bad_once_is_had_at_the_second_attempt(fetcher, site, r
         patch.setattr(fetching, "back_off_s", mend)
         row, _ = fetch_one(fetch, segment("ok-mended"))
     assert row.ok
-    assert fetch.store.last(key(segment("ok-mended"))).tries == 2
+    assert fetch.store.last(clip_key(segment("ok-mended"))).tries == 2
 
 
 def test_a_corrupt_file_is_read_once(fetcher, recordings):
     fetch = fetcher(str(recordings / "{recording_id}.wav"))
     fetch_one(fetch, segment("ok-corrupt"))
-    assert fetch.store.last(key(segment("ok-corrupt"))).tries == 1
+    assert fetch.store.last(clip_key(segment("ok-corrupt"))).tries == 1
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_what_an_account_or_a_proxy_may_open_is_tried_again_with_one(
     def refuse(*_):
         raise UnavailableError(status, "not here")
 
-    monkeypatch.setattr(fetch_media, "resolve", refuse)
+    monkeypatch.setattr(fetching_media, "resolve", refuse)
     fetch_one(first, segment("ok-a"))
     journal = (tmp_path / "store" / "journal.jsonl").read_text()
     assert "u:p" not in journal
@@ -388,10 +389,10 @@ def test_all_that_may_pass_is_tried_as_often_as_allowed_and_the_tries_are_kept(f
     fetch = fetcher(site.template, tries=3)
     row, _ = fetch_one(fetch, segment("s503x2-a"))
     assert row.ok
-    assert fetch.store.last(key(segment("s503x2-a"))).tries == 3
+    assert fetch.store.last(clip_key(segment("s503x2-a"))).tries == 3
     row, _ = fetch_one(fetch, segment("n503"))
-    assert site.requests["n503.wav"] == fetch.store.last(key(segment("n503"))).tries == 3
-    assert fetch.store.last(key(segment("n503"))).tool.startswith("yt-dlp 20")
+    assert site.requests["n503.wav"] == fetch.store.last(clip_key(segment("n503"))).tries == 3
+    assert fetch.store.last(clip_key(segment("n503"))).tool.startswith("yt-dlp 20")
 
 
 def test_a_refused_clip_goes_back_to_the_end_of_the_queue(fetcher, site):
@@ -427,8 +428,8 @@ def test_a_site_that_refuses_everything_is_asked_rarely_and_then_not_at_all(fetc
     assert len(refused) <= 1 + 4 + 3 + 2  # one served, those under way, three in a row, trials
     assert sum(site.requests[f"n429-{i}.wav"] for i in range(1, 30)) <= 4 + 2 + 2
     again = fetcher(site.template).store
-    assert again.is_settled(key(asked[0]))
-    assert not any(again.is_settled(key(s)) for s in asked[1:])
+    assert again.is_settled(clip_key(asked[0]))
+    assert not any(again.is_settled(clip_key(s)) for s in asked[1:])
 
 
 def test_a_run_tries_no_more_clips_than_its_limit_and_the_next_goes_on(fetcher, site):
@@ -436,12 +437,12 @@ def test_a_run_tries_no_more_clips_than_its_limit_and_the_next_goes_on(fetcher, 
     rows = fetcher(site.template, limit=2).run(asked, connections=2)
     assert [row.status for row in rows] == ["ok", "gone", "waiting"]
     with pytest.raises(RuntimeError, match=r"1 of 3 clips were not tried yet.*network\.limit"):
-        fetching.check_tried(rows, publish_partial=False)
-    fetching.check_tried(rows, publish_partial=True)
+        download_ledger.check_tried(rows, publish_partial=False)
+    download_ledger.check_tried(rows, publish_partial=True)
     rows = fetcher(site.template, limit=2).run(asked, connections=2)
     assert [row.status for row in rows] == ["ok", "gone", "ok"]
     assert "not tried" not in rows[2].reason
-    fetching.check_tried(rows, publish_partial=False)
+    download_ledger.check_tried(rows, publish_partial=False)
 
 
 def test_all_threads_together_keep_to_the_rate(fetcher, site):
@@ -555,7 +556,7 @@ def test_a_clip_that_was_lost_is_fetched_again(fetcher, site, tmp_path):
     fetch = fetcher(site.template)
     rows = fetch.run(asked, connections=1)
     (pack,) = (tmp_path / "store" / "packs").iterdir()
-    pack.write_bytes(pack.read_bytes()[: fetch.store.last(key(asked[1])).offset])
+    pack.write_bytes(pack.read_bytes()[: fetch.store.last(clip_key(asked[1])).offset])
     site.requests.clear()
     assert fetcher(site.template).run(asked, connections=1) == rows
     assert set(site.requests) == {"ok-b.wav"}
@@ -624,16 +625,16 @@ def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
 
 def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monkeypatch):
     fetch = fetcher(str(recordings / "{recording_id}.wav"))
-    command = fetch_media.cut_command
+    command = cutting.cut_command
 
     def to_full_disk(media, wanted, target, timeout_s):
         arguments = command(media, wanted, target, timeout_s)
         return ["/dev/full" if part == str(target) else part for part in arguments]
 
-    monkeypatch.setattr(fetch_media, "cut_command", to_full_disk)
+    monkeypatch.setattr(cutting, "cut_command", to_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         fetch.run([segment("ok-a"), segment("ok-b", row=1)], connections=2)
-    assert fetch.store.last(key(segment("ok-a"))) is None
+    assert fetch.store.last(clip_key(segment("ok-a"))) is None
 
 
 def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
@@ -646,22 +647,20 @@ def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
 
 def test_a_relative_template_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    url = fetch_media.recording_url("data/{recording_id}.ogg", "a")
-    assert fetch_media.local_path(url) == tmp_path / "data" / "a.ogg"
-    assert fetch_media.recording_url("https://x.org/watch?v={recording_id}", "-_a") == (
+    url = fetching_media.recording_url("data/{recording_id}.ogg", "a")
+    assert cutting.local_path(url) == tmp_path / "data" / "a.ogg"
+    assert fetching_media.recording_url("https://x.org/watch?v={recording_id}", "-_a") == (
         "https://x.org/watch?v=-_a"
     )
-    assert fetch_media.local_path("https://x.org/a.ogg") is None
+    assert cutting.local_path("https://x.org/a.ogg") is None
 
 
 def test_ffmpeg_waits_for_the_network_only(tmp_path):
     asked = segment("a")
-    web = fetch_media.cut_command(fetch_media.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
+    web = cutting.cut_command(cutting.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
     assert web[web.index("-rw_timeout") + 1] == "2500000"
     assert web[web.index("-headers") + 1] == "A: b\r\n"
-    local = fetch_media.cut_command(
-        fetch_media.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5
-    )
+    local = cutting.cut_command(cutting.Media("file:///a", {"A": "b"}), asked, tmp_path, 2.5)
     assert "-rw_timeout" not in local
     assert "-headers" not in local
 
@@ -695,7 +694,7 @@ def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recording
 )
 def test_a_gap_is_where_time_goes_on_without_samples(stamps, expected_s):
     lines = [f"frame:{i}    pts:1 pts_time:{stamp}\n-=-" for i, stamp in enumerate(stamps)]
-    assert fetch_media.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
+    assert cutting.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
 
 
 def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recordings, signal):
@@ -720,20 +719,20 @@ def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
 def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
     fetch = fetcher(site.template, timeout_s=30.0)
     media, stop = (
-        fetch_media.Media(site.template.replace("{recording_id}", "drip-a"), {}),
+        cutting.Media(site.template.replace("{recording_id}", "drip-a"), {}),
         threading.Event(),
     )
     threading.Timer(0.5, stop.set).start()
     started = time.monotonic()
     with pytest.raises(UnavailableError, match="interrupted"):
-        fetch_media.cut(media, segment("drip-a"), fetch.partial.with_suffix(".flac"), 30.0, stop)
+        cutting.cut(media, segment("drip-a"), fetch.partial.with_suffix(".flac"), 30.0, stop)
     assert 0.5 <= time.monotonic() - started < 1.5
 
 
 def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
-    media = fetch_media.Media(site.template.replace("{recording_id}", "drip-a"), {})
+    media = cutting.Media(site.template.replace("{recording_id}", "drip-a"), {})
     with pytest.raises(UnavailableError, match="no complete clip within 1 s"):
-        fetch_media.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
+        cutting.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
 
 
 def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site, monkeypatch):
@@ -754,7 +753,7 @@ def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site,
     for thread in threading.enumerate():
         if thread.name == "download":
             thread.join(5)
-    assert fetch.store.last(key(segment("stall-a"))) is None
+    assert fetch.store.last(clip_key(segment("stall-a"))) is None
 
 
 @pytest.mark.parametrize(
@@ -775,10 +774,10 @@ def test_faults_of_this_machine_are_told_before_the_first_clip(
 ):
     break_tools(monkeypatch, tmp_path, fault)
     fetch = fetcher("https://www.youtube.com/watch?v={recording_id}")
-    monkeypatch.setattr(fetch_media, "resolve", lambda *_: pytest.fail("a clip was asked for"))
+    monkeypatch.setattr(fetching_media, "resolve", lambda *_: pytest.fail("a clip was asked for"))
     with pytest.raises((RuntimeError, OSError), match=message):
         fetch.run([segment("ok-a")], connections=1)
-    assert fetch.store.last(key(segment("ok-a"))) is None
+    assert fetch.store.last(clip_key(segment("ok-a"))) is None
 
 
 def break_tools(monkeypatch, folder, fault):

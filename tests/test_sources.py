@@ -133,17 +133,17 @@ def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypat
     assert asked == ["three", "four"]
 
 
-def test_two_processes_do_not_write_the_same_shards(caplog):
+def test_two_processes_do_not_copy_the_same_clips_at_once(caplog):
     make("tar")
     run_stages("download")
-    (held,) = Path(".work/download").glob("*/2-per-shard/lock")
+    (held,) = Path(".work/download").glob("*/clips.lock")
     shutil.rmtree("data/clips")
     with held.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "Another process is copying the same clips" in failure_of(caplog)
+        assert "Another process is running the same configuration" in failure_of(caplog)
 
 
-def test_without_hard_links_shards_are_moved(monkeypatch):
+def test_without_hard_links_shards_are_copied(monkeypatch):
     make("tar")
     run_stages("download")
     first = stored_clips()
@@ -152,10 +152,19 @@ def test_without_hard_links_shards_are_moved(monkeypatch):
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
+    asked = count_reads(monkeypatch)
+    run_stages("download")
+    assert stored_clips() == first
+    assert asked == []
+
+
+def test_shards_of_the_last_download_alone_are_kept():
+    make("tar")
     for _ in range(2):
         run_stages("download")
-        assert stored_clips() == first
-    assert not list(Path(".work").rglob("packed/**/*.tar"))
+        os.utime("data/tar/tr-1.tar", ns=(0, 0))
+    kept = [p.stat().st_ino for p in Path(".work/download").rglob("*.tar")]
+    assert sorted(kept) == sorted(p.stat().st_ino for p in Path("data/clips").glob("*.tar"))
 
 
 def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog):

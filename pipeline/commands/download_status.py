@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.settings import NetworkParams
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
-from pipeline.corpus.fetch.fetcher import WAITING, key
+from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
 from pipeline.corpus.ledger import OK
 from pipeline.corpus.segments import Segment
 
@@ -57,7 +57,7 @@ def of(segments: Sequence[Segment], store: ClipStore, now_s: float | None = None
     labels: dict[str, Counter[str]] = {}
     recent = dict.fromkeys(HOURS, 0)
     for segment in segments:
-        outcome = store.last(key(segment))
+        outcome = store.last(clip_key(segment))
         status = outcome.status if outcome else WAITING
         if outcome and status == OK:
             stored_bytes += outcome.bytes or 0

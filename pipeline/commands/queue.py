@@ -25,8 +25,10 @@ from pipeline.core.files import free_bytes
 from pipeline.core.settings import NetworkParams
 from pipeline.corpus import labels
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
-from pipeline.corpus.fetch.fetcher import WAITING, Fetcher, key, store_folder
-from pipeline.corpus.fetch.media import local_path, recording_url
+from pipeline.corpus.fetch.cutting import local_path
+from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
+from pipeline.corpus.fetch.fetcher import Fetcher, store_folder
+from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.params import FETCHED, SOURCES
 from pipeline.corpus.sources import open_source, selection
 from pipeline.corpus.sources.audioset import AudioSet, kept
@@ -110,7 +112,7 @@ def retry(queue: Queue, classes: Sequence[str]) -> Iterator[str]:
             f"{', '.join(sorted(LOST))}."
         )
     with queue.store.locked():
-        keys = [k for k in map(key, queue.segments) if status_of(queue.store, k) in classes]
+        keys = [k for k in map(clip_key, queue.segments) if status_of(queue.store, k) in classes]
         for name in keys:
             queue.store.forget(name)
     yield f"{len(keys):,} clips will be tried again by `dvc repro -f download`."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.fetch.clip_store import ClipStore
-from pipeline.corpus.fetch.fetcher import WAITING, key
+from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
 from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.segments import Segment
 
@@ -59,7 +59,7 @@ def _rows(
     for s in segments:
         known = (s.clip_id, s.recording_id, s.start_s, s.end_s, s.labels)
         source = recording_url(template, s.recording_id)
-        last = store.last(key(s))
+        last = store.last(clip_key(s))
         if last is None:
             yield (*known, WAITING, "not tried yet", 0, None, None, "", source, "", "")
         else:

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from pipeline import audio
 from pipeline.config import Config
 from pipeline.corpus import logmel, resample
-from pipeline.corpus.fetch.media import Media, cut
+from pipeline.corpus.fetch.cutting import Media, cut
 from pipeline.corpus.ledger import Row
 from pipeline.corpus.segments import Segment
 from pipeline.features.front_end import LogMel

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.core import files, params
 from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
-from pipeline.corpus.fetch.media import local_path
+from pipeline.corpus.fetch.cutting import local_path
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
 KEPT = (".work/clips", ".work/download")

@@ -12,7 +12,7 @@ from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
 from pipeline.corpus import tar_shards
 from pipeline.corpus.fetch.clip_store import ClipStore
-from pipeline.corpus.fetch.fetcher import key
+from pipeline.corpus.fetch.download_ledger import clip_key
 from pipeline.corpus.ledger import Row
 from pipeline.corpus.segments import Segment
 
@@ -33,7 +33,7 @@ def write(
     with store.locked():
         for path, shard in zip(paths, complete.rows_of(rows), strict=True):
             clips = [row for row in shard if row.ok]
-            keys = [key(segments[row.row]) for row in clips]
+            keys = [clip_key(segments[row.row]) for row in clips]
             name = pack_name(clips)
             if not store.lend(name, path):
                 contents = zip((row.clip_id for row in clips), map(store.read, keys), strict=True)

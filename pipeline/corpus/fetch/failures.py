@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import GeoRestrictedError, UnsupportedError
 
+STAGE = "download"  # in which clips fail for these reasons
 GONE = {404, 410, 451}
 LOGIN = {401, 403, 407}
 BLOCKED = {429}
@@ -71,7 +72,7 @@ def tries_of(error: UnavailableError, tries: int) -> int:
     return 2 if error.kind in CONTENT else 1
 
 
-def of_extraction(error: BaseException) -> UnavailableError:
+def classify_extraction(error: BaseException) -> UnavailableError:
     """Return the class and reason of an error that yt-dlp raised about a recording's address."""
     text = _essence(str(error))
     for cause in _causes(error):
@@ -99,7 +100,7 @@ def retry_after_s(header: str | None) -> float | None:
     return max((date - datetime.now(UTC)).total_seconds(), 0.0) if date.tzinfo else None
 
 
-def of_cutting(stderr: str) -> UnavailableError:
+def classify_cutting(stderr: str) -> UnavailableError:
     """Return the class and reason of what FFmpeg wrote when it could not cut a segment.
 
     Raises:

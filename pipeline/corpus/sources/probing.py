@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 
 from pipeline import audio
+from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.fetch.media import MIN_CLIP_S, Media, cut
 from pipeline.corpus.segments import Segment
 
 CUT_TIMEOUT_S = 60.0  # without an answer of FFmpeg
