@@ -601,7 +601,7 @@ def test_what_is_no_parquet_file_is_an_error(content, caplog):
     pytest.importorskip("pyarrow")
     synthetic.write("data/parquet", {"a.parquet": content})
     use("parquet")
-    assert "data/parquet/a.parquet is damaged, or no Parquet file" in failure_of(caplog)
+    assert "data/parquet/a.parquet is damaged, or not a Parquet file" in failure_of(caplog)
 
 
 def test_without_pyarrow_the_message_says_how_to_install_it(monkeypatch, caplog):
@@ -657,14 +657,14 @@ def test_a_sample_rate_can_be_given_where_the_file_has_none(caplog):
     ({"x": NAMES}, "holds x |S20 (2,); expected audio_name (text), and"),
     ({}, "holds nothing; expected audio_name"),
     ({"audio_name": NAMES, "waveform": WAVES.astype(np.float32)}, "waveform float32 (2, 22050)"),
-    ({"audio_name": NAMES[:1], "waveform": WAVES}, "are of different lengths"),
+    ({"audio_name": NAMES[:1], "waveform": WAVES}, "have different lengths"),
     ({"audio_name": np.array([b"a.wav", b"a.mp3"]), "waveform": WAVES}, "id 'a' is in data/hdf5/a"),
     ({"audio_name": np.array([b"a.wav", b"../b"]), "waveform": WAVES}, "leads out of its folder"),
     ({"audio_name": np.arange(2), "waveform": WAVES}, "data/hdf5/a.h5 holds audio_name int64 (2,)"),
     ({"audio_name": np.array([b"a.wav", b"caf\xe9.wav"]), "waveform": WAVES},
      r"data/hdf5/a.h5: id 'caf\udce9' holds '\udce9'"),
     ({"audio_name": NAMES, "waveform": WAVES, "target": np.ones((1, 527), bool)},
-     "data/hdf5/a.h5: audio_name and target are of different lengths"),
+     "data/hdf5/a.h5: audio_name and target have different lengths"),
 ])  # fmt: skip
 def test_an_hdf5_file_of_another_layout_is_an_error(datasets, message, caplog):
     write_hdf5(attributes={"sample_rate": synthetic.RATE}, **datasets)
@@ -687,7 +687,7 @@ def test_a_sample_rate_in_a_list_and_a_name_in_utf_8_are_read():
 def test_what_is_no_hdf5_file_is_an_error(caplog):
     synthetic.write("data/hdf5", {"a.h5": b"no HDF5" * 99})
     use("hdf5")
-    assert "data/hdf5/a.h5 is damaged, or no HDF5 file" in failure_of(caplog)
+    assert "data/hdf5/a.h5 is damaged, or not an HDF5 file" in failure_of(caplog)
 
 
 def test_an_empty_or_damaged_mp3_is_in_the_ledger():

@@ -31,7 +31,7 @@ from pipeline.corpus.fetch.fetcher import Fetcher, store_folder
 from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.params import FETCHED, SOURCES
 from pipeline.corpus.sources import open_source, selection
-from pipeline.corpus.sources.audioset import AudioSet, kept
+from pipeline.corpus.sources.audioset import AudioSet, cached_path
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Queue:
         self.url = given.url
         self.segments = selection.select(given.segments(), chosen.clips)
         self.store = ClipStore(store_folder(given.url))
-        names = kept(getattr(chosen, "labels", f"data/{source}/labels.csv"))
+        names = cached_path(getattr(chosen, "labels", f"data/{source}/labels.csv"))
         self.names = labels.read_names(names) if names.exists() else {}
 
 

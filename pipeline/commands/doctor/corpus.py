@@ -14,7 +14,7 @@ from pipeline.corpus.ledger import OK
 from pipeline.corpus.params import AudioSetParams, SegmentListParams
 from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import open_source, selection
-from pipeline.corpus.sources.audioset import kept
+from pipeline.corpus.sources.audioset import cached_path
 from pipeline.corpus.sources.folder import Folder
 from pipeline.corpus.sources.tar import Tar
 
@@ -53,7 +53,7 @@ def corpus(config: Config) -> Corpus | None:
     """
     chosen: Any = getattr(config.sources, config.source)
     if isinstance(chosen, AudioSetParams):
-        places = {s: kept(chosen.lists.replace("{subset}", s)) for s in chosen.subsets}
+        places = {s: cached_path(chosen.lists.replace("{subset}", s)) for s in chosen.subsets}
         clips = sum(count(p) if p.exists() else AUDIOSET[s] for s, p in places.items())
         return listed(clips, USUAL_S, ", ".join(places), chosen)
     if isinstance(chosen, SegmentListParams):

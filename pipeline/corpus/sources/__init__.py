@@ -1,16 +1,15 @@
-"""Where the clips come from: one module per source, of which `source` in params.yaml names one.
+"""Where the clips come from: one module per source; `source` in params.yaml names the one in use.
 
-A source lists what it has as segments (`pipeline.corpus.segments`), each of which is one row of the
-ledger and one clip. What the recordings are decides how the clips are had:
+A source lists its content as segments (`pipeline.corpus.segments`), one row of the ledger and one
+clip each. There are two kinds:
 
-Recordings    sample, url, audioset: `segments()` and `url`, a path or URL with {recording_id}. The
-              queue of `pipeline.corpus.fetch` fetches each segment, however long that takes.
-Container     folder, fsd50k, tar, parquet, hdf5: files that are here. `packing` copies the clips
-              into shards, without a network and without storing them singly.
+Recordings    sample, url, audioset: `segments()` and `url`, a path or URL with {recording_id};
+              `pipeline.corpus.fetch` fetches each segment, however long that takes.
+Container     folder, fsd50k, tar, parquet, hdf5: local files; `packing` copies their clips into
+              shards, without a network and without intermediate files.
 
-A segment of a container whose end is its start is the whole recording; how long it is, is known
-when it is read. `recording_id` is the id of the recording in its source, for example its relative
-path.
+A segment of a container that ends where it starts is a whole recording, whose length is known once
+it is read. `recording_id` identifies a recording within its source, for example by relative path.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
-"""Source `audioset`: Google's lists of segments, whose recordings the queue fetches.
+"""Source `audioset`: Google's segment lists, whose recordings are fetched one by one.
 
-The lists and the names of the labels are read from files, or fetched once from where they are
-published and kept in `.work/audioset/`. What is fetched takes its name there only when it is
-complete and is what it should be.
+The lists and the names of the labels are files, or fetched once from where they are published and
+cached in `.work/audioset/`; a file gets its name there only when it is complete and valid.
 """
 
 import hashlib
@@ -32,34 +31,33 @@ class AudioSet:
 
     def __init__(self, params: AudioSetParams) -> None:
         self.url = params.url
-        self._params = params
+        self._lists = [params.lists.replace("{subset}", subset) for subset in params.subsets]
+        self._labels = params.labels
 
     def segments(self) -> list[Segment]:
-        """See `source.Recordings`; the subsets one after the other.
+        """See `source.Recordings`; the subsets follow each other.
 
         Raises:
             OSError: a list cannot be fetched.
         """
-        self.label_names()  # fetched along, for whoever shows them
-        places = [self._params.lists.replace("{subset}", s) for s in self._params.subsets]
-        return joined([segments.read(local(place, segments.read)) for place in places])
+        self.label_names()  # to have them cached for the commands
+        return concatenate([segments.read(obtain(x, segments.read)) for x in self._lists])
 
     def label_names(self) -> dict[str, str]:
-        """Return the name of each label, by AudioSet id.
+        """Return the name of each label by AudioSet id.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is another one.
+            FileNotFoundError, ValueError: there is no such file, or it does not list labels.
             OSError: it cannot be fetched.
         """
-        return labels.read_names(local(self._params.labels, labels.read_names))
+        return labels.read_names(obtain(self._labels, labels.read_names))
 
     def is_here(self) -> bool:
         """Return whether the lists can be read without a network."""
-        places = [self._params.lists.replace("{subset}", s) for s in self._params.subsets]
-        return all(kept(place).exists() for place in [*places, self._params.labels])
+        return all(cached_path(x).exists() for x in [*self._lists, self._labels])
 
 
-def joined(lists: Sequence[list[Segment]]) -> list[Segment]:
+def concatenate(lists: Sequence[list[Segment]]) -> list[Segment]:
     """Return the segments of several lists as one list.
 
     Raises:
@@ -67,49 +65,49 @@ def joined(lists: Sequence[list[Segment]]) -> list[Segment]:
     """
     if len(lists) == 1:
         return lists[0]
-    found: dict[str, Segment] = {}
-    for listed in lists:
-        for segment in listed:
-            if segment.clip_id in found:
+    by_clip: dict[str, Segment] = {}
+    for subset in lists:
+        for segment in subset:
+            if segment.clip_id in by_clip:
                 raise ValueError(
                     f"The clip {segment.clip_id} is in two of the subsets; correct "
                     "sources.audioset.subsets in params.yaml, or the lists."
                 )
-            found[segment.clip_id] = replace(segment, row=len(found))
-    return list(found.values())
+            by_clip[segment.clip_id] = replace(segment, row=len(by_clip))
+    return list(by_clip.values())
 
 
-def is_address(place: str) -> bool:
-    """Return whether a place is on the web rather than a path."""
-    return place.startswith(("http://", "https://"))
+def is_address(location: str) -> bool:
+    """Return whether a location is on the web rather than a path."""
+    return location.startswith(("http://", "https://"))
 
 
-def kept(place: str) -> Path:
-    """Return the path of a file, or that under which a fetched one is kept."""
-    if not is_address(place):
-        return Path(place)
-    folder = hashlib.sha256(place.encode()).hexdigest()[:8]
-    return root() / ".work" / "audioset" / folder / Path(urlsplit(place).path).name
+def cached_path(location: str) -> Path:
+    """Return the path of a file; if it is on the web, where its copy is or will be."""
+    if not is_address(location):
+        return Path(location)
+    folder = hashlib.sha256(location.encode()).hexdigest()[:8]
+    return root() / ".work" / "audioset" / folder / Path(urlsplit(location).path).name
 
 
-def local(place: str, check: Callable[[Path], Any]) -> Path:
-    """Return the path of a file, fetching it if it is on the web and not here yet.
+def obtain(location: str, check: Callable[[Path], Any]) -> Path:
+    """Return the path of a file, after fetching it if it is on the web and not cached yet.
 
     Args:
-        place: a path or an address.
-        check: reads the file; what it raises keeps a wrong file from being kept.
+        location: a path or an address.
+        check: reads the file; if it raises, the file is not cached.
 
     Raises:
         OSError: the address cannot be read.
     """
-    path = kept(place)
-    if path.exists() or not is_address(place):
+    path = cached_path(location)
+    if path.exists() or not is_address(location):
         return path
-    logger.info("fetching %s", place)
+    logger.info("fetching %s", location)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        _fetch(place, partial)
+        _fetch(location, partial)
         check(partial)
         os.replace(partial, path)
     finally:
@@ -120,11 +118,11 @@ def local(place: str, check: Callable[[Path], Any]) -> Path:
 def _fetch(address: str, target: Path) -> None:
     try:
         with (
-            urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer,
+            urllib.request.urlopen(address, timeout=TIMEOUT_S) as response,
             target.open("wb") as out,
         ):
-            shutil.copyfileobj(answer, out)
-            expected = answer.headers.get("Content-Length")
+            shutil.copyfileobj(response, out)
+            expected = response.headers.get("Content-Length")
     except (OSError, http.client.HTTPException) as error:
         raise OSError(
             f"{address} cannot be fetched ({error}). Run it again later, correct the address in "

@@ -1,6 +1,6 @@
-"""Source `folder`: any tree of audio files, a recording each; long ones are cut into clips.
+"""Source `folder`: any tree of audio files, one recording each; long ones are cut into clips.
 
-The id of a recording is its path in the tree without the suffix, and there are no labels.
+The id of a recording is its path in the tree without the suffix; there are no labels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class Folder:
         return self._files
 
     def segments(self) -> list[Segment]:
-        """List the recordings by their paths, each cut into clips of `max_clip_s` at most."""
+        """List the recordings by path, each cut into clips of at most `max_clip_s`."""
         base = self._root.parent if self._root.is_file() else self._root
         files = (
             (file.relative_to(base).with_suffix("").as_posix(), "", (str(file),))

@@ -3,8 +3,8 @@
     <path>/FSD50K.dev_audio/<fname>.wav
     <path>/FSD50K.ground_truth/dev.csv       fname,labels,mids,split; split is train or val
 
-The paper pre-trains on both splits: 40,966 clips of 0.3 to 30 s. The evaluation set is not read,
-since HEAR tests on it. The labels are AudioSet's ids (`mids`).
+The paper pre-trains on both splits: 40,966 clips of 0.3 to 30 s. The evaluation set is not used,
+since HEAR tests on it. Labels are AudioSet ids (`mids`).
 """
 
 import csv

@@ -1,12 +1,12 @@
-"""Source `hdf5`: AudioSet packed for PANNs or PaSST, a row per recording.
+"""Source `hdf5`: AudioSet packed for PANNs or PaSST, one row per recording.
 
-    audio_name    text [N]                     file name; "Y<id>.wav" of YouTube's ids is <id>
+    audio_name    text [N]                     file name; the Y of "Y<YouTube id>.wav" is dropped
     waveform      int16 [N, S]                 PANNs; the attribute `sample_rate` of the file, in Hz
     mp3           variable-length bytes [N]    or PaSST; MP3 files
     target        bool [N, classes]            PANNs, or packed bits as uint8, PaSST; optional
 
-The packer of PANNs leaves rows without a name where it had no recording; these are lost clips here.
-It also pads short recordings with zeros, which cannot be told from silence.
+PANNs' packer leaves rows without a name where it had no recording; here they are lost clips. It
+also pads short recordings with zeros, which cannot be distinguished from silence.
 """
 
 import os
@@ -26,12 +26,12 @@ from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
 KEY = "sources.hdf5.path"
-BLOCK = 4096  # rows of names and targets that are read at a time
+BLOCK = 4096  # rows of names and targets read at a time
 YOUTUBE_ID = 11  # characters
 
 
 class Location(NamedTuple):
-    """Where a recording is, or that its row is empty."""
+    """Where a recording is, and whether its row is empty."""
 
     path: str
     row: int
@@ -108,21 +108,23 @@ class Hdf5(MultiRecordingFiles[Location]):
 
 
 def recording_id(name: str) -> str:
-    """Return the id in a file name: without the suffix, and without the Y before YouTube's ids."""
+    """Return a file name without its suffix, and without the Y before a YouTube id."""
     stem = os.path.splitext(name)[0]
     return stem[1:] if len(stem) == YOUTUBE_ID + 1 and stem.startswith("Y") else stem
 
 
 def open_file(path: Path) -> h5py.File:
-    """Return an HDF5 file after checking what it holds.
+    """Open an HDF5 file and check its layout.
 
     Raises:
-        ValueError: it is damaged or no HDF5 file, or not of the layout above.
+        ValueError: it is damaged, not an HDF5 file, or not of the layout above.
     """
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is damaged, or no HDF5 file: {error}. Fetch it again.") from error
+        raise ValueError(
+            f"{path} is damaged, or not an HDF5 file: {error}. Fetch it again."
+        ) from error
     audio = [name for name in ("mp3", "waveform") if name in file]
     content = ", ".join(f"{name} {item.dtype} {item.shape}" for name, item in _datasets(file))
     wave = file["waveform"] if audio == ["waveform"] else None
@@ -131,13 +133,13 @@ def open_file(path: Path) -> h5py.File:
         file.close()
         raise ValueError(
             f"{path} holds {content or 'nothing'}; expected audio_name (text), and mp3 (bytes) "
-            f"or waveform (int16 [N, S]). Take it out of {path.parent}, or let {KEY} lead to the "
-            "files with the audio alone (of PANNs: its folder waveforms)."
+            f"or waveform (int16 [N, S]). Move it out of {path.parent}, or set {KEY} to the "
+            "files with the audio alone (for PANNs, its folder waveforms)."
         )
     for name in {audio[0], "target"} & file.keys():
         if len(file[name]) != len(file["audio_name"]):
             file.close()
-            raise ValueError(f"{path}: audio_name and {name} are of different lengths ({content}).")
+            raise ValueError(f"{path}: audio_name and {name} have different lengths ({content}).")
     return file
 
 

@@ -1,10 +1,12 @@
-"""Source `parquet`: files as of AudioSet's mirrors on the Hugging Face Hub, a row per recording.
+"""Source `parquet`: the layout of AudioSet's mirrors on the Hugging Face Hub.
+
+One row per recording:
 
     video_id    text                        the id
     audio       {bytes, path}               an audio file; the path is not followed
     labels      list of text, or text       AudioSet's ids; `human_labels` has their names
 
-Needs pyarrow, an optional package. A file is read in small batches, never a row group as a whole.
+Needs pyarrow, an optional package. Files are read in small batches, never by whole row groups.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,17 +76,17 @@ def pyarrow_parquet() -> Any:
 
 
 def open_file(path: str, columns: Sequence[str]) -> Any:
-    """Return a Parquet file that has all of the columns.
+    """Open a Parquet file and check that it has all of the columns.
 
     Raises:
-        ValueError: it is damaged or no such file, or lacks a column.
+        ValueError: it is damaged, not a Parquet file, or lacks a column.
     """
     parquet = pyarrow_parquet()
     try:
         file = parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise ValueError(
-            f"{path} is damaged, or no Parquet file: {error}. Fetch it again."
+            f"{path} is damaged, or not a Parquet file: {error}. Fetch it again."
         ) from error
     names = file.schema_arrow.names
     missing = [column for column in columns if column not in names]
@@ -97,7 +99,7 @@ def open_file(path: str, columns: Sequence[str]) -> Any:
 
 
 def read_rows(path: str, group: int, rows: Sequence[int]) -> Iterator[bytes | UnavailableError]:
-    """Yield the audio of some rows of a row group, in ascending order; damage ends in a reason."""
+    """Yield the audio of some rows of a row group, in ascending order, or why it cannot be read."""
     done, first = 0, 0
     try:
         file = open_file(path, [AUDIO])

@@ -1,4 +1,4 @@
-"""How long a recording is, without decoding it, and cutting it into consecutive clips."""
+"""The duration of a recording without decoding it, and cutting it into consecutive clips."""
 
 import io
 import tempfile
@@ -15,16 +15,16 @@ from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.segments import Segment
 
-CUT_TIMEOUT_S = 60.0  # without an answer of FFmpeg
+CUT_TIMEOUT_S = 60.0  # for FFmpeg
 
 
 def duration_s(recording: Path | bytes) -> float | None:
-    """Return how long an audio file is, None where that cannot be told without decoding it.
+    """Return the duration of an audio file, None if only decoding can tell.
 
-    Of a truncated WAV, AIFF or AU file: how long it was.
+    Of a truncated WAV, AIFF or AU file, it is the original duration.
 
     Raises:
-        UnavailableError: it is empty, or no audio.
+        UnavailableError: it is empty, or not audio.
     """
     size = len(recording) if isinstance(recording, bytes) else recording.stat().st_size
     if not size:
@@ -48,7 +48,7 @@ def _readable(recording: Path | bytes) -> io.BytesIO | str:
 
 
 def _duration_of_packets(recording: Path | bytes) -> float | None:
-    """Return the sum of the packets' durations, since headers of some formats lack it or guess."""
+    """Return the sum of the packets' durations, as headers of some formats omit or estimate it."""
     try:
         with av.open(_readable(recording), mode="r") as container:
             if not container.streams.audio:
@@ -57,18 +57,18 @@ def _duration_of_packets(recording: Path | bytes) -> float | None:
             return float(sum((p.duration or 0) * (p.time_base or 0) for p in packets)) or None
     except (av.FFmpegError, ValueError, OverflowError) as error:
         message = getattr(error, "strerror", None) or str(error)
-        raise UnavailableError("corrupt", f"it is no audio, or damaged: {message}") from error
+        raise UnavailableError("corrupt", f"it is not audio, or damaged: {message}") from error
 
 
 def spans(length_s: float, max_s: float) -> list[tuple[float, float]]:
-    """Return (start, end) of consecutive clips of `max_s`; a rest too short for one is added."""
+    """Return (start, end) of consecutive clips of `max_s`; the last absorbs a rest too short."""
     count = max(1, int((length_s - MIN_CLIP_S) // max_s) + 1)
     starts = [i * max_s for i in range(count)]
     return list(zip(starts, [*starts[1:], length_s], strict=True))
 
 
 def pieces(path: Path, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-    """Yield segments of a recording as 16-bit FLAC of its own rate and channels."""
+    """Yield segments of a recording as 16-bit FLAC with its own rate and channels."""
     try:
         sound = _seekable(path)
     except soundfile.LibsndfileError:
@@ -82,7 +82,7 @@ def pieces(path: Path, segments: Sequence[Segment]) -> Iterator[bytes | Unavaila
 
 
 def _seekable(path: Path) -> soundfile.SoundFile:
-    """Open a recording; an MP3 of unknown length, in which no place can be found, as a FLAC."""
+    """Open a recording; an MP3 of unknown length, in which seeking is inexact, as FLAC."""
     sound = soundfile.SoundFile(path)
     with path.open("rb") as file:
         if not audio.is_estimated(file, sound.format):

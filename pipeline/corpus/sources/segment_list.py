@@ -1,4 +1,4 @@
-"""Sources `sample` and `url`: a segment list in AudioSet's format, and where its recordings are."""
+"""Sources `sample` and `url`: a segment list in AudioSet's format, and a URL of its recordings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a source is: recordings to fetch, or files that hold clips."""
+"""The two kinds of sources: recordings to fetch, and files that hold clips."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline.corpus.segments import Segment
 
 @runtime_checkable
 class Recordings(Protocol):
-    """Recordings to fetch, from the web or from files."""
+    """Recordings from which clips are cut, on the web or in files."""
 
     @property
     def url(self) -> str:
@@ -21,7 +21,7 @@ class Recordings(Protocol):
         """Return all segments in their order, `row` counting from 0.
 
         Raises:
-            FileNotFoundError: what they are listed in is missing.
+            FileNotFoundError: the list is missing.
             ValueError: it is broken, or lists a clip twice.
         """
         ...
@@ -32,13 +32,13 @@ class Container(Protocol):
     """Files of clips."""
 
     def files(self) -> list[Path]:
-        """Return every file that is read; names, sizes and times decide whether work is redone."""
+        """Return every file that is read; a change of name, size or time means new work."""
         ...
 
     def segments(self) -> list[Segment]:
-        """As of `Recordings`."""
+        """See `Recordings`."""
         ...
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """Yield, for each segment in their order, an audio file, or why there is none."""
+        """Yield an audio file for each segment, in order, or the reason why there is none."""
         ...

@@ -1,12 +1,12 @@
-"""Source `tar`: WebDataset tars, with members of the same name up to its first dot as a sample.
+"""Source `tar`: WebDataset tars; members with the same name up to its first dot are a sample.
 
     <key>.flac | .wav | .mp3 | .ogg | .opus | .m4a     the recording
-    <key>.json                      an object, of which one key holds the labels, a list or text
+    <key>.json                      an object, one key of which holds the labels: a list or text
     <key>.cls                       or the number of a class
     <key>.txt                       or labels as text
 
-The members of a sample need not be neighbours. Nothing is unpacked: members are read where they are
-in the tar, which must therefore not be compressed.
+The members of a sample need not be adjacent. Nothing is unpacked: members are read in place, so the
+tar must not be compressed.
 """
 
 import json
@@ -25,7 +25,7 @@ from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles, check_
 logger = logging.getLogger(__name__)
 
 AUDIO = {"aac", "flac", "m4a", "mp3", "oga", "ogg", "opus", "wav"}
-LABELS = ("json", "cls", "txt")  # the first that is there counts
+LABELS = ("json", "cls", "txt")  # the first one present counts
 KEY = "sources.tar.path"
 BLOCK = 512  # bytes; a tar consists of such blocks and ends with one of zeros
 
@@ -41,7 +41,7 @@ class Location(NamedTuple):
 
 @dataclass(slots=True)
 class Sample:
-    """The members of a tar that have the same key."""
+    """The members of a tar with the same key."""
 
     audio: tarfile.TarInfo | None = None
     labels: tuple[str, bytes] = ("", b"")  # suffix and content of the member with the labels
@@ -100,7 +100,7 @@ def read_samples(path: Path) -> dict[str, Sample]:
     """Return the samples of a tar by key.
 
     Raises:
-        ValueError: it is damaged, compressed, leads out of its folder, or has a member twice.
+        ValueError: it is damaged or compressed, or a member leads out of its folder or is repeated.
     """
     samples: dict[str, Sample] = {}
     try:
@@ -110,7 +110,9 @@ def read_samples(path: Path) -> dict[str, Sample]:
                     _add(samples, member, tar)
             _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or no tar file ({error}). Fetch it again.") from error
+        raise ValueError(
+            f"{path} is damaged, or not a tar file ({error}). Fetch it again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
     return samples
@@ -134,19 +136,19 @@ def _add(samples: dict[str, Sample], member: tarfile.TarInfo, tar: tarfile.TarFi
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Stop at a tar in which something follows that is no member; tarfile would pass over it."""
+    """Stop if something other than a member or the end follows; tarfile would ignore it."""
     with path.open("rb") as file:
         file.seek(offset)
         rest = file.read(BLOCK)
     if any(rest) or not rest:
-        raise ValueError(f"it is damaged at byte {offset}: no member follows there, and no end")
+        raise ValueError(f"it is damaged at byte {offset}: neither a member nor the end follows")
 
 
 def read_labels(kind: str, content: bytes, label_key: str) -> str:
-    """Return the labels in a member, comma-joined; none if there is no such member.
+    """Return the labels in a member, comma-joined; "" if there is no such member.
 
     Raises:
-        ValueError: it is not what its suffix says.
+        ValueError: the content does not match the suffix.
     """
     text = content.decode("utf-8-sig").strip()
     if kind == "cls":
