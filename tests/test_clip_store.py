@@ -99,7 +99,7 @@ def test_the_last_outcome_counts(store):
 
 
 def test_what_is_forgotten_is_tried_again(store):
-    store.forget("cd_0")
+    store.retry("cd_0")
     assert not ClipStore(store.folder).is_settled("cd_0")
 
 
@@ -139,7 +139,7 @@ def shard(store, tmp_path, *keys):
     """A finished shard of clips of the store, adopted by it."""
     path = tmp_path / f"{'-'.join(keys)}.tar"
     path.write_bytes(b"head" + b"".join(map(store.read, keys)))
-    store.adopt(path.name, path, {k: 4 + 3 * i for i, k in enumerate(keys)})
+    store.replace_packs(path.name, path, {k: 4 + 3 * i for i, k in enumerate(keys)})
     return path
 
 
@@ -150,7 +150,7 @@ def test_a_finished_shard_takes_the_place_of_the_packs_of_its_clips(store, tmp_p
     assert pack.exists()  # of ab_0
     both = shard(store, tmp_path, "ab_0", "ef_0")
     assert not pack.exists()
-    store.tidy()
+    store.compact()
     assert [p.name for p in (store.folder / "packs").iterdir()] == [both.name]
     assert both.stat().st_nlink == 2
     assert path.stat().st_nlink == 1
@@ -163,15 +163,15 @@ def test_a_finished_shard_takes_the_place_of_the_packs_of_its_clips(store, tmp_p
 
 def test_a_shard_that_is_here_is_lent(store, tmp_path):
     shard(store, tmp_path, "ab_0").unlink()
-    assert store.lend("ab_0.tar", tmp_path / "out.tar")
+    assert store.link_shard("ab_0.tar", tmp_path / "out.tar")
     assert (tmp_path / "out.tar").read_bytes() == b"headabc"
-    assert not store.lend("other.tar", tmp_path / "other.tar")
+    assert not store.link_shard("other.tar", tmp_path / "other.tar")
 
 
 def test_a_process_that_ends_before_the_journal_is_tidy_loses_nothing(store, tmp_path):
     shard(store, tmp_path, "ab_0")
     again = ClipStore(store.folder)
     assert again.read("ab_0") == b"abc"
-    again.tidy()
+    again.compact()
     lines = (store.folder / "journal.jsonl").read_text().strip().splitlines()
     assert len(lines) == 2

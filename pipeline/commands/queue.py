@@ -114,7 +114,7 @@ def retry(queue: Queue, classes: Sequence[str]) -> Iterator[str]:
     with queue.store.locked():
         keys = [k for k in map(clip_key, queue.segments) if status_of(queue.store, k) in classes]
         for name in keys:
-            queue.store.forget(name)
+            queue.store.retry(name)
     yield f"{len(keys):,} clips will be tried again by `dvc repro -f download`."
 
 

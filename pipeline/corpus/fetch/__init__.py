@@ -1,1 +1,1 @@
-"""Fetching recordings: media, the queue with its store, failures and the limits of a site."""
+"""Fetching clips of recordings: media, cuts, threads, store, failures, rate limits."""

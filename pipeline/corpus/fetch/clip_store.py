@@ -1,18 +1,18 @@
 """Fetched clips on disk, so that an interrupted download goes on where it stopped.
 
-    <folder>/journal.jsonl        one line per attempt that ended; the last one of a clip counts
+    <folder>/journal.jsonl        one line per finished attempt; the last one of a clip counts
     <folder>/packs/00000.pack     clips end to end in the order they came, at most 1 GB each
-    <folder>/packs/<hash>.tar     finished shards, the same files as in the stage's output
+    <folder>/packs/<hash>.tar     finished shards, hard links to those in the stage's output
     <folder>/lock                 held by the one process that may write
 
-A clip is done when the journal says so and its pack is as long as the journal says: bytes are
-written before the line, so a process that is killed loses at most the clips that were under way,
-and what it left at the end of a pack belongs to no clip. Packs are only ever appended to. Once a
-clip is in a finished shard, that is its pack, and the one that it came in goes when it is empty:
-AudioSet's 1.6 million clips are 400 files, and none is kept twice.
+A clip is complete if the journal lists it and its pack is as long as the journal says. Bytes are
+written before the line, so a killed process loses at most the clips under way; what it left at the
+end of a pack belongs to no clip. Packs are only appended to. A finished shard becomes the pack of
+its clips, and their old pack is removed when no clip needs it any more: AudioSet's 1.6 million
+clips are 400 files, and none is stored twice.
 
-A folder belongs to one template of addresses, so that neither a changed list of segments nor any
-other parameter makes a fetched clip unfindable.
+A folder belongs to one URL template, so neither a changed list of segments nor any other parameter
+hides a fetched clip.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ class Outcome:
     bytes: int | None = None
     sha256: str = ""
     duration_s: float | None = None
-    origin: str = ""  # state of the recording, where it is a local file that may change
-    tries: int = field(default=0, compare=False)  # attempts of the run that ended so
-    tool: str = field(default="", compare=False)  # what fetched it, with its version
-    via: str = field(default="", compare=False)  # account and proxy that it was asked for with
+    origin: str = ""  # size and time of a local recording, which may change
+    tries: int = field(default=0, compare=False)  # attempts of that run
+    tool: str = field(default="", compare=False)  # that fetched it, with its version
+    via: str = field(default="", compare=False)  # account and proxy used, see `client_id`
     time_s: float = field(default=0.0, compare=False)  # when, in seconds since 1970
     pack: str = field(default="", compare=False)  # file that holds the clip
     offset: int | None = field(default=None, compare=False)  # of its first byte
@@ -67,15 +67,15 @@ class ClipStore:
         self._lock = threading.Lock()
         self._outcomes = self._read_journal()
         self._sizes: dict[str, int] = {}  # pack -> bytes, as known
-        self._number: int | None = None  # of the pack that is written
-        self._users: Counter[str] | None = None  # pack -> clips in it, once that matters
+        self._number: int | None = None  # of the pack being written
+        self._users: Counter[str] | None = None  # pack -> clips in it, counted when needed
 
     def _read_journal(self) -> dict[str, Outcome]:
         self._read_bytes = _size(self._journal)
         if not self._read_bytes:
             return {}
         outcomes: dict[str, Outcome] = {}
-        # Line by line: there may be two million.
+        # Line by line, as there may be two million.
         with self._journal.open(encoding="ascii", errors="replace") as lines:
             for line in lines:
                 try:
@@ -101,17 +101,17 @@ class ClipStore:
             yield
 
     def last(self, key: str) -> Outcome | None:
-        """Return how the last attempt at a clip ended, None if there was none."""
+        """Return the outcome of the last attempt at a clip, None if there was none."""
         return self._outcomes.get(key)
 
     def is_settled(self, key: str) -> bool:
-        """Return whether another attempt is of no use: the clip is here, or cannot be had."""
+        """Return whether another attempt is pointless: the clip is here, or unavailable."""
         outcome = self.last(key)
         if outcome is None or outcome.status in RETRIED:
             return False
-        return outcome.status != OK or self._is_whole(outcome)
+        return outcome.status != OK or self._is_complete(outcome)
 
-    def _is_whole(self, outcome: Outcome) -> bool:
+    def _is_complete(self, outcome: Outcome) -> bool:
         if outcome.offset is None or outcome.bytes is None:
             return False
         end = outcome.offset + outcome.bytes
@@ -123,20 +123,20 @@ class ClipStore:
         """Return a clip that is here.
 
         Raises:
-            RuntimeError: the disk has lost it; it will be fetched again by the next run.
+            RuntimeError: it is damaged; the next run fetches it again.
         """
         outcome = self._outcomes[key]
         content = b""
-        if self._is_whole(outcome):
+        if self._is_complete(outcome):
             with (self._packs / outcome.pack).open("rb") as pack:
                 pack.seek(outcome.offset or 0)
                 content = pack.read(outcome.bytes)
         if hashlib.sha256(content).hexdigest() == outcome.sha256:
             return content
-        self.forget(key)
+        self.retry(key)
         raise RuntimeError(
             f"The clip {key} in {self._packs / outcome.pack} is damaged: its bytes are not those "
-            "that were fetched. Run the stage again; it fetches this clip anew."
+            "that were fetched. Run the stage again to fetch this clip again."
         )
 
     def add(self, key: str, outcome: Outcome, content: bytes | None = None) -> None:
@@ -148,38 +148,38 @@ class ClipStore:
                 outcome = replace(outcome, pack=pack, offset=offset)
             self._record(key, replace(outcome, time_s=outcome.time_s or round(time.time(), 3)))
 
-    def lend(self, pack: str, path: Path) -> bool:
-        """Link a finished shard to `path`, if it is here."""
+    def link_shard(self, name: str, path: Path) -> bool:
+        """Link a finished shard to `path`; return whether there is such a shard."""
         try:
-            os.link(self._packs / pack, path)
+            os.link(self._packs / name, path)
         except FileNotFoundError:
             return False
         return True
 
-    def adopt(self, pack: str, path: Path, offsets: dict[str, int]) -> None:
-        """Keep a finished shard in place of the packs that its clips came in.
+    def replace_packs(self, name: str, path: Path, offsets: dict[str, int]) -> None:
+        """Keep a finished shard in place of the packs in which its clips came.
 
         Args:
-            pack: its name in the store.
+            name: of the shard in the store.
             path: the shard, which is linked, not copied.
             offsets: first byte of each of its clips, by key.
         """
-        if not (self._packs / pack).exists():
-            os.link(path, self._packs / pack)
+        if not (self._packs / name).exists():
+            os.link(path, self._packs / name)
         if self._users is None:
             self._users = Counter(outcome.pack for outcome in self._outcomes.values())
         for key, offset in offsets.items():
             before = self._outcomes[key]
-            if before.pack != pack:
-                self._record(key, replace(before, pack=pack, offset=offset))
+            if before.pack != name:
+                self._record(key, replace(before, pack=name, offset=offset))
                 self._users[before.pack] -= 1
-                self._users[pack] += 1
+                self._users[name] += 1
                 if not self._users[before.pack]:
                     (self._packs / before.pack).unlink(missing_ok=True)
                     self._sizes.pop(before.pack, None)
 
-    def tidy(self) -> None:
-        """Write the journal anew with one line for each clip, and remove packs of none."""
+    def compact(self) -> None:
+        """Rewrite the journal with one line per clip, and remove packs without clips."""
         new = self._journal.with_suffix(".new")
         with new.open("w", encoding="ascii") as journal:
             journal.writelines(_line(key, outcome) for key, outcome in self._outcomes.items())
@@ -190,8 +190,8 @@ class ClipStore:
             if path.name not in used:
                 path.unlink()
 
-    def forget(self, key: str) -> None:
-        """Let the next run try a clip again, whatever came of it."""
+    def retry(self, key: str) -> None:
+        """Let the next run try a clip again, whatever its outcome."""
         with self._lock:
             self._record(key, Outcome(status="transient", reason="to be tried again"))
 
@@ -224,14 +224,14 @@ def _size(path: Path) -> int:
 
 
 def _line(key: str, outcome: Outcome) -> str:
-    """Return the line of an outcome, with its end before it: it may follow one cut short."""
-    known = {name: getattr(outcome, name) for name in DEFAULTS}
-    told = {name: value for name, value in known.items() if value != DEFAULTS[name]}
-    return "\n" + json.dumps({"key": key, **told})
+    """Return an outcome as a line, led by a line end since the line before may be cut short."""
+    values = {name: getattr(outcome, name) for name in DEFAULTS}
+    known = {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    return "\n" + json.dumps({"key": key, **known})
 
 
 def _outcome(values: dict[str, Any]) -> Outcome:
-    """Return an outcome from its line; what many clips share is kept once."""
+    """Return the outcome of a line; values that many clips share are kept once."""
     for name in ("status", "reason", "origin", "tool", "via", "pack"):
         if name in values:
             values[name] = sys.intern(values[name])

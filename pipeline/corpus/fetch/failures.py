@@ -1,12 +1,12 @@
-"""Why a clip cannot be had: the classes of the ledger, recognized in what yt-dlp and FFmpeg say.
+"""Why a clip is unavailable: the ledger's classes, recognized in messages of yt-dlp and FFmpeg.
 
 gone        removed, private, terminated, 404, 410, 451
 geo         not offered in this country
-login       wants an account, a proof of age or a membership; 401, 403
-blocked     the site turns this client away for now; 429, captcha
-transient   may pass: time-outs, broken connections, 5xx, 403 of the media itself
-no_audio    what is there holds no audio, a web page for example
-corrupt     it is damaged
+login       needs an account, a proof of age or a membership; 401, 403
+blocked     the site refuses this client for now; 429, captcha
+transient   may pass: time-outs, broken connections, 5xx, 403 of the media URL
+no_audio    the address holds no audio, but a web page for example
+corrupt     the recording is damaged
 short       the recording ends before the segment begins
 """
 
@@ -23,7 +23,7 @@ GONE = {404, 410, 451}
 LOGIN = {401, 403, 407}
 BLOCKED = {429}
 
-# The first match counts: "Sign in to confirm you're not a bot" is no matter of an account.
+# The first match counts: "Sign in to confirm you're not a bot" is not about an account.
 EXTRACTION_MESSAGES = [
     ("blocked", r"not a bot|captcha|rate.?limit|too many requests"),
     ("geo", r"in your (country|location|region)|geo.?restrict"),
@@ -41,15 +41,14 @@ CUTTING_MESSAGES = [
     ("no_audio", r"matches no streams|does not contain any stream"),
 ]
 
-
-CONTENT = {"no_audio", "corrupt", "short"}  # what a broken transfer may look like
-MEDIA_REFUSED = "returned 403"  # its address has expired; the recording's has not
+CONTENT = {"no_audio", "corrupt", "short"}  # may also be caused by a broken transfer
+MEDIA_REFUSED = "returned 403"  # the media URL has expired; looking the recording up gives another
 
 
 class UnavailableError(Exception):
-    """A clip that cannot be had: `kind` is its status in the ledger, the message says why.
+    """An unavailable clip: `kind` is its status in the ledger, `reason` says why.
 
-    `retry_after_s` is how long the site asks to be left alone, None if it does not say.
+    `retry_after_s` is how long the site asks clients to wait, None if it does not say.
     """
 
     def __init__(self, kind: str, reason: str, retry_after_s: float | None = None) -> None:
@@ -57,15 +56,15 @@ class UnavailableError(Exception):
         self.kind = kind
         self.reason = reason
         self.retry_after_s = retry_after_s
-        self.tries = 1  # attempts that have ended so
-        self.is_excused = False  # whether it says nothing about this clip
+        self.tries = 1  # attempts made
+        self.is_excused = False  # whether the site, not this clip, is to blame
 
 
 def tries_of(error: UnavailableError, tries: int) -> int:
-    """Return how often a clip may fail like this in one run: once, unless it may pass.
+    """Return how often a clip may fail like this in one run.
 
-    Twice for media that are refused, whose address is looked up anew, and for bad content, which
-    may have been the server's; `tries` is for whatever else may pass.
+    Transient failures: `tries`. Refused media, which are looked up again, and bad content, which
+    may be the server's fault: twice. Anything else: once.
     """
     if error.kind == "transient":
         return min(tries, 2) if MEDIA_REFUSED in error.reason else tries
@@ -73,13 +72,13 @@ def tries_of(error: UnavailableError, tries: int) -> int:
 
 
 def classify_extraction(error: BaseException) -> UnavailableError:
-    """Return the class and reason of an error that yt-dlp raised about a recording's address."""
+    """Return the class and reason of an error that yt-dlp raised for a recording's address."""
     text = _essence(str(error))
     for cause in _causes(error):
         if isinstance(cause, HTTPError):
             cause.close()  # yt-dlp leaves the connection open
             wait_s = retry_after_s(cause.response.headers.get("Retry-After"))
-            return UnavailableError(_of_status(cause.status), text, wait_s)
+            return UnavailableError(_class_of_status(cause.status), text, wait_s)
         if isinstance(cause, GeoRestrictedError):
             return UnavailableError("geo", text)
         if isinstance(cause, UnsupportedError):
@@ -88,7 +87,7 @@ def classify_extraction(error: BaseException) -> UnavailableError:
 
 
 def retry_after_s(header: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for: a number, or a date to wait for."""
+    """Return the seconds that a Retry-After header asks for, as a number or as a date."""
     if header is None:
         return None
     if header.strip().isdecimal():
@@ -104,7 +103,7 @@ def classify_cutting(stderr: str) -> UnavailableError:
     """Return the class and reason of what FFmpeg wrote when it could not cut a segment.
 
     Raises:
-        OSError: this machine's disk is full, which is no fault of the recording.
+        OSError: the disk is full, for which the recording is not to blame.
     """
     if "No space left on device" in stderr:
         raise OSError(errno.ENOSPC, "No space left on device while a clip was written")
@@ -117,7 +116,7 @@ def classify_cutting(stderr: str) -> UnavailableError:
 
 
 def check_damage(stderr: str) -> None:
-    """Stop if FFmpeg skipped damaged parts of a recording, after which its time may be wrong.
+    """Stop if FFmpeg skipped damaged parts of a recording, after which times may be wrong.
 
     Raises:
         UnavailableError: it did.
@@ -127,7 +126,7 @@ def check_damage(stderr: str) -> None:
             raise UnavailableError("corrupt", f"the recording is damaged: {_essence(line)}")
 
 
-def _of_status(status: int) -> str:
+def _class_of_status(status: int) -> str:
     for kind, statuses in (("gone", GONE), ("login", LOGIN), ("blocked", BLOCKED)):
         if status in statuses:
             return kind
@@ -135,7 +134,7 @@ def _of_status(status: int) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what led to it; yt-dlp keeps that in `exc_info` and `cause`."""
+    """Return an error and its causes; yt-dlp keeps them in `exc_info` and `cause`."""
     causes: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
@@ -153,7 +152,7 @@ def _match(messages: list[tuple[str, str]], text: str) -> str | None:
 
 
 def _essence(text: str) -> str:
-    """Drop what differs from clip to clip, run to run or machine to machine, and colours."""
+    """Drop what varies between clips, runs or machines, and colors."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", text)  # FFmpeg's component and its address
     text = re.sub(r"^ERROR: (\[\S+\] )?([^\s:]+: )?", "", text)  # yt-dlp's extractor and id

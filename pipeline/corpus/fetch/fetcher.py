@@ -226,13 +226,13 @@ class Fetcher:
         arguments = (site, self._url(segment), segment, clip, self.params.timeout_s, self._stop)
         if self.is_local:
             return fetch_clip(*arguments)
-        number = self._gate.enter()
+        ticket = self._gate.enter()
         try:
             outcome = fetch_clip(*arguments)
         except UnavailableError as error:
-            error.is_excused = self._gate.failed(number, error)
+            error.is_excused = self._gate.failed(ticket, error)
             raise
-        self._gate.answered(number)
+        self._gate.answered(ticket)
         return outcome
 
 

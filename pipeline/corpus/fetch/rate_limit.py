@@ -1,8 +1,8 @@
 """When a request may be made to a web site: rate, hours of the day, pauses after refusals.
 
-What yt-dlp's authors tell of the site (wiki, Extractors, 2026-04): a guest gets about 300
-recordings an hour, an account about 2,000, 5 to 10 s apart; who asks more is refused, then banned.
-Time is in seconds of a monotonic clock; every wait ends at once when the download is to stop.
+yt-dlp's wiki on YouTube (Extractors, 2026-04): guests get about 300 recordings an hour, accounts
+about 2,000, at 5 to 10 s between requests; clients that exceed this are refused, later banned.
+Times are seconds of a monotonic clock; every wait ends at once when the download stops.
 """
 
 import logging
@@ -16,13 +16,13 @@ from pipeline.corpus.fetch.failures import UnavailableError
 
 logger = logging.getLogger(__name__)
 
-JITTER = 0.5  # share by which the distance of two requests varies, so that they are no clockwork
-POLL_S = 0.1  # how soon a thread notices that another one's trial has ended
-RETRY_AFTER_MAX_S = 86_400.0  # a site that asks for longer than a day is taken to mean a day
+JITTER = 0.5  # relative variation of the interval between requests, so it is not constant
+POLL_S = 0.1  # how soon a thread notices that another thread's trial has ended
+RETRY_AFTER_MAX_S = 86_400.0  # longer requests to wait are cut to a day
 
 
 class StoppedError(Exception):
-    """The download is to end; what was under way is not recorded."""
+    """The download stops; clips under way are not recorded."""
 
 
 class BlockedError(RuntimeError):
@@ -30,17 +30,17 @@ class BlockedError(RuntimeError):
 
 
 class Clock:
-    """Real time; tests have one of their own."""
+    """Real time; tests use a fake one."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
 
     def now(self) -> float:
-        """Return seconds that never go back."""
+        """Return monotonic seconds."""
         return time.monotonic()
 
     def hour(self) -> float:
-        """Return the hour of the day, local time, with its fraction."""
+        """Return the hour of the day in local time, with its fraction."""
         local = time.localtime()
         return local.tm_hour + local.tm_min / 60 + local.tm_sec / 3600
 
@@ -48,16 +48,16 @@ class Clock:
         """Wait.
 
         Raises:
-            StoppedError: the download is to end.
+            StoppedError: the download stops.
         """
         if self.stop.wait(max(seconds, 0.0)):
             raise StoppedError
 
 
 class TokenBucket:
-    """Allows `per_hour` requests an hour, shared by all threads; 0 is no limit.
+    """Allows `per_hour` requests an hour to all threads together; 0 is no limit.
 
-    The bucket holds one token, so that requests are spread evenly and none are saved up in a pause.
+    The bucket holds one token, so requests are evenly spread and none are saved up in a pause.
     """
 
     def __init__(self, per_hour: float, clock: Clock, rng: random.Random) -> None:
@@ -65,7 +65,7 @@ class TokenBucket:
         self.clock = clock
         self.rng = rng
         self._lock = threading.Lock()
-        self._next_s = -float("inf")  # when the bucket has a token again
+        self._next_s = -float("inf")  # when the next token is available
 
     def take(self) -> None:
         """Wait for a token."""
@@ -79,11 +79,11 @@ class TokenBucket:
 
 
 class Breaker:
-    """Stops all requests after several refusals in a row, for a time that grows.
+    """Circuit breaker: pauses all requests after several refusals in a row.
 
-    After a pause one request is tried; the others wait for its answer. If it is refused, too, the
-    next pause is twice as long, and after `network.pauses` of them the download ends. Answers to
-    requests that were made before the pause began count for nothing.
+    After a pause, one trial request is made while the others wait for its answer. If it is refused
+    too, the next pause is twice as long; after `network.pauses` of them the download ends. Answers
+    to requests made before a pause are ignored.
     """
 
     def __init__(self, params: NetworkParams, clock: Clock) -> None:
@@ -91,9 +91,9 @@ class Breaker:
         self.clock = clock
         self._lock = threading.Lock()
         self._in_a_row = 0
-        self._paused = 0  # pauses since the last answer
+        self._paused = 0  # pauses since the site last served a request
         self._until_s = -float("inf")
-        self._trial = False  # whether the one request after a pause is under way
+        self._trial = False  # whether the trial request after a pause is under way
         self._round = 0
 
     def wait(self) -> None:
@@ -102,7 +102,7 @@ class Breaker:
             self.clock.wait(left_s)
 
     def enter(self) -> int | None:
-        """Return the number that a request's answer is told with, None if it may not be made."""
+        """Return a ticket to report a request's answer with, None if it must wait."""
         with self._lock:
             if self._left_s() > 0:
                 return None
@@ -113,33 +113,34 @@ class Breaker:
         left_s = self._until_s - self.clock.now()
         return max(left_s, POLL_S) if self._trial else left_s
 
-    def answered(self, number: int) -> None:
-        """Note that the site has served a request, or said why there is nothing to serve."""
+    def answered(self, ticket: int) -> None:
+        """Record that the site served a request, or said why there is nothing to serve."""
         with self._lock:
-            if number == self._round:
+            if ticket == self._round:
                 self._in_a_row = self._paused = 0
                 self._trial = False
 
-    def unknown(self, number: int) -> None:
-        """Note that a request had no answer from the site."""
+    def unknown(self, ticket: int) -> None:
+        """Record that the site did not answer a request."""
         with self._lock:
-            if number == self._round:
+            if ticket == self._round:
                 self._trial = False
 
-    def refused(self, number: int, reason: str, retry_after_s: float | None) -> bool:
-        """Note a refusal; return whether it is the site's mood rather than one clip's fault.
+    def refused(self, ticket: int, reason: str, retry_after_s: float | None) -> bool:
+        """Record a refusal; return whether the site, rather than one clip, is to blame.
 
         Raises:
-            BlockedError: it comes after the last pause.
+            BlockedError: this was the trial after the last pause.
         """
         with self._lock:
-            if number != self._round:
+            if ticket != self._round:
                 return True
             self._in_a_row += 1
             trial = self._paused > 0
             if trial or self._in_a_row >= self.params.refusals:
                 if self._paused >= self.params.pauses:
-                    raise BlockedError(self._told(reason))
+                    message = f"The site refuses this client after {self._paused} pauses: {reason}."
+                    raise BlockedError(message)
                 self._pause(reason, retry_after_s)
             elif retry_after_s is not None:
                 wait_s = min(retry_after_s, RETRY_AFTER_MAX_S)
@@ -153,15 +154,12 @@ class Breaker:
         self._paused += 1
         self._round += 1
         self._trial = False
-        told = "pause %d of %d, %.0f s: the site refuses this client (%s)"
-        logger.warning(told, self._paused, self.params.pauses, wait_s, reason)
-
-    def _told(self, reason: str) -> str:
-        return f"The site refuses this client after {self._paused} pauses: {reason}."
+        message = "pause %d of %d, %.0f s: the site refuses this client (%s)"
+        logger.warning(message, self._paused, self.params.pauses, wait_s, reason)
 
 
 class Hours:
-    """The hours of the day, local time, in which requests are made; `first` may be the later."""
+    """The hours of the day, in local time, in which requests are made; may span midnight."""
 
     def __init__(self, first: float, last: float, clock: Clock) -> None:
         self.first = first
@@ -169,14 +167,14 @@ class Hours:
         self.clock = clock
 
     def enter(self) -> None:
-        """Wait for them."""
+        """Wait until the hours begin."""
         left_h = self._until_open(self.clock.hour())
         if left_h:
             logger.info(
                 "outside the hours %g to %g: pause of %.1f h", self.first, self.last, left_h
             )
         while left_h:
-            self.clock.wait(min(left_h * 3600, 60.0))  # a machine may have slept meanwhile
+            self.clock.wait(min(left_h * 3600, 60.0))  # the machine may have slept meanwhile
             left_h = self._until_open(self.clock.hour())
 
     def _until_open(self, hour: float) -> float:
@@ -186,7 +184,7 @@ class Hours:
 
 
 class Gate:
-    """All of it: every request to the site goes through here."""
+    """All limits combined; every request to the site passes through it."""
 
     def __init__(self, params: NetworkParams, clock: Clock, rng: random.Random) -> None:
         self.hours = Hours(params.from_hour, params.to_hour, clock)
@@ -194,31 +192,31 @@ class Gate:
         self.breaker = Breaker(params, clock)
 
     def enter(self) -> int:
-        """Wait until a request may be made; return the number that its answer is told with."""
+        """Wait until a request may be made; return a ticket to report its answer with."""
         while True:
             self.hours.enter()
-            self.breaker.wait()  # in which no token is taken
+            self.breaker.wait()  # without taking a token
             self.bucket.take()
-            number = self.breaker.enter()
-            if number is not None:
-                return number
+            ticket = self.breaker.enter()
+            if ticket is not None:
+                return ticket
 
-    def answered(self, number: int) -> None:
-        """Note that the site has served a request."""
-        self.breaker.answered(number)
+    def answered(self, ticket: int) -> None:
+        """Record that the site served a request."""
+        self.breaker.answered(ticket)
 
-    def failed(self, number: int, error: UnavailableError) -> bool:
-        """Note that a request failed; return whether the clip is not to blame.
+    def failed(self, ticket: int, error: UnavailableError) -> bool:
+        """Record that a request failed; return whether the site, rather than the clip, is to blame.
 
         Raises:
             BlockedError: the site keeps refusing this client.
         """
         if error.kind == "blocked":
-            return self.breaker.refused(number, error.reason, error.retry_after_s)
+            return self.breaker.refused(ticket, error.reason, error.retry_after_s)
         if error.kind == "transient":
-            self.breaker.unknown(number)
+            self.breaker.unknown(ticket)
         else:
-            self.breaker.answered(number)
+            self.breaker.answered(ticket)
         return False
 
 
@@ -227,7 +225,7 @@ def back_off_s(
 ) -> float:
     """Return how long to wait after attempt number `attempt`, counted from 1.
 
-    It doubles with each attempt and varies by a half either way; a site that names a time gets it.
+    It doubles with each attempt, varies by half either way, and is at least what the site asks for.
     """
     grown_s = first_s * 2 ** (attempt - 1) * (0.5 + uniform())
     return max(grown_s, min(retry_after_s or 0.0, RETRY_AFTER_MAX_S))

@@ -1,9 +1,8 @@
-"""The programs that fetch recordings: what is here, and whether it will do.
+"""Check the programs that fetch recordings: are they installed and recent enough?
 
-A fault of this machine is told before the first clip is asked for, since it would be every clip's
-failure. FFmpeg comes with imageio-ffmpeg, unless IMAGEIO_FFMPEG_EXE names another. YouTube changes
-every few weeks what a client has to do, so that an old yt-dlp finds nothing there; since late 2025
-it also needs a JavaScript runtime.
+A fault of this machine would fail every clip, so it is reported before the first request. FFmpeg
+comes with imageio-ffmpeg, unless IMAGEIO_FFMPEG_EXE names another. YouTube changes its protocol
+every few weeks, so an old yt-dlp soon fails; since late 2025 it also needs a JavaScript runtime.
 """
 
 import subprocess
@@ -19,15 +18,15 @@ from yt_dlp.globals import supported_js_runtimes
 from pipeline.core import files
 from pipeline.core.settings import NetworkParams
 
-JS_RUNTIMES = ("deno", "node")  # that yt-dlp may use, the first one that is recent enough
+JS_RUNTIMES = ("deno", "node")  # in the order in which yt-dlp tries them
 YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")
-RANGES = "-request_size"  # FFmpeg's option to read a recording in small ranges, since 8.1
-MIN_FREE_BYTES = 100_000_000  # some dozen clips under way
+RANGES = "-request_size"  # FFmpeg's option, since 8.1, to read a recording in small ranges
+MIN_FREE_BYTES = 100_000_000  # a few dozen clips under way
 UPDATE = "`pip install -U 'yt-dlp[default,deno]'`; it re-runs nothing and loses no clip"
 
 
 class ToolError(RuntimeError):
-    """This machine lacks what fetching needs; the message says how to mend it."""
+    """This machine lacks what fetching needs; the message says how to fix it."""
 
 
 def is_youtube(url: str) -> bool:
@@ -42,36 +41,36 @@ def ffmpeg() -> tuple[str, str]:
     Raises:
         ToolError: there is none, it does not run, or it is older than 8.1.
     """
-    mend = "Run `pip install --force-reinstall imageio-ffmpeg`, or unset IMAGEIO_FFMPEG_EXE."
+    remedy = "Run `pip install --force-reinstall imageio-ffmpeg`, or unset IMAGEIO_FFMPEG_EXE."
     try:
         path = imageio_ffmpeg.get_ffmpeg_exe()
-        version = _said_by(path, "-version").split()[2]
-        options = _said_by(path, "-v", "error", "-h", "protocol=http")
+        version = _output(path, "-version").split()[2]
+        options = _output(path, "-v", "error", "-h", "protocol=http")
     except (RuntimeError, OSError, IndexError, subprocess.SubprocessError) as error:
-        raise ToolError(f"FFmpeg does not run: {error}. {mend}") from error
+        raise ToolError(f"FFmpeg does not run: {error}. {remedy}") from error
     if RANGES not in options:
-        raise ToolError(f"{path} is FFmpeg {version}, which lacks {RANGES}; 8.1 has it. {mend}")
+        raise ToolError(f"{path} is FFmpeg {version}, which lacks {RANGES}; 8.1 has it. {remedy}")
     return path, version
 
 
-def _said_by(*command: str) -> str:
+def _output(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return result.stdout
 
 
 def yt_dlp_version() -> str:
-    """Return yt-dlp's version, which is the day of its release."""
+    """Return yt-dlp's version, which is the date of its release."""
     return str(yt_dlp.version.__version__)
 
 
 def age_days(version: str, today: date) -> int:
-    """Return how old a release is, from its number: 2026.10.26 is of October 26, 2026."""
+    """Return the age of a release: version 2026.10.26 is of October 26, 2026."""
     year, month, day, *_ = (int(part) for part in version.split("."))
     return (today - date(year, month, day)).days
 
 
 def js_runtimes() -> Iterator[tuple[str, str, bool]]:
-    """Yield name and version of each JavaScript runtime here, and whether yt-dlp takes it."""
+    """Yield name and version of each installed runtime, and whether yt-dlp supports it."""
     for name in JS_RUNTIMES:
         info = supported_js_runtimes.value[name]().info
         if info is not None:
@@ -97,21 +96,22 @@ def check_js_runtime() -> str:
     """Return name and version of the JavaScript runtime that yt-dlp uses for YouTube.
 
     Raises:
-        ToolError: there is none, or none that is recent enough.
+        ToolError: none is installed, or none is recent enough.
     """
-    found = list(js_runtimes())
-    for name, version, is_supported in found:
+    runtimes = list(js_runtimes())
+    for name, version, is_supported in runtimes:
         if is_supported:
             return f"{name} {version}"
-    told = ", ".join(f"{name} {version} is too old" for name, version, _ in found) or "none found"
+    too_old = [f"{name} {version} is too old" for name, version, _ in runtimes]
     raise ToolError(
-        f"YouTube needs a JavaScript runtime, deno 2.3 or node 22 at least: {told}. "
+        "YouTube needs a JavaScript runtime, at least deno 2.3 or node 22: "
+        f"{', '.join(too_old) or 'none found'}. "
         "Run `pip install deno`."
     )
 
 
 def check_cookies(path: str) -> None:
-    """Stop if the file of an account's cookies is missing; "" is none.
+    """Stop if the file of an account's cookies is missing; "" means none.
 
     Raises:
         FileNotFoundError: it is.
@@ -119,7 +119,7 @@ def check_cookies(path: str) -> None:
     if path and not Path(path).is_file():
         raise FileNotFoundError(
             f"There is no {path}; correct network.cookies in params.yaml, the cookies.txt of an "
-            "account, or empty it."
+            "account, or leave it empty."
         )
 
 
