@@ -89,7 +89,8 @@ def measure(folder: Path) -> None:
     store = timed("read the journal", lambda: ClipStore(folder))
     timed("which clips are settled", lambda: sum(store.is_settled(clip_key(s)) for s in listed))
     timed(
-        "status", lambda: list(download_status.label_table(download_status.of(listed, store), {}))
+        "status",
+        lambda: list(download_status.label_table(download_status.read_status(listed, store), {})),
     )
     rows = timed("ledger of all rows", lambda: [to_row(s, store.last(clip_key(s))) for s in listed])
     path = folder / "ledger.csv"

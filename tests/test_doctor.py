@@ -15,7 +15,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from pipeline.commands.doctor import __main__ as doctor
-from pipeline.commands.doctor import calibration, corpus, examination, forecast
+from pipeline.commands.doctor import calibration, examination, forecast, source_size
 from pipeline.commands.doctor.cache import Sharing, sharing
 from pipeline.config import load_config
 from pipeline.corpus import segments
@@ -80,7 +80,7 @@ def test_youtube_is_known_by_its_host(url, expected):
 
 def test_a_clip_of_ten_seconds_has_the_sizes_of_its_arrays():
     log_mel = np.zeros((1 + 160_000 // 160, 64), np.float16)
-    size = forecast.clip_bytes(settings({}), corpus.Corpus(1, 10.0, 5.0, ""))
+    size = forecast.clip_bytes(settings({}), source_size.SourceSize(1, 10.0, 5.0, ""))
     assert size == {"as fetched": 5.0, "FLAC": pytest.approx(172_800), "log-mel": log_mel.nbytes}
 
 
@@ -89,30 +89,30 @@ def test_a_list_is_counted_as_it_is_read():
         b'YTID,start_seconds,end_seconds,positive_labels\r\n\r\n# x\r\n-a, 0, 10, "/m/1"\r\n'
         b'_b, 3, 7, ""\r\n'
     )
-    assert corpus.count(Path("odd.csv")) == len(segments.read(Path("odd.csv"))) == 2
+    assert source_size.count(Path("odd.csv")) == len(segments.read(Path("odd.csv"))) == 2
 
 
 def test_a_segment_list_tells_clips_and_their_mean_duration():
-    found = corpus.corpus(settings({}))
+    found = source_size.source_size(settings({}))
     assert (found.clips, found.duration_s) == (2, 7.5)
     Path("wanted").write_text("a\n")
-    assert corpus.corpus(settings({"sources.url.clips": "wanted"})).clips == 1
+    assert source_size.source_size(settings({"sources.url.clips": "wanted"})).clips == 1
 
 
 def test_a_large_list_is_not_read(monkeypatch):
-    monkeypatch.setattr(corpus, "SMALL_LIST", 0)
+    monkeypatch.setattr(source_size, "SMALL_LIST", 0)
     monkeypatch.setattr(segments, "read", lambda _: pytest.fail("it was read"))
-    assert corpus.corpus(settings({})).clips == 2
+    assert source_size.source_size(settings({})).clips == 2
 
 
 def test_audioset_is_known_before_its_lists_are_here():
     config = settings(
         {"source": "audioset", "sources.audioset.subsets": ["eval", "balanced_train"]}
     )
-    assert corpus.corpus(config).clips == 20_371 + 22_160
-    assert corpus.corpus(settings({"source": "audioset"})).clips == 2_041_789
+    assert source_size.source_size(config).clips == 20_371 + 22_160
+    assert source_size.source_size(settings({"source": "audioset"})).clips == 2_041_789
     here = {"source": "audioset", "sources.audioset.lists": "list.csv"}
-    assert corpus.corpus(settings(here)).clips == 2
+    assert source_size.source_size(settings(here)).clips == 2
 
 
 def test_a_folder_is_counted_unless_it_is_large(monkeypatch):
@@ -121,11 +121,11 @@ def test_a_folder_is_counted_unless_it_is_large(monkeypatch):
         soundfile.write(f"audio/{name}.wav", np.zeros(8000 * seconds), 8000)
     config = settings({"source": "folder", "sources.folder.path": "audio",
                        "sources.folder.max_clip_s": 4.0})  # fmt: skip
-    found = corpus.corpus(config)
+    found = source_size.source_size(config)
     size = sum(path.stat().st_size for path in Path("audio").iterdir())
     assert (found.clips, found.fetched_bytes) == (3, size / 3)
-    monkeypatch.setattr(corpus, "SMALL_CORPUS", 0)
-    assert corpus.corpus(config) is None
+    monkeypatch.setattr(source_size, "SMALL_CORPUS", 0)
+    assert source_size.source_size(config) is None
     (line,) = forecast.findings(config, ONCE, "")
     assert (line.level, line.subject) == ("warning", "source")
 
@@ -142,10 +142,10 @@ def test_a_source_that_is_not_here_is_a_problem():
 )  # fmt: skip
 def test_the_disk_must_hold_all_data_twice_if_dvc_copies_them(monkeypatch, shared, free, level):
     config = settings({})
-    sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
+    sizes = forecast.clip_bytes(config, source_size.SourceSize(1, 10.0, 0.0, ""))
     fetched = 1_000_000 / 2 - sum(sizes.values())
     monkeypatch.setattr(forecast.files, "free_bytes", lambda _: free)
-    lines = list(forecast.disk(config, corpus.Corpus(2, 10.0, fetched, ""), shared))
+    lines = list(forecast.disk(config, source_size.SourceSize(2, 10.0, fetched, ""), shared))
     assert [line.level for line in found_by("disk", lines)] == [level]
 
 
@@ -156,8 +156,8 @@ def test_data_that_are_here_need_no_more_space(monkeypatch):
     os.link("data/clips/0.tar", ".work/clips/x/packs/0.tar")
     monkeypatch.setattr(forecast.files, "free_bytes", lambda _: 10_000)
     config = settings({})
-    sizes = forecast.clip_bytes(config, corpus.Corpus(1, 10.0, 0.0, ""))
-    found = corpus.Corpus(1, 10.0, 405_000 - sum(sizes.values()), "")
+    sizes = forecast.clip_bytes(config, source_size.SourceSize(1, 10.0, 0.0, ""))
+    found = source_size.SourceSize(1, 10.0, 405_000 - sum(sizes.values()), "")
     assert [f.level for f in found_by("disk", forecast.disk(config, found, ONCE))] == ["ok"]
 
 
@@ -186,7 +186,7 @@ def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
     monkeypatch.setattr(calibration, "measure", lambda _: measured)
     monkeypatch.setattr(forecast, "cores", lambda: 4)
     config = settings({"compute.workers": 2})
-    lines = list(forecast.data_stages(config, corpus.Corpus(1_000_000, 5.0, 1.0, "")))
+    lines = list(forecast.data_stages(config, source_size.SourceSize(1_000_000, 5.0, 1.0, "")))
     assert [(line.subject, line.text) for line in lines] == [
         ("download", "6.9 h: 50.0 ms of CPU per clip"),
         ("resample", "83.3 min: 10.0 ms of CPU per clip"),
@@ -195,7 +195,7 @@ def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
 
 
 def test_a_web_site_s_rate_decides_how_long_a_download_takes():
-    found = corpus.Corpus(2_041_789, 10.0, 1.0, "")
+    found = source_size.SourceSize(2_041_789, 10.0, 1.0, "")
     config = settings({"source": "audioset", "network.clips_per_hour": 300.0})
     assert forecast.downloading(config, found, "").startswith("283.6 days at 300 clips an hour")
     config = settings({"source": "audioset", "network.to_hour": 12.0})
@@ -206,7 +206,7 @@ def test_speeds_on_an_h100_are_those_of_the_benchmarks():
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     assert all(f"{speed:,}" in results for speed in forecast.H100.values())
     paper = {"projector.hidden_dim": 8192, "projector.out_dim": 1048, "pretrain.batch_size": 128}
-    found = corpus.Corpus(1_629_756, 10.0, 1.0, "")
+    found = source_size.SourceSize(1_629_756, 10.0, 1.0, "")
     config = settings({**paper, "pretrain.epochs": 100})
     line = forecast.pretraining(config, found, "NVIDIA H100 80GB HBM3, 79 GiB")
     assert line.text.startswith("45.9 min: 59,126 samples/s")
@@ -227,7 +227,7 @@ def test_the_speed_of_the_last_run_here_counts_if_it_was_of_the_same_network():
     Path("reports/throughput.csv").write_text(
         "step,samples_per_s,wait_share\n1,5,0\n2,10,0\n3,90,0\n"
     )
-    found = corpus.Corpus(1000, 10.0, 1.0, "")
+    found = source_size.SourceSize(1000, 10.0, 1.0, "")
     text = forecast.pretraining(config, found, "").text
     assert text == "5.0 min: 10 samples/s, as the last run here"
     other = settings({"projector.out_dim": 512})
@@ -237,7 +237,7 @@ def test_the_speed_of_the_last_run_here_counts_if_it_was_of_the_same_network():
 def run(capsys):
     """Exit status and lines of the command."""
     with pytest.raises(SystemExit) as ended:
-        doctor.main()
+        doctor.main([])
     return ended.value.code, capsys.readouterr().out.splitlines()
 
 

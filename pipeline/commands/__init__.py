@@ -1,1 +1,1 @@
-"""Commands for people, which no stage needs: the download's queue, a live page, the doctor."""
+"""Commands for people, which no stage needs: the download's queue, a live page, a check-up."""

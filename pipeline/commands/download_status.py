@@ -1,4 +1,4 @@
-"""How far a download is: from the segment list and the journal alone, without a network."""
+"""How far a download is, from the segment list and the journal alone, without a network."""
 
 import time
 from collections import Counter
@@ -11,18 +11,18 @@ from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
 from pipeline.corpus.ledger import OK
 from pipeline.corpus.segments import Segment
 
-HOURS = (1, 24)  # of which the rate is told
+HOURS = (1, 24)  # over which the rate is averaged
 SHOWN_LABELS = 15
-GUESSED_BYTES = 1_000_000  # of a clip before there is one: 10 s of FLAC, stereo, 48 kHz
+GUESSED_BYTES = 1_000_000  # of a clip before any is here: 10 s of FLAC, stereo, 48 kHz
 LEFT = {WAITING, *RETRIED}
 
 
 @dataclass(frozen=True)
 class Status:
-    """What became of the clips so far."""
+    """Progress of a download."""
 
     statuses: Counter[str]  # clips by status, OK and WAITING among them
-    labels: dict[str, Counter[str]]  # the same by AudioSet label
+    labels: dict[str, Counter[str]]  # the same for each label
     recent: dict[int, int]  # hours -> attempts that ended within them
     stored_bytes: int  # of the clips that are here
 
@@ -38,21 +38,15 @@ class Status:
 
     @property
     def forecast_bytes(self) -> int:
-        """Size of all clips in the end, if those that are left go as those that are settled."""
+        """Size of all clips in the end, if as many of the rest are available as so far."""
         ok, settled = self.statuses[OK], self.total - self.left
         each = self.stored_bytes / ok if ok else GUESSED_BYTES
         return round(self.stored_bytes + each * self.left * (ok / settled if settled else 1.0))
 
 
-def of(segments: Sequence[Segment], store: ClipStore, now_s: float | None = None) -> Status:
-    """Return the status of the clips of a segment list.
-
-    Args:
-        segments: the rows that are wanted.
-        store: what is here.
-        now_s: seconds since 1970; the present by default.
-    """
-    now_s = time.time() if now_s is None else now_s
+def read_status(segments: Sequence[Segment], store: ClipStore) -> Status:
+    """Return the status of the clips of some segments."""
+    now_s = time.time()
     statuses, stored_bytes = Counter[str](), 0
     labels: dict[str, Counter[str]] = {}
     recent = dict.fromkeys(HOURS, 0)
@@ -75,7 +69,7 @@ def open_hours(network: NetworkParams) -> float:
 
 
 def summary(status: Status, network: NetworkParams, free_bytes: int) -> Iterator[str]:
-    """Yield the lines that tell a status: clips, rate, time left, disk."""
+    """Yield a status in words: clips, rate, time left, disk."""
     yield f"{status.total:,} clips: {status.statuses[OK]:,} here, {status.left:,} left"
     for name, count in status.statuses.most_common():
         yield f"  {name:12} {count:>11,}  {count / max(status.total, 1):6.1%}"
@@ -92,8 +86,8 @@ def summary(status: Status, network: NetworkParams, free_bytes: int) -> Iterator
     )
 
 
-def attrition(status: Status, markdown: bool) -> Iterator[str]:
-    """Yield a table of what became of the clips, in Markdown or CSV: class, clips, share."""
+def class_table(status: Status, markdown: bool) -> Iterator[str]:
+    """Yield a table of the classes in Markdown or CSV: class, clips, share."""
     rows = [(name, f"{n}", f"{n / status.total:.4f}") for name, n in status.statuses.most_common()]
     for row in [("class", "clips", "share"), *rows, ("all", f"{status.total}", "1.0000")]:
         yield f"| {' | '.join(row)} |" if markdown else ",".join(row)
@@ -102,7 +96,7 @@ def attrition(status: Status, markdown: bool) -> Iterator[str]:
 
 
 def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the labels that lost the largest share of their clips so far, nothing if none did."""
+    """Yield the labels that lost the largest shares of their clips so far, if any did."""
 
     def lost(counts: Counter[str]) -> int:
         return sum(count for name, count in counts.items() if name not in {OK, *LEFT})
@@ -111,10 +105,10 @@ def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
         settled = lost(item[1]) + item[1][OK]
         return (lost(item[1]) / settled if settled else 0.0, lost(item[1]))
 
-    found = sorted(((*share(item), *item) for item in status.labels.items()), key=_worst_first)
-    shown = [item for item in found[:SHOWN_LABELS] if item[1]]
+    ranked = sorted(((*share(item), *item) for item in status.labels.items()), key=_worst_first)
+    shown = [item for item in ranked[:SHOWN_LABELS] if item[1]]
     if shown:
-        yield "labels that lost most (share and number of their clips that were tried)"
+        yield "labels that lost most (share and number of their clips tried)"
     for ratio, count, label, counts in shown:
         ok = counts[OK]
         yield f"  {ratio:6.1%} {count:>9,} of {count + ok:>9,}  {names.get(label, label)}"

@@ -1,7 +1,7 @@
-"""The download's ledger with what the journal alone knows: attempts, tool, time, address.
+"""The download's ledger with what only the journal knows: attempts, tool, time and address.
 
 `data/clips/ledger.csv` has none of these, so that a download that was killed and resumed ends with
-the same bytes as an unbroken one. This table is for reading, and no stage depends on it.
+the same bytes as an uninterrupted one. This table is for people; no stage depends on it.
 """
 
 import csv
@@ -17,29 +17,21 @@ from pipeline.corpus.fetch.media import recording_url
 from pipeline.corpus.segments import Segment
 
 COLUMNS = (
-    *(
-        "clip_id",
-        "recording_id",
-        "start_s",
-        "end_s",
-        "labels",
-        "status",
-        "reason",
-        "tries",
-        "bytes",
-    ),
-    *("duration_s", "sha256", "source", "tool", "time"),
+    *("clip_id", "recording_id", "start_s", "end_s", "labels", "status", "reason", "tries"),
+    *("bytes", "duration_s", "sha256", "source", "tool", "time"),
 )
 
 
 def write(path: Path, segments: Sequence[Segment], store: ClipStore, template: str) -> None:
-    """Write one row for each segment, in their order; the file appears when it is complete.
+    """Write one row for each segment, in order; the file appears when it is complete.
+
+    `time` is when the last attempt ended (UTC), `tries` counts the attempts of that run; cells of
+    unknown values are empty.
 
     Args:
-        path: of a CSV file; `time` is when the last attempt ended (UTC), `tries` are those of the
-            run that ended so, an unknown value is an empty cell.
-        segments: the rows that are wanted.
-        store: what is here of them.
+        path: of a CSV file.
+        segments: of all clips.
+        store: what was fetched of them.
         template: address of a recording, with {recording_id}.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -57,14 +49,14 @@ def _rows(
     segments: Sequence[Segment], store: ClipStore, template: str
 ) -> Iterator[tuple[Any, ...]]:
     for s in segments:
-        known = (s.clip_id, s.recording_id, s.start_s, s.end_s, s.labels)
+        segment = (s.clip_id, s.recording_id, s.start_s, s.end_s, s.labels)
         source = recording_url(template, s.recording_id)
         last = store.last(clip_key(s))
         if last is None:
-            yield (*known, WAITING, "not tried yet", 0, None, None, "", source, "", "")
+            yield (*segment, WAITING, "not tried yet", 0, None, None, "", source, "", "")
         else:
             yield (
-                *(*known, last.status, last.reason, last.tries, last.bytes, last.duration_s),
+                *(*segment, last.status, last.reason, last.tries, last.bytes, last.duration_s),
                 *(last.sha256, source, last.tool, _utc(last.time_s)),
             )
 

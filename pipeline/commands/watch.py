@@ -1,7 +1,7 @@
-"""A live page about a pre-training run: `python -m pipeline.commands.watch`, in a second terminal.
+"""Show a pre-training run on a live page, from a second terminal.
 
-It is .work/live/index.html, drawn anew every few seconds from the curves that pre-training writes
-there. It ends with the run, or by Ctrl-C. This is no stage: no result depends on it.
+The page is .work/live/index.html, redrawn every few seconds from the curves that pre-training
+writes there. The command ends with the run, or on Ctrl-C. No result depends on it.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from pipeline.report.templating import load_template
 logger = logging.getLogger(__name__)
 
 EVERY_S = 5
-RECENT = 5  # stretches of the throughput that the speed is the median of
+RECENT = 5  # measurements of throughput whose median is the speed
 
 
 @dataclass(frozen=True)
 class Live:
-    """Curves of the run so far, and how long it shall be according to params.yaml."""
+    """Curves of the run so far, and its length according to params.yaml."""
 
     history: pd.DataFrame
     epochs: pd.DataFrame
@@ -70,38 +70,38 @@ class Live:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end; None before they can be told."""
+        """Seconds to the end; None before they can be estimated."""
         if not self.steps or not self.samples_per_s:
             return None
         return max(0, self.steps - self.step) * self.batch_size / self.samples_per_s
 
 
 def read_live(folder: Path) -> Live:
-    """Read what there is of the curves, and params.yaml."""
-    written = folder / "history.csv"
+    """Read the curves as far as they exist, and params.yaml."""
+    history = folder / "history.csv"
     return Live(
-        history=_read(written, ["step", "epoch"]),
+        history=_read(history, ["step", "epoch"]),
         epochs=_read(folder / "epochs.csv", ["epoch"]),
         throughput=_read(folder / "throughput.csv", ["samples_per_s"]),
         all_epochs=params.load_value("pretrain.epochs"),
         batch_size=params.load_value("pretrain.batch_size"),
-        news_s=time.time() - written.stat().st_mtime if written.exists() else None,
+        news_s=time.time() - history.stat().st_mtime if history.exists() else None,
     )
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Return the rows of a file that may be missing or half-written, those that are whole."""
-    nothing = pd.DataFrame(columns=columns, dtype=float)
+    """Return the complete rows of a file that may be missing or half-written."""
+    empty = pd.DataFrame(columns=columns, dtype=float)
     try:
         lines = path.read_text(errors="replace").rpartition("\n")[0]
         table = pd.read_csv(io.StringIO(lines), dtype=str).apply(pd.to_numeric, errors="coerce")
     except (OSError, ValueError):  # also pandas' own parser errors
-        return nothing
-    return table.dropna(subset=columns) if {*columns} <= {*table} else nothing
+        return empty
+    return table.dropna(subset=columns) if {*columns} <= {*table} else empty
 
 
 def write_page(live: Live, folder: Path) -> None:
-    """Write index.html into a folder, so that a browser never sees half of it."""
+    """Write index.html into a folder, atomically: a browser never sees half of it."""
     folder.mkdir(parents=True, exist_ok=True)
     svg = {"loss": figures.learning_curves(live.history)}
     svg |= figures.telemetry(live.history, live.epochs, live.throughput)
@@ -117,7 +117,7 @@ def write_page(live: Live, folder: Path) -> None:
 
 
 def watch(folder: Path, once: bool = False) -> None:
-    """Write the page again and again until a run that it has seen going on has ended."""
+    """Rewrite the page until a run that it has seen in progress ends."""
     seen = False
     while True:
         live = read_live(folder)

@@ -1,44 +1,51 @@
-"""`python -m pipeline.commands.doctor`; exit status 1 if there is a problem."""
+"""Check this machine, offline: versions, tools, devices, DVC's cache, disk and time of a run.
 
+Each line is ok, a warning or a problem, and says how to fix it. Nothing is started or changed. The
+exit status is 1 if there is a problem.
+"""
+
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
-from pipeline.commands.doctor import Finding
+from pipeline.commands.doctor.finding import Finding
 
 PACKAGES = ("torch", "torchaudio", "dvc", "yt-dlp", "heareval", "numpy", "h5py")
 PYTHONS = ((3, 11), (3, 15))  # from, below; torch 2.11 has wheels for these
 
 
 def versions() -> Iterator[Finding]:
-    """Yield what is installed; nothing of it is imported, so that a lack can be told."""
+    """Yield what is installed, without importing it: a package may be missing."""
     first, end = PYTHONS
-    told = f"{sys.version.split()[0]}, {sys.executable}"
-    fits = first <= sys.version_info[:2] < end
-    mend = "" if fits else "; 3.11 to 3.14 is needed: make PYTHON=/path/to/python3 doctor"
-    yield Finding("ok" if fits else "problem", "python", told + mend)
+    is_fit = first <= sys.version_info[:2] < end
+    remedy = "" if is_fit else "; 3.11 to 3.14 is needed: make PYTHON=/path/to/python3 doctor"
+    text = f"{sys.version.split()[0]}, {sys.executable}{remedy}"
+    yield Finding("ok" if is_fit else "problem", "python", text)
     for name in PACKAGES:
         try:
             yield Finding("ok", name, metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Finding(
-                "problem", name, "not installed; `source .venv/bin/activate`, or `make doctor`"
-            )
+            text = "not installed; `source .venv/bin/activate`, or `make doctor`"
+            yield Finding("problem", name, text)
 
 
 def examine() -> Iterator[Finding]:
-    """Yield all findings; without the packages, those on the packages alone."""
-    found = list(versions())
-    yield from found
-    if all(finding.level == "ok" for finding in found):
+    """Yield all findings; if a package is missing, only those on the packages."""
+    findings = list(versions())
+    yield from findings
+    if all(finding.level == "ok" for finding in findings):
         from pipeline.commands.doctor import examination  # needs the packages
 
         yield from examination.examine()
 
 
-def main() -> None:
-    """Print what is found."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    argparse.ArgumentParser("python -m pipeline.commands.doctor", description=__doc__).parse_args(
+        arguments
+    )
     counts = Counter[str]()
     for finding in examine():
         counts[finding.level] += 1

@@ -1,8 +1,8 @@
-"""Whether DVC's cache takes the space of the data once more.
+"""Whether DVC's cache stores the data a second time.
 
-DVC links a file to its cache in the first way of `cache.type` that it can. But where `reflink`
-comes first and the file system has none, it takes the plain copy that is there for one, and does
-not go on to hard links (dvc_data.hashfile.checkout, 3.18).
+DVC links a file to its cache in the first way in `cache.type` that works. But if `reflink` comes
+first and the file system lacks it, DVC mistakes its own plain copy for a reflink and never tries
+hard links (dvc_data.hashfile.checkout, 3.18).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dvc.exceptions import NotDvcRepoError
 from dvc.fs import generic
 from dvc.repo import Repo
 
-from pipeline.commands.doctor import Finding
+from pipeline.commands.doctor.finding import Finding
 from pipeline.core.files import nearest_folder
 
 LINKS = ["reflink", "hardlink", "symlink"]
@@ -25,39 +25,40 @@ class Sharing:
     """How the data in the working tree and DVC's cache share space."""
 
     folder: Path  # of the cache
-    wanted: list[str]  # cache.type
+    types: list[str]  # cache.type
     usable: list[str]  # of LINKS, between cache and working tree
     remote: str  # address of the default remote, "" without one
 
     @property
     def is_copied(self) -> bool:
         """Whether data are stored twice."""
-        return not (self.wanted[0] in ("reflink", "hardlink") and self.wanted[0] in self.usable)
+        first = self.types[0]
+        return first not in ("reflink", "hardlink") or first not in self.usable
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what to know of it."""
-        told = f"{self.folder}: cache.type is {','.join(self.wanted)}; possible are "
-        told += ", ".join(self.usable) or "copies alone"
-        if self.is_copied and "hardlink" in self.usable:
-            mend = (
-                "; the first is not, so all data are stored twice. Run `dvc config cache.type "
+        """Yield how data are stored, and how to avoid copies; then the default remote."""
+        usable = ", ".join(self.usable) or "copies alone"
+        text = f"{self.folder}: cache.type is {','.join(self.types)}; possible are {usable}; "
+        if not self.is_copied:
+            yield Finding("ok", "dvc cache", f"{text}data are stored once")
+        elif "hardlink" in self.usable:
+            text += (
+                "the first is not, so all data are stored twice. Run `dvc config cache.type "
                 "hardlink,symlink`, then `dvc checkout --relink`"
             )
-            yield Finding("warning", "dvc cache", told + mend)
-        elif self.is_copied:
-            mend = "; data are stored twice. A cache on their own file system would share them"
-            yield Finding("warning", "dvc cache", told + mend)
+            yield Finding("warning", "dvc cache", text)
         else:
-            yield Finding("ok", "dvc cache", f"{told}; data are stored once")
+            text += "data are stored twice. A cache on the same file system would share them"
+            yield Finding("warning", "dvc cache", text)
         yield Finding(
             "ok", "dvc remote", self.remote or "none; `dvc remote add -d` to share results"
         )
 
 
 def sharing() -> Sharing:
-    """Return how the repository of the current folder is set up, trying links out.
+    """Return how the current repository's cache is set up, after trying out links.
 
-    Outside a DVC repository, what DVC does by default.
+    Outside a DVC repository, it is DVC's default.
     """
     try:
         repo = Repo()

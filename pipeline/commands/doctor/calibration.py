@@ -1,4 +1,4 @@
-"""CPU time of the data stages for one clip, measured on a few synthetic ones."""
+"""CPU time per clip of the data stages, measured on synthetic clips."""
 
 import io
 import resource
@@ -20,14 +20,14 @@ from pipeline.corpus.ledger import Row
 from pipeline.corpus.segments import Segment
 from pipeline.features.front_end import LogMel
 
-CLIPS = 3  # measured, after one that is not
+CLIPS = 3  # measured, after one to warm up
 DURATION_S = 10
 RATE = 48_000  # Hz, stereo
 ROW = Row(row=0, clip_id="x_0", recording_id="x", start_s=0.0, end_s=10.0, labels="")
 
 
 def cpu_s(work: Callable[[], object]) -> float:
-    """Return the CPU time of a piece of work in seconds, processes that it starts included."""
+    """Return the CPU seconds of a function, including those of its child processes."""
 
     def used() -> float:
         both = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -43,7 +43,7 @@ def cpu_s(work: Callable[[], object]) -> float:
 def measure(config: Config) -> dict[str, float]:
     """Return the CPU seconds that each data stage takes for a clip of ten seconds.
 
-    `download` is that of a cut from a file.
+    For `download`, it is a cut from a file.
     """
     torch.set_num_threads(1)  # as in the stages
     rng = np.random.default_rng(0)
@@ -68,10 +68,10 @@ def measure(config: Config) -> dict[str, float]:
 
 
 def cut_s(wave: Float32[np.ndarray, "S C"], timeout_s: float) -> float:
-    """Return the CPU seconds of cutting a clip out of a file."""
+    """Return the CPU seconds of cutting a clip from a file."""
     with tempfile.TemporaryDirectory() as folder:
         recording, clip = Path(folder, "x.wav"), Path(folder, "x.flac")
         soundfile.write(recording, wave, RATE)
         media, stop = Media(recording.as_uri(), {}), threading.Event()
-        wanted = Segment(0, "x", 0.0, float(DURATION_S), "")
-        return cpu_s(lambda: cut(media, wanted, clip, timeout_s, stop))
+        segment = Segment(0, "x", 0.0, float(DURATION_S), "")
+        return cpu_s(lambda: cut(media, segment, clip, timeout_s, stop))

@@ -1,13 +1,13 @@
-"""Parameters, tools, devices and DVC's cache, one finding each."""
+"""Findings on parameters, tools, devices and DVC's cache."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import psutil
 import torch
 
-from pipeline.commands.doctor import Finding, cache, corpus, forecast
+from pipeline.commands.doctor import cache, forecast, source_size
+from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.config import Config, load_config
 from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS
@@ -17,7 +17,7 @@ MIN_MEMORY = 3e9  # bytes; the sample run takes 2.2 GB, AudioSet's list 1.9 GB
 
 
 def examine() -> Iterator[Finding]:
-    """Yield the findings; without valid parameters, those that need none."""
+    """Yield all findings; with invalid parameters, only those that need none."""
     try:
         config = load_config()
     except EXPECTED_ERRORS as error:
@@ -25,7 +25,7 @@ def examine() -> Iterator[Finding]:
         yield from memory()
         return
     yield Finding("ok", "params", f"valid; source = {config.source}")
-    yield from fetching(config, corpus.address(config))
+    yield from fetching(config, source_size.address(config))
     gpus = list(gpu(config.compute.device))
     yield from gpus
     yield Finding("ok", "cores", str(cores()))
@@ -36,43 +36,42 @@ def examine() -> Iterator[Finding]:
 
 
 def fetching(config: Config, url: str) -> Iterator[Finding]:
-    """Yield the tools that fetch recordings; YouTube's own matter where it is asked."""
+    """Yield the tools that fetch recordings; some are needed for YouTube alone."""
     is_youtube = requirements.is_youtube(url)
-    worst = "problem" if is_youtube else "warning"
+    worst: Level = "problem" if is_youtube else "warning"
     yield checked("ffmpeg", "problem", lambda: " ".join(reversed(requirements.ffmpeg())))
     max_days = config.network.max_tool_age_days
-    yield checked("yt-dlp", worst, lambda: aged(max_days))
+    yield checked("yt-dlp", worst, lambda: age_of_yt_dlp(max_days))
     if is_youtube:
         yield checked("javascript", worst, requirements.check_js_runtime)
     if config.network.cookies:
         yield checked("cookies", "problem", lambda: cookies(config.network.cookies))
 
 
-def checked(subject: str, level: Any, check: Callable[[], str]) -> Finding:
-    """Return what a check says: its answer, or why it failed."""
+def checked(subject: str, level: Level, check: Callable[[], str]) -> Finding:
+    """Return the result of a check, or why it failed."""
     try:
         return Finding("ok", subject, check())
     except EXPECTED_ERRORS as error:
         return Finding(level, subject, str(error))
 
 
-def aged(max_days: int) -> str:
+def age_of_yt_dlp(max_days: int) -> str:
     """Return how old yt-dlp is.
 
     Raises:
         ToolError: too old.
     """
     requirements.check_age(max_days)
-    return (
-        f"{requirements.age_days(requirements.yt_dlp_version(), datetime.now(UTC).date())} days old"
-    )
+    days = requirements.age_days(requirements.yt_dlp_version(), datetime.now(UTC).date())
+    return f"{days} days old"
 
 
 def cookies(path: str) -> str:
-    """Return the file of an account's cookies.
+    """Return the path of an account's cookies.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     requirements.check_cookies(path)
     return path
@@ -81,11 +80,11 @@ def cookies(path: str) -> str:
 def gpu(device: str) -> Iterator[Finding]:
     """Yield each GPU that torch finds."""
     if not torch.cuda.is_available():
-        told = "none that torch finds; pre-training runs on the CPU"
+        text = "none that torch finds; pre-training runs on the CPU"
         if device == "cuda":
-            yield Finding("problem", "gpu", f"{told}, which compute.device = cuda forbids")
+            yield Finding("problem", "gpu", f"{text}, which compute.device = cuda forbids")
         else:
-            yield Finding("ok", "gpu", told)
+            yield Finding("ok", "gpu", text)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -94,10 +93,10 @@ def gpu(device: str) -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Yield how much memory there is."""
-    found = psutil.virtual_memory()
-    told = f"{found.total / 1e9:.1f} GB, {found.available / 1e9:.1f} GB of it available"
-    if found.available < MIN_MEMORY:
-        told += f"; less than {MIN_MEMORY / 1e9:g} GB: end other programs, or lower compute.workers"
-        yield Finding("warning", "memory", told)
+    state = psutil.virtual_memory()
+    text = f"{state.total / 1e9:.1f} GB, {state.available / 1e9:.1f} GB of it available"
+    if state.available < MIN_MEMORY:
+        text += f"; less than {MIN_MEMORY / 1e9:g} GB: end other programs, or lower compute.workers"
+        yield Finding("warning", "memory", text)
     else:
-        yield Finding("ok", "memory", told)
+        yield Finding("ok", "memory", text)

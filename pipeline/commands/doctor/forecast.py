@@ -1,6 +1,6 @@
-"""How much disk and time a run takes: so many clips, times what one of them takes.
+"""How much disk and time a run takes: the number of clips, times the cost of one.
 
-Sizes are those of 16-bit FLAC and of log-mels in float16; CPU times are measured here and now.
+Sizes are those of 16-bit FLAC and of log-mels in float16; CPU times are measured on the spot.
 """
 
 import os
@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.commands import download_status
-from pipeline.commands.doctor import Finding, calibration
+from pipeline.commands.doctor import calibration
 from pipeline.commands.doctor.cache import Sharing
-from pipeline.commands.doctor.corpus import FLAC, Corpus, address, corpus
+from pipeline.commands.doctor.finding import Finding
+from pipeline.commands.doctor.source_size import FLAC, SourceSize, address, source_size
 from pipeline.config import Config
 from pipeline.core import files, params
 from pipeline.core.settings import cores
@@ -19,7 +20,7 @@ from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
 from pipeline.corpus.fetch.cutting import local_path
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
-KEPT = (".work/clips", ".work/download")
+WORK = (".work/clips", ".work/download")
 THROUGHPUT = Path("reports/throughput.csv")
 # Samples per second on one H100: encoder, size of the transformer, batch (benchmarks/RESULTS.md).
 H100 = {
@@ -32,115 +33,116 @@ H100_PATCH = (16, 8)
 
 
 def findings(config: Config, sharing: Sharing, gpu: str) -> Iterator[Finding]:
-    """Yield what is known of clips, disk and time; `gpu` is the name of the one there is."""
+    """Yield clips, disk and time; `gpu` describes the first GPU."""
     try:
-        found = corpus(config)
+        size = source_size(config)
     except (*EXPECTED_ERRORS, ImportError) as error:
         yield Finding("problem", "source", str(error))
         return
-    if found is None:
+    if size is None:
         yield Finding("warning", "source", "too many files to count their clips at once")
         return
-    seconds = found.clips * found.duration_s
-    told = f"{found.clips:,} clips, {seconds / 3600:,.1f} h ({found.known_from})"
-    yield Finding("ok", "source", told)
-    yield from disk(config, found, sharing)
-    yield from data_stages(config, found)
-    yield pretraining(config, found, gpu)
+    seconds = size.clips * size.duration_s
+    text = f"{size.clips:,} clips, {seconds / 3600:,.1f} h ({size.known_from})"
+    yield Finding("ok", "source", text)
+    yield from disk(config, size, sharing)
+    yield from data_stages(config, size)
+    yield pretraining(config, size, gpu)
 
 
-def clip_bytes(config: Config, found: Corpus) -> dict[str, float]:
-    """Return the size of one clip in each form that is kept."""
+def clip_bytes(config: Config, size: SourceSize) -> dict[str, float]:
+    """Return the size of one clip in each form in which it is stored."""
     front_end = config.logmel
-    samples = found.duration_s * front_end.sample_rate
+    samples = size.duration_s * front_end.sample_rate
     frames = 1 + samples // front_end.hop_length
     return {
-        "as fetched": found.fetched_bytes,
+        "as fetched": size.fetched_bytes,
         "FLAC": 2 * samples * FLAC,
         "log-mel": frames * front_end.n_mels * 2,
     }
 
 
-def disk(config: Config, found: Corpus, sharing: Sharing) -> Iterator[Finding]:
+def disk(config: Config, size: SourceSize, sharing: Sharing) -> Iterator[Finding]:
     """Yield, for each file system, the space that is needed and what is free."""
-    each = clip_bytes(config, found)
-    total = found.clips * sum(each.values())
-    here = min(taken([root() / path for path in KEPT] + [Path(path) for path in DATA]), total)
-    sizes = ", ".join(f"{gb(found.clips * s)} {n} ({s / 1e3:,.0f} kB)" for n, s in each.items())
-    yield Finding("ok", "data", f"{sizes}: {gb(total)}, {gb(here)} of it here")
-    places = [(root().absolute(), "data")]
-    places += [(sharing.folder, "DVC's copy of them")] if sharing.is_copied else []
-    systems: dict[int, list[tuple[Path, str]]] = {}
-    for path, what in places:
+    by_form = clip_bytes(config, size)
+    total = size.clips * sum(by_form.values())
+    here = min(used_bytes([root() / path for path in WORK] + [Path(path) for path in DATA]), total)
+    sizes = [f"{gb(size.clips * s)} {form} ({s / 1e3:,.0f} kB)" for form, s in by_form.items()]
+    yield Finding("ok", "data", f"{', '.join(sizes)}: {gb(total)}, {gb(here)} of it here")
+    copies = [(root().absolute(), "data")]
+    copies += [(sharing.folder, "DVC's copy of them")] if sharing.is_copied else []
+    by_device: dict[int, list[tuple[Path, str]]] = {}
+    for path, content in copies:
         folder = files.nearest_folder(path)
-        systems.setdefault(folder.stat().st_dev, []).append((folder, what))
-    for held in systems.values():
-        needed, free = len(held) * (total - here), files.free_bytes(held[0][0])
-        what = " and ".join(what for _, what in held)
-        told = f"{held[0][0]}: {gb(needed)} needed for {what}, {gb(free)} free"
+        by_device.setdefault(folder.stat().st_dev, []).append((folder, content))
+    for on_device in by_device.values():
+        folder = on_device[0][0]
+        needed, free = len(on_device) * (total - here), files.free_bytes(folder)
+        contents = " and ".join(content for _, content in on_device)
+        text = f"{folder}: {gb(needed)} needed for {contents}, {gb(free)} free"
         if needed > free:
-            told += "; free some, move the repository or the cache (`dvc cache dir`), or take fewer"
-            yield Finding("problem", "disk", f"{told} clips (`clips` of the source)")
+            text += "; free some, move the repository or the cache (`dvc cache dir`), or take fewer"
+            yield Finding("problem", "disk", f"{text} clips (`clips` of the source)")
         else:
-            yield Finding("ok", "disk", told)
+            yield Finding("ok", "disk", text)
 
 
-def taken(folders: list[Path]) -> int:
-    """Return the size of all files in some folders; of links to one file, one counts."""
-    found: dict[tuple[int, int], int] = {}
+def used_bytes(folders: list[Path]) -> int:
+    """Return the size of all files in some folders, counting hard links to one file once."""
+    sizes: dict[tuple[int, int], int] = {}
     for folder in folders:
         for parent, _, names in os.walk(folder):
             for name in names:
                 state = os.stat(os.path.join(parent, name), follow_symlinks=False)
-                found[state.st_dev, state.st_ino] = state.st_size
-    return sum(found.values())
+                sizes[state.st_dev, state.st_ino] = state.st_size
+    return sum(sizes.values())
 
 
-def data_stages(config: Config, found: Corpus) -> Iterator[Finding]:
+def data_stages(config: Config, size: SourceSize) -> Iterator[Finding]:
     """Yield the time that each data stage takes on this machine's cores."""
     try:
         measured = calibration.measure(config)
     except (*EXPECTED_ERRORS, ImportError) as error:
-        yield Finding("problem", "time", f"a synthetic clip could not be worked on: {error}")
+        yield Finding("problem", "time", f"a synthetic clip cannot be processed: {error}")
         return
     workers = config.compute.local_workers or cores()
-    share = found.duration_s / calibration.DURATION_S
+    share = size.duration_s / calibration.DURATION_S
     for stage, cpu_s in measured.items():
-        took = cpu_s * share * found.clips / min(workers, cores())
-        told = f"{duration(took)}: {1e3 * cpu_s * share:.1f} ms of CPU per clip"
+        took = cpu_s * share * size.clips / min(workers, cores())
+        text = f"{duration(took)}: {1e3 * cpu_s * share:.1f} ms of CPU per clip"
         if stage == "download":
-            told = downloading(config, found, told)
-        yield Finding("ok", stage, told)
+            text = downloading(config, size, text)
+        yield Finding("ok", stage, text)
 
 
-def downloading(config: Config, found: Corpus, from_files: str) -> str:
-    """Return the time of the stage `download`, which a web site's rate decides."""
+def downloading(config: Config, size: SourceSize, from_files: str) -> str:
+    """Return the time of the stage `download`, which depends on the rate for a web site."""
     url, network = address(config), config.network
     if not url:
-        return f"a copy of {gb(found.clips * found.fetched_bytes)}"
+        return f"a copy of {gb(size.clips * size.fetched_bytes)}"
     if local_path(url) is not None:
         return from_files
     if not network.clips_per_hour:
         return f"as fast as the site serves; on this machine {from_files}"
-    days = found.clips / network.clips_per_hour / download_status.open_hours(network)
+    days = size.clips / network.clips_per_hour / download_status.open_hours(network)
     rate = f"{network.clips_per_hour:g} clips an hour"
     return f"{days:,.1f} days at {rate} (what is left: python -m pipeline.commands.queue status)"
 
 
-def pretraining(config: Config, found: Corpus, gpu: str) -> Finding:
-    """Return the time of pre-training, from a speed that was measured before."""
-    samples = config.pretrain.epochs * found.clips * config.pretrain.crops_per_clip
+def pretraining(config: Config, size: SourceSize, gpu: str) -> Finding:
+    """Return the time of pre-training at a speed measured before."""
+    samples = config.pretrain.epochs * size.clips * config.pretrain.crops_per_clip
     speed, where = recorded(config), "as the last run here"
     if not speed and "H100" in gpu and config.compute.device != "cpu":
         speed, where = on_h100(config), "as measured on an H100 (benchmarks/RESULTS.md)"
     if not speed:
         return Finding("ok", "pretrain", "unknown: run it for an epoch (pretrain.epochs = 1)")
-    told = f"{duration(samples / speed)}: {speed:,.0f} samples/s, {where}"
-    return Finding("ok", "pretrain", told)
+    text = f"{duration(samples / speed)}: {speed:,.0f} samples/s, {where}"
+    return Finding("ok", "pretrain", text)
 
 
 def recorded(config: Config) -> float:
-    """Return the samples per second of the last run here, 0 if it was of another network."""
+    """Return the samples per second of the last run here, 0 if its networks differed."""
     record = last_record("pretrain")
     if record is None or not THROUGHPUT.exists():
         return 0.0
@@ -157,7 +159,7 @@ def recorded(config: Config) -> float:
 
 
 def on_h100(config: Config) -> float:
-    """Return the measured samples per second of the paper's networks, 0 for any other."""
+    """Return the samples per second measured with the paper's networks, 0 for any other."""
     encoder = getattr(config.encoders, config.encoder)
     size = getattr(encoder, "size", "")
     patch = (getattr(encoder, "patch_mels", 16), getattr(encoder, "patch_frames", 8))
@@ -168,7 +170,7 @@ def on_h100(config: Config) -> float:
 
 
 def duration(seconds: int | float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time in a suitable unit."""
     for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
