@@ -1,10 +1,10 @@
-"""How the bookkeeping of the data stages grows with the number of clips.
+"""The cost of the data stages' bookkeeping for a number of clips.
 
     python -m benchmarks.bookkeeping --rows 2041789
 
-makes a list like AudioSet's with that many rows and a journal as it would stand after all of them
-were tried (80 % fetched, P 3.1), in a temporary folder, then measures each step of a run that has
-nothing left to fetch: reading list and journal, the ledger, the state, planning the shards.
+writes a list like AudioSet's with that many rows, and the journal of a download that tried them all
+(80 % fetched, as in section 3.1 of the paper), to a temporary folder. Then it measures each step of
+a run with nothing left to fetch: reading list and journal, status, ledger, planning the shards.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MIB = 1 << 20
 
 
 def write_list(path: Path, rows: int) -> None:
-    """Write a segment list with AudioSet's header, ids, times and number of labels."""
+    """Write a segment list that resembles AudioSet's."""
     rng = random.Random(0)
     letters = string.ascii_letters + string.digits + "-_"
     with path.open("w") as out:
@@ -49,13 +49,13 @@ def write_list(path: Path, rows: int) -> None:
 
 
 def write_journal(folder: Path, listed: list[segments.Segment]) -> None:
-    """Write a journal in which every clip has been tried; the packs are sparse files."""
+    """Write a journal in which every clip was tried; the packs are sparse files."""
     rng = random.Random(1)
     (folder / "packs").mkdir(parents=True)
     kinds, shares = list(LOST), list(LOST.values())
     with (folder / "journal.jsonl").open("w") as out:
         for count, segment in enumerate(listed):
-            pack, place = divmod(count, PACK_CLIPS)
+            pack, position = divmod(count, PACK_CLIPS)
             line: dict[str, Any] = {
                 "key": clip_key(segment),
                 "time_s": 1e9 + 14.4 * count,
@@ -66,7 +66,7 @@ def write_journal(folder: Path, listed: list[segments.Segment]) -> None:
             else:
                 digest = f"{rng.getrandbits(256):064x}"
                 line |= {"status": "ok", "bytes": CLIP_BYTES, "sha256": digest, "duration_s": 10.0}
-                line |= {"pack": f"{pack:05d}.pack", "offset": place * CLIP_BYTES, "tool": "x 1"}
+                line |= {"pack": f"{pack:05d}.pack", "offset": position * CLIP_BYTES, "tool": "x 1"}
             out.write("\n" + json.dumps(line))
     for pack in range(-(-len(listed) // PACK_CLIPS)):
         with (folder / "packs" / f"{pack:05d}.pack").open("wb") as out:
@@ -74,7 +74,7 @@ def write_journal(folder: Path, listed: list[segments.Segment]) -> None:
 
 
 def timed(name: str, work: Callable[[], Any]) -> Any:
-    """Run a step and say how long it took and how much memory the process has used at most."""
+    """Run a step and print its time and the peak memory of the process."""
     started, cpu = time.perf_counter(), time.process_time()
     result = work()
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -84,7 +84,7 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
 
 
 def measure(folder: Path) -> None:
-    """Measure every step on what `--make` has written."""
+    """Measure every step on the files in a folder."""
     listed = timed("read the segment list", lambda: segments.read(folder / "segments.csv"))
     store = timed("read the journal", lambda: ClipStore(folder))
     timed("which clips are settled", lambda: sum(store.is_settled(clip_key(s)) for s in listed))
@@ -105,7 +105,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=AUDIOSET_ROWS)
-    parser.add_argument("--folder", type=Path, help="keep or use the made files here")
+    parser.add_argument("--folder", type=Path, help="where the files are, or will be kept")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

@@ -1,12 +1,12 @@
-"""What fetching a clip costs: yt-dlp and FFmpeg against a web site on the loopback interface.
+"""The cost of fetching a clip: yt-dlp and FFmpeg with a web site on the loopback interface.
 
     python -m benchmarks.fetch                           # 256 clips with 8 threads
     python -m benchmarks.fetch --threads 64 --look-up 2  # a site that takes 2 s to find a recording
     python -m benchmarks.fetch --threads 64 --delay 2    # and one that takes 2 s for every answer
 
-Recordings of four minutes in the formats of the site, of which segments of ten seconds are cut. CPU
-is that of the fetching process and its FFmpegs, not of the site. Bytes are those that FFmpeg asks
-for; yt-dlp's one request for an address that it does not know is left out (its body is not read).
+Segments of ten seconds are cut from recordings of four minutes in the formats of the site. CPU time
+is that of the fetching process and its FFmpeg processes, not of the site. Bytes are those that
+FFmpeg requests, without yt-dlp's one request for an unknown address (its body is not read).
 """
 
 import argparse
@@ -40,7 +40,7 @@ REPEATS = 10
 
 
 def make_recordings(folder: Path, kind: str, count: int) -> None:
-    """Write one recording, of the sample's ones end to end, under many names."""
+    """Write one recording, made of the sample's recordings end to end, under many names."""
     files = [soundfile.read(path, dtype="int16")[0] for path in RECORDINGS[:16]]
     wave = np.resize(np.concatenate(files), (SECONDS * RATE, 2))
     original = folder / f"recording.{kind}"
@@ -51,18 +51,18 @@ def make_recordings(folder: Path, kind: str, count: int) -> None:
 
 
 def serve(folder: Path, delay_s: float, look_up_s: float, pipe: Connection) -> None:
-    """Run the site; tell where it is, and at the end how much was asked of it."""
+    """Run the site; send its URL template, and at the end the requests and bytes it was asked for."""
     with media_server.serve(folder) as site:
         site.delay_s, site.look_up_s = delay_s, look_up_s
         pipe.send(site.template)
         pipe.recv()
         ranges = [headers["Range"] for headers in site.headers if "Range" in headers]
         size = (folder / "ok-00000.wav").stat().st_size
-        pipe.send((len(site.headers), sum(asked(header, size) for header in ranges)))
+        pipe.send((len(site.headers), sum(requested_bytes(header, size) for header in ranges)))
 
 
-def asked(header: str, size: int) -> int:
-    """Return how many bytes of a file a Range header asks for."""
+def requested_bytes(header: str, size: int) -> int:
+    """Return how many bytes of a file a Range header requests."""
     first, last = map(int, header.removeprefix("bytes=").split("-"))
     return min(last + 1, size) - first
 
@@ -98,7 +98,7 @@ def measure(folder: Path, template: str, options: argparse.Namespace) -> None:
 
 
 def plain_cut_ms(recording: Path) -> float:
-    """Return the CPU of FFmpeg alone for a segment of a file as 16 kHz mono: the least possible."""
+    """Return the CPU of FFmpeg alone for a segment of a file as 16 kHz mono, as a lower bound."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", "-ss", "100"]
     command += ["-i", recording, "-t", "10", "-ac", "1", "-ar", "16000"]
     costs = []
@@ -127,7 +127,7 @@ def main() -> None:
             site = context.Process(target=serve, args=(folder, options.delay, options.look_up, end))
             site.start()
             worker = context.Process(target=measure, args=(folder, pipe.recv(), options))
-            worker.start()  # afresh, so that its memory is its own
+            worker.start()  # a new process, to measure its memory
             worker.join()
             show({"kind": kind, "plain_cut_ms": plain_cut_ms(folder / "ok-00000.wav")})
             pipe.send("end")

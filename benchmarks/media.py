@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: clips made of the sample's recordings, and the CPU's clock."""
+"""Shared by the benchmarks: clips made of the sample's recordings, and CPU time."""
 
 import io
 import json
@@ -18,12 +18,7 @@ ROOT = Path(__file__).parents[1]
 RECORDINGS = sorted((ROOT / "data/sample/videos").glob("*.ogg"))
 CLIP_S = 10
 RATE = 48_000  # Hz, of the clips
-FRAGMENTS = [
-    "-movflags",
-    "dash+global_sidx",
-    "-frag_duration",
-    "5000000",
-]
+FRAGMENTS = ["-movflags", "dash+global_sidx", "-frag_duration", "5000000"]
 FORMATS = {  # FFmpeg's options
     "flac": ["-c:a", "flac", "-f", "flac"],
     "m4a": ["-c:a", "aac", "-b:a", "128k", *FRAGMENTS, "-f", "mp4"],
@@ -42,7 +37,7 @@ def recordings() -> list[tuple[np.ndarray, int]]:
 
 @cache
 def clip(number: int) -> bytes:
-    """Return a clip: two excerpts of recordings at random levels and places between the ears."""
+    """Return a clip: two excerpts of recordings at random levels and stereo positions."""
     rng = np.random.default_rng([0, number])
     stereo = np.zeros((CLIP_S * RATE, 2), np.float32)
     for index in rng.choice(len(recordings()), 2, replace=False):
@@ -57,7 +52,7 @@ def clip(number: int) -> bytes:
 
 
 def encode(content: bytes, kind: str) -> bytes:
-    """Return audio in another format; written to a file, so that the index can be put into it."""
+    """Return audio in another format, encoded to a file as the index needs seeking."""
     with tempfile.TemporaryDirectory() as folder:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", "pipe:0", *FORMATS[kind]]
         subprocess.run([*command, f"{folder}/out"], input=content, check=True)
@@ -65,11 +60,11 @@ def encode(content: bytes, kind: str) -> bytes:
 
 
 def cpu_s() -> float:
-    """Return the CPU seconds of this process and the children that have ended."""
+    """Return the CPU seconds of this process and its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def show(values: dict[str, Any]) -> None:
-    """Print a line."""
+    """Print values as a line of JSON."""
     print(json.dumps(values), flush=True)  # noqa: T201

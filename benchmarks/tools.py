@@ -1,6 +1,6 @@
-"""What one clip costs in the data stages and in other tools: CPU milliseconds, best of repeats.
+"""CPU milliseconds per clip in the data stages and in other tools, best of several repeats.
 
-Every tool gets the same clips of ten seconds in one run, one after the other, in one thread.
+All tools get the same clips of ten seconds, in turn, in one process and one thread.
 """
 
 import io
@@ -32,7 +32,7 @@ ROW = ledger.Row(row=0, clip_id="x_0", recording_id="x", start_s=0.0, end_s=10.0
 
 
 def cost_ms(work: Callable[[Any], Any], inputs: list[Any]) -> float:
-    """Return the CPU milliseconds per input, the best of some repeats."""
+    """Return the CPU milliseconds per input, the best of several repeats."""
     best = float("inf")
     for _ in range(REPEATS):
         started = cpu_s()
@@ -59,7 +59,7 @@ def prepared(content: bytes) -> bytes:
 
 
 def resamplers(originals: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the cost of a clip's way to 16 kHz mono FLAC, by format."""
+    """Yield the cost of converting a clip to 16 kHz mono FLAC, by format."""
     for name in FORMATS:
         clips = [encode(content, name) for content in originals]
         yield {"resample": name, "stage_ms": cost_ms(prepared, clips),
@@ -68,7 +68,7 @@ def resamplers(originals: list[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def ffmpeg_to_16_khz(content: bytes) -> None:
-    """What a process per clip does, with soxr as the resampler."""
+    """Convert a clip in a process of its own, with soxr as the resampler."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in"), Path(folder, "out.flac")
         source.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A clock that moves only when somebody waits."""
+"""A clock that advances only while someone waits."""
 
 import threading
 
@@ -6,7 +6,7 @@ from pipeline.corpus.fetch.rate_limit import Clock, StoppedError
 
 
 class FakeClock(Clock):
-    """Time that passes by waiting alone; begins at noon."""
+    """Starts at noon; only `wait` lets time pass."""
 
     def __init__(self):
         super().__init__(threading.Event())

@@ -1,4 +1,4 @@
-"""Downloads that are killed at random moments, beside one that is not; `compare` is the way in."""
+"""Compare a download that is killed at random moments with an uninterrupted one: `compare`."""
 
 import contextlib
 import multiprocessing
@@ -29,9 +29,9 @@ RATE = 8000
 CONNECTIONS = 4
 PER_SHARD = 8
 TRIES = 3
-LATE = 3  # every so many kills, one while the shards are published
-# How a recording behaves (see media_server), and its clip's status in the end, whenever the process
-# that fetched it was killed.
+LATE = 3  # every third kill happens while the shards are published
+# How a recording behaves (see media_server), and the final status of its clip, whenever the process
+# is killed.
 KINDS = [
     *[("ok", "ok")] * 6,
     *[("s503x1", "ok"), ("s503x2", "ok"), ("s429x1", "ok")],
@@ -42,48 +42,48 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run that was killed has left, and one that was not."""
+    """What a killed run and an uninterrupted one have left."""
 
-    unbroken: dict[str, bytes]  # data/clips
+    uninterrupted: dict[str, bytes]  # data/clips
     killed: dict[str, bytes]
-    statuses: list[str]  # that the ledger must have
+    statuses: list[str]  # expected in the ledger
     kills: int
     late: int  # of these, while shards were published
-    partial: int  # kills after which data/clips was there, but not complete
-    requests: tuple[int, int]  # of the unbroken run, of the killed one
+    partial: int  # kills after which data/clips was incomplete
+    requests: tuple[int, int]  # of the uninterrupted run and the killed one
     last_requests: int  # of one more run
-    leftovers: list[str]  # files of the store that are no shards
-    seconds: tuple[float, float]  # unbroken, killed
+    leftovers: list[str]  # files of the store that are not shards
+    seconds: tuple[float, float]  # uninterrupted, killed
 
 
 def compare(folder: Path, clips: int, kills: int, seed: int = 0) -> Comparison:
-    """Download the same clips twice, once with kills at moments that the seed decides."""
+    """Download the same clips twice, once with kills at moments drawn with the seed."""
     rng = random.Random(seed)
     web = folder / "web"
     names = make_recordings(web, clips)
     with serve(web) as site:
-        repositories = [folder / name for name in ("unbroken", "killed")]
+        repositories = [folder / name for name in ("uninterrupted", "killed")]
         for repository in repositories:
             make_repository(repository, names, site)
-        unbroken, killed = repositories
+        uninterrupted, killed = repositories
         started = time.monotonic()
-        calls = finish(unbroken)
+        calls = finish(uninterrupted)
         ended = time.monotonic()
-        expected, first = content_of(unbroken), take_requests(site)
-        found = kill_while_fetching(killed, site, clips, kills - kills // LATE, rng)
-        late = kills - len(found)
-        found += kill_while_publishing(killed, calls, late, rng)
+        expected, first = content_of(uninterrupted), take_requests(site)
+        contents = kill_while_fetching(killed, site, clips, kills - kills // LATE, rng)
+        late = kills - len(contents)
+        contents += kill_while_publishing(killed, calls, late, rng)
         finish(killed)
         seconds = ended - started, time.monotonic() - ended
         second = take_requests(site)
         finish(killed)
         return Comparison(
-            unbroken=expected,
+            uninterrupted=expected,
             killed=content_of(killed),
             statuses=[status for _, status in kinds(clips)],
-            kills=len(found),
+            kills=len(contents),
             late=late,
-            partial=sum(content not in ({}, expected) for content in found),
+            partial=sum(content not in ({}, expected) for content in contents),
             requests=(first, second),
             last_requests=take_requests(site),
             leftovers=[p.name for p in killed.glob(".work/clips/*/packs/*") if p.suffix != ".tar"],
@@ -128,11 +128,11 @@ def make_repository(folder: Path, names: list[str], site: Site) -> None:
 def kill_while_fetching(
     folder: Path, site: Site, clips: int, kills: int, rng: random.Random
 ) -> list[dict[str, bytes]]:
-    """Kill the stage some milliseconds after so many recordings were asked for, again and again.
+    """Kill the stage repeatedly, each time some milliseconds after a random number of requests.
 
-    Returns what data/clips held after each kill; none counts of a stage that had ended before.
+    Returns what data/clips held after each kill, except of stages that had ended before.
     """
-    found = []
+    contents = []
     for moment in sorted(rng.sample(range(1, clips), kills)):
         process = start(folder)
         while process.is_alive() and len(site.requests) < moment:
@@ -140,30 +140,30 @@ def kill_while_fetching(
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         if ended_by_kill(process, folder):
-            found.append(content_of(folder))
-    return found
+            contents.append(content_of(folder))
+    return contents
 
 
 def kill_while_publishing(
     folder: Path, calls: int, kills: int, rng: random.Random
 ) -> list[dict[str, bytes]]:
-    """Kill the stage at one of the calls of functions with which an unbroken one publishes."""
-    found = []
-    while len(found) < kills:
+    """Kill the stage repeatedly, at random function calls during publication."""
+    contents = []
+    while len(contents) < kills:
         if ended_by_kill(start(folder, rng.randint(1, calls)), folder):
-            found.append(content_of(folder))
-    return found
+            contents.append(content_of(folder))
+    return contents
 
 
 def start(folder: Path, call: int = 0) -> multiprocessing.Process:
-    """Start the stage in a folder, in a process that has imported everything already."""
+    """Start the stage in a folder, in a process that has its imports done."""
     process = PROCESSES.Process(target=run_and_die, args=(folder, call))
     process.start()
     return process
 
 
 def ended_by_kill(process: multiprocessing.Process, folder: Path) -> bool:
-    """Wait for the stage; return whether it was killed rather than done."""
+    """Wait for the stage to end; return whether it was killed."""
     process.join()
     with contextlib.closing(process):
         if process.exitcode not in (0, -signal.SIGKILL):
@@ -172,15 +172,15 @@ def ended_by_kill(process: multiprocessing.Process, folder: Path) -> bool:
 
 
 def finish(folder: Path) -> int:
-    """Run the stage to its end; return its number of calls while it published."""
+    """Run the stage to its end; return the number of function calls during publication."""
     assert not ended_by_kill(start(folder), folder)
     return int((folder / "calls").read_text())
 
 
 def run_and_die(folder: Path, call: int) -> None:
-    """Run the stage, until that call of a Python function since publishing began (0: to the end).
+    """Run the stage, and die at a function call counted from the start of publication (0: never).
 
-    Its messages are in `log`, the number of calls in `calls`.
+    Messages go to `log`, the number of calls to `calls`.
     """
     os.chdir(folder)
     os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
@@ -209,7 +209,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def take_requests(site: Site) -> int:
-    """Return how many requests there were, and let the site forget them."""
+    """Return the number of requests so far, and reset it."""
     count = site.requests.total()
     site.requests = Counter()
     return count

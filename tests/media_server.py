@@ -1,4 +1,4 @@
-"""A web site on the loopback interface whose recordings fail in every way that real ones do.
+"""A web site on the loopback interface whose recordings fail in all the ways of real ones.
 
 The first word of a recording's name says how it behaves: `ok-a.wav` is served, `n404-a.wav` is not
 found, and so on (`Site.answer`).
@@ -38,7 +38,7 @@ class Site(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{{recording_id}}.wav"
 
     def handle_error(self, request, client_address) -> None:
-        """Clients that hang up early are no error."""
+        """Ignore clients that hang up early."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,12 +74,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_body(b"<html><head><title>x</title></head><body>No video</body></html>",
                            "text/html")  # fmt: skip
         elif (match := re.fullmatch(r"media(\d{3})", kind)) and "Range" in self.headers:
-            self.send_error(int(match[1]))  # found, but FFmpeg does not get it
+            self.send_error(int(match[1]))  # yt-dlp finds it, FFmpeg is refused
         elif kind == "reset":
             self.hang_up()
         elif kind == "hang" and "Range" in self.headers:
             time.sleep(5)
-        elif kind == "stall":  # says nothing at all
+        elif kind == "stall":  # never answers
             self.server.ended.wait(60)
             self.hang_up()
         elif kind == "drip" and "Range" in self.headers:
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
 
     def send_drops(self, path: Path) -> None:
-        """Send a file so slowly that it never ends, but no time-out is reached."""
+        """Send a file so slowly that it never ends, yet without a time-out."""
         content = path.read_bytes()
         self.send_response(206)
         self.send_header("Content-Range", f"bytes 0-{len(content) - 1}/{len(content)}")

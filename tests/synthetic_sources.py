@@ -1,4 +1,4 @@
-"""Small corpora in the published layout of each source, made of tones in noise that differ."""
+"""Small corpora in the published layout of each source, made of different tones in noise."""
 
 import io
 import json
@@ -15,7 +15,7 @@ RATE = 22050
 
 
 def tone(pitch, seconds=1.0, rate=RATE, channels=1):
-    """[S] or [S, C], 16-bit; the pitch in Hz decides the noise, too; channels differ in level."""
+    """[S] or [S, C], 16-bit; the pitch in Hz also seeds the noise; channels differ in level."""
     wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
     wave += np.random.default_rng(pitch).uniform(-0.1, 0.1, len(wave))
     samples = np.rint(wave * 32768).astype(np.int16)

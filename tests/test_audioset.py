@@ -91,14 +91,14 @@ def test_lists_are_fetched_once_and_read_as_published(site):
     assert site.requests["unbalanced_train_segments.csv"] == 1
 
 
-def test_subsets_are_taken_in_the_order_asked_for_with_rows_counted_through(site):
+def test_subsets_keep_their_order_and_rows_are_numbered_across_them(site):
     listed = source(site, subsets=["eval", "unbalanced_train"]).segments()
     assert [(s.row, s.recording_id) for s in listed] == [
         (0, "n429-aaaaaa"), (1, "--a_b-c_d_-"), (2, "n404-bbbbbb"),
     ]  # fmt: skip
 
 
-def test_a_clip_of_two_subsets_is_an_error(site):
+def test_a_clip_in_two_subsets_is_an_error(site):
     (site.folder / "eval_segments.csv").write_text(LISTS["unbalanced_train"])
     with pytest.raises(ValueError, match=r"--a_b-c_d_-_1000 is in two of the subsets"):
         source(site, subsets=["unbalanced_train", "eval"]).segments()
@@ -106,10 +106,10 @@ def test_a_clip_of_two_subsets_is_an_error(site):
 
 def test_lists_may_be_files(site):
     lists = str(site.folder / "{subset}_segments.csv")
-    given = source(site, lists=lists, labels=str(site.folder / "class_labels_indices.csv"))
-    assert given.is_here()
-    assert len(given.segments()) == 2
-    assert given.label_names() == {"/m/1": "Speech, loud", "/m/2": "Music"}
+    listed = source(site, lists=lists, labels=str(site.folder / "class_labels_indices.csv"))
+    assert listed.is_here()
+    assert len(listed.segments()) == 2
+    assert listed.label_names() == {"/m/1": "Speech, loud", "/m/2": "Music"}
     assert not site.requests
 
 
@@ -128,7 +128,7 @@ def test_lists_may_be_files(site):
         ("empty.csv", "", ValueError, r"lists no segments"),
     ],
 )
-def test_what_is_no_list_is_not_kept(site, name, content, error, message):
+def test_an_invalid_list_is_not_cached(site, name, content, error, message):
     if content is not None:
         (site.folder / name).write_bytes(content.encode())
     base = site.template.rsplit("/", 1)[0]
@@ -137,7 +137,7 @@ def test_what_is_no_list_is_not_kept(site, name, content, error, message):
     assert [p.name for p in Path(".work").rglob("*.*")] == ["class_labels_indices.csv"]
 
 
-def test_another_file_in_place_of_the_labels_is_refused(site):
+def test_a_file_that_does_not_list_labels_is_refused(site):
     with pytest.raises(ValueError, match="does not list labels: expected the columns"):
         labels.read_names(site.folder / "eval_segments.csv")
 
@@ -197,7 +197,7 @@ def test_the_stage_fetches_the_clips_of_the_subsets(site, params):
     assert len(members) == 1
 
 
-def test_a_second_run_asks_for_nothing_and_other_subsets_keep_what_is_here(site, params):
+def test_a_second_run_requests_nothing_and_other_subsets_reuse_clips(site, params):
     run_stage()
     first = Path("data/clips/00000.tar").read_bytes()
     site.requests.clear()
@@ -211,7 +211,7 @@ def test_a_second_run_asks_for_nothing_and_other_subsets_keep_what_is_here(site,
     assert Path("data/clips/00000.tar").read_bytes() == first
 
 
-def test_a_run_that_ends_at_its_limit_publishes_nothing_but_keeps_all(site, params, caplog):
+def test_a_run_that_reaches_its_limit_publishes_nothing_but_keeps_its_clips(site, params, caplog):
     params(network={"limit": 1})
     with pytest.raises(SystemExit):
         run_stage()
@@ -222,8 +222,8 @@ def test_a_run_that_ends_at_its_limit_publishes_nothing_but_keeps_all(site, para
     assert site.requests["--a_b-c_d_-.wav"] == asked
 
 
-def told(capsys, *arguments):
-    """What the command prints."""
+def output(capsys, *arguments):
+    """What a command prints."""
     download_queue.main(arguments)
     return capsys.readouterr().out
 
@@ -234,7 +234,7 @@ def test_the_status_needs_no_network_and_counts_every_clip(site, params, capsys)
     params(subsets=["unbalanced_train", "balanced_train", "eval"])
     run_stage()
     site.requests.clear()
-    text = told(capsys, "status")
+    text = output(capsys, "status")
     assert not site.requests
     assert "4 clips: 2 here, 1 left" in text
     for line in (r"ok +2 +50.0%", r"gone +1 +25.0%", r"blocked +1 +25.0%"):
@@ -244,7 +244,7 @@ def test_the_status_needs_no_network_and_counts_every_clip(site, params, capsys)
     assert text.startswith("source = audioset\n")
 
 
-def test_a_reader_that_has_seen_enough_ends_the_status_quietly(site, params):
+def test_a_closed_pipe_ends_the_status_quietly(site, params):
     run_stage()
     reader, writer = os.pipe()
     os.close(reader)
@@ -257,30 +257,28 @@ def test_a_reader_that_has_seen_enough_ends_the_status_quietly(site, params):
     assert done.returncode == 0 and b"Broken pipe" not in done.stderr
 
 
-def test_the_status_has_no_heading_of_labels_if_none_has_lost_a_clip(site, params, capsys):
+def test_the_status_has_no_table_of_labels_if_none_lost_a_clip(site, params, capsys):
     params(subsets=["balanced_train"])
     source(site, subsets=["balanced_train"]).segments()
-    text = told(capsys, "status")
+    text = output(capsys, "status")
     assert "disk: " in text and "labels that lost most" not in text
 
 
 def test_the_status_may_be_a_table(site, params, capsys):
     params(subsets=["unbalanced_train", "balanced_train", "eval"])
     run_stage()
-    assert told(capsys, "status", "--csv").splitlines() == [
+    assert output(capsys, "status", "--csv").splitlines() == [
         "class,clips,share", "ok,2,0.5000", "gone,1,0.2500", "blocked,1,0.2500", "all,4,1.0000",
     ]  # fmt: skip
-    lines = told(capsys, "status", "--markdown").splitlines()
+    lines = output(capsys, "status", "--markdown").splitlines()
     assert lines[:3] == ["| class | clips | share |", "|---|---:|---:|", "| ok | 2 | 0.5000 |"]
 
 
-def test_the_exported_ledger_has_a_row_for_each_clip_with_what_the_journal_knows(
-    site, params, capsys
-):
+def test_the_exported_ledger_describes_each_clip_from_the_journal(site, params, capsys):
     params(subsets=["unbalanced_train", "balanced_train"], network={"limit": 2})
     with pytest.raises(SystemExit):
         run_stage()
-    assert "3 rows in all.csv" in told(capsys, "ledger", "all.csv")
+    assert "3 rows in all.csv" in output(capsys, "ledger", "all.csv")
     with open("all.csv", newline="") as handle:
         ok, gone, waiting = csv.DictReader(handle)
     clip = ClipStore(store_folder(site.template)).read("--a_b-c_d_-_1000_3000")
@@ -298,17 +296,17 @@ def test_the_exported_ledger_has_a_row_for_each_clip_with_what_the_journal_knows
     assert sorted(p.name for p in Path().glob("all.csv*")) == ["all.csv"]
 
 
-def test_the_published_ledger_tells_neither_times_nor_tries(site, params):
+def test_the_published_ledger_has_neither_times_nor_tries(site, params):
     run_stage()
     header = Path("data/clips/ledger.csv").read_text().splitlines()[0].split(",")
     assert not {"time", "time_s", "tries", "tool"} & set(header)
 
 
-def test_a_dry_run_says_what_would_be_asked(site, params, capsys):
+def test_a_dry_run_lists_what_would_be_requested(site, params, capsys):
     source(site).segments()
     site.requests.clear()
     params(network={"clips_per_hour": 2.0, "limit": 1, "from_hour": 6.0, "to_hour": 18.0})
-    text = told(capsys, "dry-run")
+    text = output(capsys, "dry-run")
     assert "1 of 2 missing clips would be tried" in text
     assert site.template.replace("{recording_id}", "--a_b-c_d_-") in text
     assert "n404" not in text
@@ -319,8 +317,10 @@ def test_a_dry_run_says_what_would_be_asked(site, params, capsys):
 def test_lost_clips_of_a_class_are_tried_again_on_demand(site, params, capsys):
     params(subsets=["unbalanced_train", "eval"])
     run_stage()
-    assert "0 clips will be tried again" in told(capsys, "retry", "geo,login")
-    assert "1 clips will be tried again by `dvc repro -f download`" in told(capsys, "retry", "gone")
+    assert "0 clips will be tried again" in output(capsys, "retry", "geo,login")
+    assert "1 clips will be tried again by `dvc repro -f download`" in output(
+        capsys, "retry", "gone"
+    )
     site.requests.clear()
     run_stage()
     assert set(site.requests) == {"n404-bbbbbb.wav", "n429-aaaaaa.wav"}
@@ -338,7 +338,7 @@ def test_a_source_without_a_queue_says_so(params):
         download_queue.main(["status"])
 
 
-def test_the_journal_says_of_each_attempt_what_is_known(site, params):
+def test_the_journal_records_all_that_is_known_of_an_attempt(site, params):
     run_stage()
     (journal,) = Path(".work").rglob("journal.jsonl")
     lines = {line["key"]: line for line in map(json.loads, journal.read_text().split("\n")[1:])}

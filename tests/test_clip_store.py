@@ -34,7 +34,7 @@ def test_a_new_process_knows_what_was_done(store):
 
 
 @pytest.mark.parametrize("status", ["transient", "blocked"])
-def test_what_may_pass_is_not_settled(store, status):
+def test_a_transient_failure_is_not_settled(store, status):
     store.add("cd_0", Outcome(status=status))
     assert not store.is_settled("cd_0")
     assert not ClipStore(store.folder).is_settled("cd_0")
@@ -74,7 +74,7 @@ def test_a_clip_whose_pack_is_missing_or_cut_short_is_not_settled(store, left):
     assert not ClipStore(store.folder).is_settled("ab_0")
 
 
-def test_a_clip_that_the_disk_has_changed_is_never_returned_and_is_fetched_anew(store):
+def test_a_clip_damaged_on_disk_is_never_returned_and_is_fetched_again(store):
     (store.folder / "packs" / "00000.pack").write_bytes(b"abd")
     assert store.is_settled("ab_0")
     with pytest.raises(
@@ -98,7 +98,7 @@ def test_the_last_outcome_counts(store):
     assert ClipStore(store.folder).last("ab_0") == Outcome(status="gone")
 
 
-def test_what_is_forgotten_is_tried_again(store):
+def test_a_clip_to_retry_is_tried_again(store):
     store.retry("cd_0")
     assert not ClipStore(store.folder).is_settled("cd_0")
 
@@ -128,7 +128,7 @@ def test_a_second_process_may_not_write(store):
         other.join()
 
 
-def test_what_another_process_has_written_is_seen_once_the_lock_is_held(store):
+def test_changes_by_another_process_are_seen_once_the_lock_is_held(store):
     ClipStore(store.folder).add("ef_0", Outcome(status="gone"))
     assert store.last("ef_0") is None
     with store.locked():
@@ -136,14 +136,14 @@ def test_what_another_process_has_written_is_seen_once_the_lock_is_held(store):
 
 
 def shard(store, tmp_path, *keys):
-    """A finished shard of clips of the store, adopted by it."""
+    """A finished shard of clips of the store, which keeps it in place of their packs."""
     path = tmp_path / f"{'-'.join(keys)}.tar"
     path.write_bytes(b"head" + b"".join(map(store.read, keys)))
     store.replace_packs(path.name, path, {k: 4 + 3 * i for i, k in enumerate(keys)})
     return path
 
 
-def test_a_finished_shard_takes_the_place_of_the_packs_of_its_clips(store, tmp_path):
+def test_a_finished_shard_replaces_the_packs_of_its_clips(store, tmp_path):
     store.add("ef_0", OK, b"abc")
     pack = store.folder / "packs" / "00000.pack"
     path = shard(store, tmp_path, "ef_0")
@@ -161,14 +161,14 @@ def test_a_finished_shard_takes_the_place_of_the_packs_of_its_clips(store, tmp_p
     assert ClipStore(store.folder).read("gh_0") == b"abc"
 
 
-def test_a_shard_that_is_here_is_lent(store, tmp_path):
+def test_a_shard_in_the_store_is_linked(store, tmp_path):
     shard(store, tmp_path, "ab_0").unlink()
     assert store.link_shard("ab_0.tar", tmp_path / "out.tar")
     assert (tmp_path / "out.tar").read_bytes() == b"headabc"
     assert not store.link_shard("other.tar", tmp_path / "other.tar")
 
 
-def test_a_process_that_ends_before_the_journal_is_tidy_loses_nothing(store, tmp_path):
+def test_a_process_that_ends_before_compaction_loses_nothing(store, tmp_path):
     shard(store, tmp_path, "ab_0")
     again = ClipStore(store.folder)
     assert again.read("ab_0") == b"abc"

@@ -81,11 +81,11 @@ def test_segments_become_features_and_a_ledger_that_accounts_for_every_row():
     ]  # fmt: skip
     assert stored[0].labels == ["/m/1,/m/2"] * 4
     values = np.concatenate([shard.frames for shard in stored]).astype(np.float64)
-    found = json.loads(Path("data/logmel/stats.json").read_text())
-    assert found["count"] == values.size == (6 * 201 + 101) * 64
-    assert found["clips"] == 7
-    assert found["mean"] == pytest.approx(values.mean(), abs=1e-3)
-    assert found["std"] == pytest.approx(values.std(), abs=1e-3)
+    stats = json.loads(Path("data/logmel/stats.json").read_text())
+    assert stats["count"] == values.size == (6 * 201 + 101) * 64
+    assert stats["clips"] == 7
+    assert stats["mean"] == pytest.approx(values.mean(), abs=1e-3)
+    assert stats["std"] == pytest.approx(values.std(), abs=1e-3)
 
 
 def test_every_folder_is_complete_by_its_manifest():
@@ -95,8 +95,8 @@ def test_every_folder_is_complete_by_its_manifest():
         ("audio16k", ".tar", 7),
         ("logmel", ".h5", 7),
     ):
-        found = shard_folder.verify(Path("data", folder), suffix, folder)
-        assert found == shard_folder.Manifest(shards=3, rows=9, clips=clips, clips_per_shard=4)
+        manifest = shard_folder.verify(Path("data", folder), suffix, folder)
+        assert manifest == shard_folder.Manifest(shards=3, rows=9, clips=clips, clips_per_shard=4)
     assert set(content_of("data/clips")) == {
         "00000.tar", "00001.tar", "00002.tar", "ledger.csv", "manifest.json",
     }  # fmt: skip
@@ -152,8 +152,8 @@ def test_only_shards_whose_clips_have_changed_are_written_again_and_none_is_kept
     after = inodes("data/audio16k") | inodes("data/logmel")
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {f"{shard}{s}" for shard in ("00000", "00002") for s in (".tar", ".h5")}
-    kept = {p.stat().st_ino for p in Path(".work").glob("*/published/*.[th]*")}
-    assert kept == set(after.values())  # the same files, not copies
+    stored = {p.stat().st_ino for p in Path(".work").glob("*/published/*.[th]*")}
+    assert stored == set(after.values())  # the same files, not copies
     assert not list(Path(".work").glob("[rl]*/shards/*"))
     grown = content_of_all()
     forget("logmel", "resample")
@@ -183,7 +183,7 @@ def test_damaged_resampled_audio_is_noticed(caplog):
     run_stages("resample", "logmel")  # the first notices it, too
 
 
-def test_a_second_download_needs_no_recording_even_with_other_limits():
+def test_a_second_download_requests_no_recording_even_with_other_limits():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
         run_stages("download")
@@ -196,7 +196,7 @@ def test_a_second_download_needs_no_recording_even_with_other_limits():
     assert content_of("data/clips") == first
 
 
-def test_a_fetched_clip_is_kept_once_and_a_shard_that_stays_is_not_written_again():
+def test_a_fetched_clip_is_stored_once_and_an_unchanged_shard_is_not_rewritten():
     run_stages("download")
     packs = {p.name: p.stat() for p in next(Path(".work/clips").iterdir()).glob("packs/*")}
     shards = {p.name: p.stat().st_ino for p in Path("data/clips").glob("*.tar")}
@@ -302,7 +302,7 @@ def start_download():
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
+def test_a_stalled_download_ends_at_once_on_a_signal(how):
     Path("data/sample/videos/-a.ogg").rename("data/sample/videos/drip-a.ogg")
     Path("data/sample/segments.csv").write_text('drip-a, 0.000, 2.000, ""\n')
     with serve(Path("data/sample/videos")) as site:
@@ -312,9 +312,9 @@ def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
         while process.poll() is None and site.drops < 5:
             time.sleep(0.01)
         process.send_signal(how)
-        asked = time.monotonic()
+        signaled = time.monotonic()
         _, messages = process.communicate()
-        assert time.monotonic() - asked < 20  # and not timeout_s
+        assert time.monotonic() - signaled < 20  # and not timeout_s
         assert process.returncode == 130, messages
         sent = site.drops
         time.sleep(0.5)
@@ -322,7 +322,7 @@ def test_a_stalled_download_ends_at_once_when_it_is_asked_to(how):
     assert "Traceback" not in messages
 
 
-def test_a_download_that_waits_for_its_turn_ends_at_once_when_it_is_asked_to():
+def test_a_download_that_waits_for_its_turn_ends_at_once_on_a_signal():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
         change_params({"network": {"clips_per_hour": 1.0}})
@@ -330,9 +330,9 @@ def test_a_download_that_waits_for_its_turn_ends_at_once_when_it_is_asked_to():
         while process.poll() is None and not list(Path(".work").rglob("journal.jsonl")):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
+        signaled = time.monotonic()
         _, messages = process.communicate()
-        assert time.monotonic() - asked < 20  # and not an hour
+        assert time.monotonic() - signaled < 20  # and not an hour
     assert process.returncode == 130, messages
     assert len(site.times) <= 5  # of one clip: yt-dlp's and FFmpeg's
 
@@ -354,7 +354,7 @@ def test_two_downloads_at_once_are_refused():
         assert first.returncode == 130
 
 
-def test_a_download_that_is_asked_to_end_says_how_to_go_on():
+def test_an_interrupted_download_says_how_to_go_on():
     with serve(Path("data/sample/videos")) as site:
         use_site(site)
         site.delay_s = 0.1

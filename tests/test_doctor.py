@@ -1,4 +1,4 @@
-"""The examination of a machine: what it counts, forecasts and complains about."""
+"""The check-up of a machine: what it counts, forecasts and complains about."""
 
 import json
 import os
@@ -40,12 +40,12 @@ def settings(changes):
     """Write the committed params.yaml with some dotted keys changed; return it checked."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(ROOT / "params.yaml")
-    given = {
+    base = {
         "source": "url",
         "sources.url.segments": "list.csv",
         "sources.url.url": "{recording_id}.ogg",
     }
-    for key, value in {**given, **changes}.items():
+    for key, value in {**base, **changes}.items():
         *parents, last = key.split(".")
         section = values
         for part in parents:
@@ -84,7 +84,7 @@ def test_a_clip_of_ten_seconds_has_the_sizes_of_its_arrays():
     assert size == {"as fetched": 5.0, "FLAC": pytest.approx(172_800), "log-mel": log_mel.nbytes}
 
 
-def test_a_list_is_counted_as_it_is_read():
+def test_counting_a_list_agrees_with_reading_it():
     Path("odd.csv").write_bytes(
         b'YTID,start_seconds,end_seconds,positive_labels\r\n\r\n# x\r\n-a, 0, 10, "/m/1"\r\n'
         b'_b, 3, 7, ""\r\n'
@@ -92,11 +92,11 @@ def test_a_list_is_counted_as_it_is_read():
     assert source_size.count(Path("odd.csv")) == len(segments.read(Path("odd.csv"))) == 2
 
 
-def test_a_segment_list_tells_clips_and_their_mean_duration():
-    found = source_size.source_size(settings({}))
-    assert (found.clips, found.duration_s) == (2, 7.5)
-    Path("wanted").write_text("a\n")
-    assert source_size.source_size(settings({"sources.url.clips": "wanted"})).clips == 1
+def test_a_segment_list_gives_clips_and_their_mean_duration():
+    size = source_size.source_size(settings({}))
+    assert (size.clips, size.duration_s) == (2, 7.5)
+    Path("selected").write_text("a\n")
+    assert source_size.source_size(settings({"sources.url.clips": "selected"})).clips == 1
 
 
 def test_a_large_list_is_not_read(monkeypatch):
@@ -105,7 +105,7 @@ def test_a_large_list_is_not_read(monkeypatch):
     assert source_size.source_size(settings({})).clips == 2
 
 
-def test_audioset_is_known_before_its_lists_are_here():
+def test_the_size_of_audioset_is_known_without_its_lists():
     config = settings(
         {"source": "audioset", "sources.audioset.subsets": ["eval", "balanced_train"]}
     )
@@ -121,9 +121,9 @@ def test_a_folder_is_counted_unless_it_is_large(monkeypatch):
         soundfile.write(f"audio/{name}.wav", np.zeros(8000 * seconds), 8000)
     config = settings({"source": "folder", "sources.folder.path": "audio",
                        "sources.folder.max_clip_s": 4.0})  # fmt: skip
-    found = source_size.source_size(config)
-    size = sum(path.stat().st_size for path in Path("audio").iterdir())
-    assert (found.clips, found.fetched_bytes) == (3, size / 3)
+    size = source_size.source_size(config)
+    total = sum(path.stat().st_size for path in Path("audio").iterdir())
+    assert (size.clips, size.fetched_bytes) == (3, total / 3)
     monkeypatch.setattr(source_size, "SMALL_CORPUS", 0)
     assert source_size.source_size(config) is None
     (line,) = forecast.findings(config, ONCE, "")
@@ -149,7 +149,7 @@ def test_the_disk_must_hold_all_data_twice_if_dvc_copies_them(monkeypatch, share
     assert [line.level for line in found_by("disk", lines)] == [level]
 
 
-def test_data_that_are_here_need_no_more_space(monkeypatch):
+def test_data_on_disk_need_no_more_space(monkeypatch):
     for folder in ("data/clips", ".work/clips/x/packs"):
         Path(folder).mkdir(parents=True)
     Path("data/clips/0.tar").write_bytes(bytes(400_000))
@@ -157,20 +157,20 @@ def test_data_that_are_here_need_no_more_space(monkeypatch):
     monkeypatch.setattr(forecast.files, "free_bytes", lambda _: 10_000)
     config = settings({})
     sizes = forecast.clip_bytes(config, source_size.SourceSize(1, 10.0, 0.0, ""))
-    found = source_size.SourceSize(1, 10.0, 405_000 - sum(sizes.values()), "")
-    assert [f.level for f in found_by("disk", forecast.disk(config, found, ONCE))] == ["ok"]
+    size = source_size.SourceSize(1, 10.0, 405_000 - sum(sizes.values()), "")
+    assert [f.level for f in found_by("disk", forecast.disk(config, size, ONCE))] == ["ok"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's and its libraries'
 @pytest.mark.parametrize("types", ["reflink,hardlink,symlink", "hardlink,symlink", "copy"])
 def test_data_are_stored_twice_exactly_if_dvc_does_so(types):
-    """What DVC says that it can do decides nothing; what it does with a file decides."""
+    """Compared with what DVC does with a file, not with what it says it can do."""
     with Repo.init(no_scm=True) as repo, repo.config.edit() as config:
         config["cache"]["type"] = types.split(",")
         config["core"]["analytics"] = False
     shared = sharing()
     if "reflink" in shared.usable:
-        pytest.skip("a reflink cannot be told from a copy")
+        pytest.skip("a reflink cannot be distinguished from a copy")
     Path("data").mkdir()
     Path("data/x").write_bytes(bytes(1000))
     with Repo() as repo:
@@ -194,28 +194,28 @@ def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
     ]
 
 
-def test_a_web_site_s_rate_decides_how_long_a_download_takes():
-    found = source_size.SourceSize(2_041_789, 10.0, 1.0, "")
+def test_the_rate_for_a_web_site_decides_how_long_a_download_takes():
+    size = source_size.SourceSize(2_041_789, 10.0, 1.0, "")
     config = settings({"source": "audioset", "network.clips_per_hour": 300.0})
-    assert forecast.downloading(config, found, "").startswith("283.6 days at 300 clips an hour")
+    assert forecast.downloading(config, size, "").startswith("283.6 days at 300 clips an hour")
     config = settings({"source": "audioset", "network.to_hour": 12.0})
-    assert forecast.downloading(config, found, "").startswith("680.6 days at 250 clips an hour")
+    assert forecast.downloading(config, size, "").startswith("680.6 days at 250 clips an hour")
 
 
 def test_speeds_on_an_h100_are_those_of_the_benchmarks():
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     assert all(f"{speed:,}" in results for speed in forecast.H100.values())
     paper = {"projector.hidden_dim": 8192, "projector.out_dim": 1048, "pretrain.batch_size": 128}
-    found = source_size.SourceSize(1_629_756, 10.0, 1.0, "")
+    size = source_size.SourceSize(1_629_756, 10.0, 1.0, "")
     config = settings({**paper, "pretrain.epochs": 100})
-    line = forecast.pretraining(config, found, "NVIDIA H100 80GB HBM3, 79 GiB")
+    line = forecast.pretraining(config, size, "NVIDIA H100 80GB HBM3, 79 GiB")
     assert line.text.startswith("45.9 min: 59,126 samples/s")
-    assert "unknown" in forecast.pretraining(config, found, "NVIDIA A10").text
+    assert "unknown" in forecast.pretraining(config, size, "NVIDIA A10").text
     other = settings({"pretrain.batch_size": 128})
-    assert "unknown" in forecast.pretraining(other, found, "NVIDIA H100").text
+    assert "unknown" in forecast.pretraining(other, size, "NVIDIA H100").text
 
 
-def test_the_speed_of_the_last_run_here_counts_if_it_was_of_the_same_network():
+def test_the_speed_of_the_last_run_counts_if_its_networks_were_the_same():
     config = settings({"pretrain.epochs": 3})
     keys = ("encoder", "encoders.audiontt", "projector", "pretrain")
     values = {key: forecast.params.load_value(key) for key in keys}
@@ -227,11 +227,11 @@ def test_the_speed_of_the_last_run_here_counts_if_it_was_of_the_same_network():
     Path("reports/throughput.csv").write_text(
         "step,samples_per_s,wait_share\n1,5,0\n2,10,0\n3,90,0\n"
     )
-    found = source_size.SourceSize(1000, 10.0, 1.0, "")
-    text = forecast.pretraining(config, found, "").text
+    size = source_size.SourceSize(1000, 10.0, 1.0, "")
+    text = forecast.pretraining(config, size, "").text
     assert text == "5.0 min: 10 samples/s, as the last run here"
     other = settings({"projector.out_dim": 512})
-    assert "unknown" in forecast.pretraining(other, found, "").text
+    assert "unknown" in forecast.pretraining(other, size, "").text
 
 
 def run(capsys):
@@ -241,7 +241,7 @@ def run(capsys):
     return ended.value.code, capsys.readouterr().out.splitlines()
 
 
-def test_a_machine_that_will_do_has_no_problem_and_needs_no_network(capsys, monkeypatch):
+def test_a_suitable_machine_has_no_problem_and_needs_no_network(capsys, monkeypatch):
     def refuse(*_):
         raise AssertionError("the network was used")
 
@@ -257,7 +257,7 @@ def test_a_machine_that_will_do_has_no_problem_and_needs_no_network(capsys, monk
     assert "javascript" not in subjects
 
 
-def test_problems_are_told_and_end_with_status_1(capsys, monkeypatch):
+def test_problems_are_reported_and_give_exit_status_1(capsys, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     monkeypatch.setattr(examination, "forecast", SimpleNamespace(findings=lambda *_: []))
     settings({"network.cookies": "no.txt", "compute.device": "cuda", "compute.fast": False})
@@ -273,7 +273,7 @@ def test_problems_are_told_and_end_with_status_1(capsys, monkeypatch):
         assert text in line
 
 
-def test_wrong_parameters_are_told_by_name(capsys):
+def test_wrong_parameters_are_reported_by_name(capsys):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("epochs: 8", "epochs: 0"))
     code, lines = run(capsys)
@@ -281,7 +281,7 @@ def test_wrong_parameters_are_told_by_name(capsys):
     assert "pretrain.epochs = 0" in "\n".join(lines)
 
 
-def test_a_missing_package_is_told_before_anything_is_imported(capsys, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_is_imported(capsys, monkeypatch):
     def version(name):
         if name == "h5py":
             raise metadata.PackageNotFoundError
@@ -294,7 +294,7 @@ def test_a_missing_package_is_told_before_anything_is_imported(capsys, monkeypat
     assert not any("params" in line for line in lines)
 
 
-def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
+def test_tools_for_youtube_matter_only_for_youtube(monkeypatch):
     monkeypatch.setattr(requirements.yt_dlp.version, "__version__", "2020.01.31")
     monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("node", "20.0.0", False)]))
     config = settings({})
@@ -307,7 +307,7 @@ def test_youtube_s_own_tools_matter_where_it_is_asked(monkeypatch):
     assert next(iter(found_by("yt-dlp", examination.fetching(any_age, "")))).level == "ok"
 
 
-def test_deno_or_node_will_do_whichever_is_recent_enough(monkeypatch):
+def test_either_deno_or_node_must_be_recent_enough(monkeypatch):
     monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([("deno", "2.2.0", False),
                                                             ("node", "22.1.0", True)]))  # fmt: skip
     assert requirements.check_js_runtime() == "node 22.1.0"

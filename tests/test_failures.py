@@ -33,12 +33,12 @@ def raised(cause, message=None):
         ("Requested format is not available", "transient"),
     ],
 )  # fmt: skip
-def test_messages_of_sites_have_their_class(message, kind):
+def test_messages_of_sites_are_classified(message, kind):
     error = failures.classify_extraction(raised(ExtractorError(message, expected=True)))
     assert error.kind == kind
 
 
-def test_errors_of_their_own_class_need_no_message():
+def test_some_exceptions_are_classified_by_their_type():
     assert failures.classify_extraction(raised(GeoRestrictedError("x"))).kind == "geo"
     assert failures.classify_extraction(raised(UnsupportedError("http://x"))).kind == "no_audio"
 
@@ -71,14 +71,14 @@ def test_the_reason_is_the_same_for_every_clip_and_machine():
         ("", "corrupt"),
     ],
 )  # fmt: skip
-def test_what_ffmpeg_says_has_its_class(line, kind):
+def test_messages_of_ffmpeg_are_classified(line, kind):
     error = failures.classify_cutting(f"{line}\n")
     assert error.kind == kind
     assert "0x" not in error.reason
     assert error.reason
 
 
-def test_skipped_damage_is_a_failure_although_ffmpeg_goes_on():
+def test_damage_that_ffmpeg_skips_is_a_failure():
     failures.check_damage("")
     failures.check_damage("[https @ 0x1] The specified session has been invalidated\n")
     with pytest.raises(failures.UnavailableError) as error:
@@ -88,6 +88,6 @@ def test_skipped_damage_is_a_failure_although_ffmpeg_goes_on():
     )  # fmt: skip
 
 
-def test_a_full_disk_is_no_failure_of_a_clip():
+def test_a_full_disk_is_not_a_failure_of_a_clip():
     with pytest.raises(OSError, match="No space left on device"):
         failures.classify_cutting("[out#0 @ 0x1] Error writing trailer: No space left on device")

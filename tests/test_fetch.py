@@ -163,11 +163,11 @@ def fetch_cuts(fetcher, template):
     """Samples (float) of the known recording's cuts, with start, end and rate."""
     fetch = fetcher(template)
     asked = [segment("ok-a", *cut, row=i) for i, cut in enumerate(CUTS)]
-    for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
+    for one, row in zip(asked, fetch.run(asked, connections=2), strict=True):
         assert row.ok, row.reason
-        samples, rate = soundfile.read(clip_of(fetch, wanted))
-        assert row.duration_s == pytest.approx(wanted.duration_s, abs=1.1 / rate)
-        yield wanted.start_s, wanted.end_s, samples, rate
+        samples, rate = soundfile.read(clip_of(fetch, one))
+        assert row.duration_s == pytest.approx(one.duration_s, abs=1.1 / rate)
+        yield one.start_s, one.end_s, samples, rate
 
 
 @pytest.mark.parametrize("way", ["web", "file"])
@@ -181,29 +181,29 @@ def test_cuts_of_a_wav_have_exactly_the_samples_of_the_segments(
 
 
 def test_cuts_of_an_ogg_equal_the_decoded_recording(fetcher, recordings):
-    whole, _ = soundfile.read(recordings / "ok-a.ogg")
+    recording, _ = soundfile.read(recordings / "ok-a.ogg")
     for start_s, end_s, samples, _ in fetch_cuts(fetcher, str(recordings / "{recording_id}.ogg")):
-        expected = whole[round(start_s * RATE) : round(end_s * RATE)]
+        expected = recording[round(start_s * RATE) : round(end_s * RATE)]
         np.testing.assert_allclose(samples, expected, rtol=0, atol=0.6 / 2**15)
 
 
 @pytest.mark.parametrize("name", ["ok-film.mp4", "ok-fragmented.m4a", "ok-cues.webm"])
-def test_cuts_of_containers_of_the_web_are_on_time_to_a_sample(fetcher, site, signal, name):
+def test_cuts_of_the_containers_used_on_the_web_have_exact_lengths(fetcher, site, signal, name):
     recording_id, suffix = name.split(".")
     fetch = fetcher(site.template.replace("wav", suffix))
     asked = [segment(recording_id, *cut, row=i) for i, cut in enumerate(CUTS[:4])]
-    for wanted, row in zip(asked, fetch.run(asked, connections=2), strict=True):
+    for one, row in zip(asked, fetch.run(asked, connections=2), strict=True):
         assert row.ok, row.reason
-        samples, rate = soundfile.read(clip_of(fetch, wanted))
-        assert abs(len(samples) - wanted.duration_s * rate) <= 1
-        times = np.arange(len(samples)) / rate + wanted.start_s
+        samples, rate = soundfile.read(clip_of(fetch, one))
+        assert abs(len(samples) - one.duration_s * rate) <= 1
+        times = np.arange(len(samples)) / rate + one.start_s
         source = np.arange(len(signal)) / RATE
         expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)
         assert abs(lag(samples, expected)) <= 0.025 * rate
 
 
 @pytest.mark.parametrize("suffix", ["m4a", "webm"])
-def test_cuts_of_a_video_s_sound_track_are_on_time(fetcher, recordings, signal, suffix):
+def test_cuts_of_a_video_s_audio_track_are_on_time(fetcher, recordings, signal, suffix):
     template = str(recordings / f"{{recording_id}}.{suffix}")
     for start_s, end_s, samples, rate in fetch_cuts(fetcher, template):
         times = np.arange(round((end_s - start_s) * rate)) / rate + start_s
@@ -270,9 +270,7 @@ def files_of(folder):
 @pytest.mark.parametrize(
     "name", ["ok-a", "ok-moovend", "norange-a", "slow-a", "s429x2-a", "s503x2-a"]
 )
-def test_what_does_not_keep_a_site_from_serving_costs_no_clip(
-    fetcher, site, signal, tmp_path, name
-):
+def test_quirks_of_a_site_that_serves_cost_no_clip(fetcher, site, signal, tmp_path, name):
     row, samples = fetch_one(fetcher(site.template, tries=3), segment(name))
     assert (row.status, row.reason, len(samples)) == ("ok", "", 10 * RATE)
     assert abs(lag(samples, signal[10 * RATE : 20 * RATE])) <= 0.002 * RATE
@@ -292,7 +290,7 @@ def test_what_does_not_keep_a_site_from_serving_costs_no_clip(
         ("n401", 1),
     ],
 )
-def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, tries):
+def test_the_number_of_tries_depends_on_the_failure(fetcher, site, name, tries):
     fetch = fetcher(site.template, tries=4)
     for _ in range(2):
         site.requests.clear()
@@ -302,7 +300,7 @@ def test_a_clip_is_tried_as_often_as_its_failure_deserves(fetcher, site, name, t
     assert bool(site.requests) == (row.status == "transient")  # a later run tries these alone
 
 
-def test_a_refused_medium_is_looked_up_anew(fetcher, site):
+def test_refused_media_are_looked_up_again(fetcher, site):
     lookups = []
     fetch = fetcher(site.template, tries=4)
     resolve = fetching_media.resolve
@@ -317,7 +315,7 @@ def test_a_refused_medium_is_looked_up_anew(fetcher, site):
     assert len(lookups) == 2
 
 
-def test_content_that_was_bad_once_is_had_at_the_second_attempt(fetcher, site, recordings):
+def test_content_that_was_bad_once_is_fetched_at_the_second_attempt(fetcher, site, recordings):
     (recordings / "ok-mended.wav").write_bytes(b"x" * 1000)
     fetch = fetcher(site.template)
 
@@ -351,7 +349,7 @@ def test_a_corrupt_file_is_read_once(fetcher, recordings):
         ("gone", {}, {"proxy": "http://a:1", "cookies": "c.txt"}, False),
     ],
 )
-def test_what_an_account_or_a_proxy_may_open_is_tried_again_with_one(
+def test_what_an_account_or_proxy_may_unlock_is_tried_again_with_one(
     fetcher, site, tmp_path, monkeypatch, status, before, now, again
 ):
     monkeypatch.chdir(tmp_path)
@@ -379,13 +377,13 @@ def test_files_fail_in_the_same_classes(fetcher, recordings, name, status):
     assert str(recordings) not in row.reason
 
 
-def test_a_fault_that_passes_is_tried_again(fetcher, site):
+def test_a_transient_fault_is_tried_again(fetcher, site):
     row, samples = fetch_one(fetcher(site.template), segment("s503x1-a"))
     assert row.ok
     assert len(samples) == 10 * RATE
 
 
-def test_all_that_may_pass_is_tried_as_often_as_allowed_and_the_tries_are_kept(fetcher, site):
+def test_transient_failures_are_tried_as_often_as_allowed_and_tries_are_recorded(fetcher, site):
     fetch = fetcher(site.template, tries=3)
     row, _ = fetch_one(fetch, segment("s503x2-a"))
     assert row.ok
@@ -405,7 +403,7 @@ def test_a_refused_clip_goes_back_to_the_end_of_the_queue(fetcher, site):
 
 
 @pytest.mark.parametrize("name", ["s429x1-a", "s503x1-a"])
-def test_the_site_is_left_alone_for_as_long_as_it_asks(fetcher, site, name):
+def test_retry_after_is_respected(fetcher, site, name):
     site.retry_after = "100"
     fetch = fetcher(site.template)
     fetch._clock = clock = FakeClock()
@@ -415,7 +413,7 @@ def test_the_site_is_left_alone_for_as_long_as_it_asks(fetcher, site, name):
     assert 100 <= clock.now() <= 110
 
 
-def test_a_site_that_refuses_everything_is_asked_rarely_and_then_not_at_all(fetcher, site):
+def test_a_site_that_refuses_everything_gets_few_requests_and_then_none(fetcher, site):
     asked = [segment("ok-a"), *(segment(f"n429-{i}", row=i) for i in range(1, 30))]
     fetch = fetcher(site.template, pauses=2, pause_s=0.3, refusals=3)
     message = (
@@ -432,7 +430,7 @@ def test_a_site_that_refuses_everything_is_asked_rarely_and_then_not_at_all(fetc
     assert not any(again.is_settled(clip_key(s)) for s in asked[1:])
 
 
-def test_a_run_tries_no_more_clips_than_its_limit_and_the_next_goes_on(fetcher, site):
+def test_a_run_stops_at_its_limit_and_the_next_goes_on(fetcher, site):
     asked = [segment("ok-a"), segment("n404", row=1), segment("ok-b", row=2)]
     rows = fetcher(site.template, limit=2).run(asked, connections=2)
     assert [row.status for row in rows] == ["ok", "gone", "waiting"]
@@ -453,7 +451,7 @@ def test_all_threads_together_keep_to_the_rate(fetcher, site):
     assert sum(site.requests.values()) == 12
 
 
-def test_files_need_no_permission(fetcher, recordings):
+def test_files_are_read_without_rate_limit(fetcher, recordings):
     asked = [segment("ok-a", row=0), segment("missing", row=1), segment("ok-b", row=2)]
     fetch = fetcher(str(recordings / "{recording_id}.wav"), clips_per_hour=1.0)
     rows = fetch.run(asked, connections=1)
@@ -472,7 +470,7 @@ example.org\tFALSE\t/\tFALSE\t0\tother\tprivate
 """
 
 
-def test_cookies_go_to_their_host_alone_and_the_file_is_left_as_it_is(fetcher, site, tmp_path):
+def test_cookies_are_sent_only_to_their_host_and_the_file_stays_unchanged(fetcher, site, tmp_path):
     path = tmp_path / "cookies.txt"
     path.write_text(COOKIES)
     row, _ = fetch_one(fetcher(site.template, cookies=str(path)), segment("ok-a"))
@@ -483,7 +481,7 @@ def test_cookies_go_to_their_host_alone_and_the_file_is_left_as_it_is(fetcher, s
     assert path.read_text() == COOKIES
 
 
-def test_missing_cookies_are_told_before_anything_is_asked(fetcher, site):
+def test_missing_cookies_are_reported_before_any_request(fetcher, site):
     with pytest.raises(FileNotFoundError, match=r"no nowhere\.txt; correct network\.cookies"):
         fetcher(site.template, cookies="nowhere.txt")
     assert not site.requests
@@ -505,7 +503,7 @@ def test_a_server_that_ignores_ranges_gives_the_same_clip(fetcher, site, signal)
 
 
 @pytest.mark.parametrize("way", ["web", "file"])
-def test_a_recording_that_ends_early_gives_what_there_is(fetcher, site, recordings, signal, way):
+def test_a_recording_that_ends_early_gives_a_shorter_clip(fetcher, site, recordings, signal, way):
     template = site.template if way == "web" else str(recordings / "{recording_id}.wav")
     row, samples = fetch_one(fetcher(template), segment("ok-14s"))
     np.testing.assert_array_equal(samples, signal[10 * RATE : 14 * RATE])
@@ -513,7 +511,7 @@ def test_a_recording_that_ends_early_gives_what_there_is(fetcher, site, recordin
 
 
 @pytest.mark.parametrize("suffix", ["wav", "ogg", "m4a", "webm"])
-def test_segments_at_or_behind_the_end_are_short(fetcher, recordings, suffix):
+def test_segments_at_or_beyond_the_end_are_short(fetcher, recordings, suffix):
     asked = [segment("ok-a", 29.95, 40.0), segment("ok-a", 40.0, 50.0, row=1)]
     for row in fetcher(str(recordings / f"{{recording_id}}.{suffix}")).run(asked, connections=1):
         assert row.status == "short"
@@ -528,7 +526,7 @@ def test_ffmpeg_reads_only_what_the_segment_needs(fetcher, recordings, tmp_path,
         assert site.bytes_sent < 0.3 * (tmp_path / "ok-long.wav").stat().st_size
 
 
-def test_a_second_run_asks_for_nothing_and_changes_nothing(fetcher, site, tmp_path):
+def test_a_second_run_requests_nothing_and_changes_nothing(fetcher, site, tmp_path):
     asked = [
         segment(name, row=i) for i, name in enumerate(["ok-a", "n404", "ok-b", "html-a", "n401"])
     ]
@@ -541,7 +539,7 @@ def test_a_second_run_asks_for_nothing_and_changes_nothing(fetcher, site, tmp_pa
     assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
 
 
-def test_a_later_run_tries_again_what_may_have_passed(fetcher, site):
+def test_a_later_run_retries_transient_failures(fetcher, site):
     asked = [segment("s503x1-a"), segment("n429", row=1), segment("n404", row=2)]
     first = fetcher(site.template, tries=1).run(asked, connections=1)
     assert [row.status for row in first] == ["transient", "blocked", "gone"]
@@ -599,11 +597,11 @@ def test_a_clip_of_a_damaged_recording_is_right_or_corrupt(
     assert [row.status for row in rows[3:5]] == ["corrupt", "corrupt"]
     assert rows[0].ok and rows[1].ok and rows[6].ok
     source = np.arange(len(signal)) / RATE
-    for row, wanted in zip(rows, asked, strict=True):
+    for row, one in zip(rows, asked, strict=True):
         if row.ok:
-            samples, rate = soundfile.read(clip_of(fetch, wanted))
+            samples, rate = soundfile.read(clip_of(fetch, one))
             assert len(samples) == 3 * rate
-            times = wanted.start_s + np.arange(len(samples)) / rate
+            times = one.start_s + np.arange(len(samples)) / rate
             expected = np.stack([np.interp(times, source, c) for c in signal.T], axis=1)
             for part in (slice(0, rate), slice(-rate, None)):
                 assert abs(lag(samples[part], expected[part])) <= 0.002 * rate
@@ -617,7 +615,7 @@ def test_the_same_segment_makes_the_same_bytes(fetcher, recordings):
     assert len(hashes) == 1
 
 
-def test_rows_are_in_the_order_of_the_list_whatever_ends_first(fetcher, site):
+def test_rows_keep_the_order_of_the_list_whatever_ends_first(fetcher, site):
     asked = [segment(n, row=i) for i, n in enumerate(["n503", "ok-a", "n404", "ok-b"])]
     rows = fetcher(site.template).run(asked, connections=4)
     assert [row.recording_id for row in rows] == ["n503", "ok-a", "n404", "ok-b"]
@@ -627,8 +625,8 @@ def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monke
     fetch = fetcher(str(recordings / "{recording_id}.wav"))
     command = cutting.cut_command
 
-    def to_full_disk(media, wanted, target, timeout_s):
-        arguments = command(media, wanted, target, timeout_s)
+    def to_full_disk(media, segment, target, timeout_s):
+        arguments = command(media, segment, target, timeout_s)
         return ["/dev/full" if part == str(target) else part for part in arguments]
 
     monkeypatch.setattr(cutting, "cut_command", to_full_disk)
@@ -637,7 +635,7 @@ def test_a_full_disk_stops_the_run_and_blames_no_clip(fetcher, recordings, monke
     assert fetch.store.last(clip_key(segment("ok-a"))) is None
 
 
-def test_names_with_signs_of_urls_are_found(fetcher, tmp_path, signal):
+def test_names_with_characters_special_in_urls_are_found(fetcher, tmp_path, signal):
     folder = tmp_path / "a b%20#ü"
     folder.mkdir()
     soundfile.write(folder / "-_x.wav", signal[: 3 * RATE], RATE)
@@ -655,7 +653,7 @@ def test_a_relative_template_is_relative_to_the_current_folder(tmp_path, monkeyp
     assert cutting.local_path("https://x.org/a.ogg") is None
 
 
-def test_ffmpeg_waits_for_the_network_only(tmp_path):
+def test_only_network_input_has_a_timeout_and_headers(tmp_path):
     asked = segment("a")
     web = cutting.cut_command(cutting.Media("http://x/a", {"A": "b"}), asked, tmp_path, 2.5)
     assert web[web.index("-rw_timeout") + 1] == "2500000"
@@ -665,7 +663,7 @@ def test_ffmpeg_waits_for_the_network_only(tmp_path):
     assert "-headers" not in local
 
 
-def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recordings, tmp_path):
+def test_audio_after_a_gap_is_never_taken_for_audio_before_it(fetcher, recordings, tmp_path):
     content = (recordings / "ok-a.ogg").read_bytes()
     size = len(content) // 10
     half_gone = damaged(content, len(content) // 2, size, "zeros")
@@ -692,7 +690,7 @@ def test_audio_after_a_gap_is_never_taken_for_what_was_before(fetcher, recording
         ([], None),
     ],
 )
-def test_a_gap_is_where_time_goes_on_without_samples(stamps, expected_s):
+def test_a_gap_is_where_time_stamps_and_samples_disagree(stamps, expected_s):
     lines = [f"frame:{i}    pts:1 pts_time:{stamp}\n-=-" for i, stamp in enumerate(stamps)]
     assert cutting.gap_s("\n".join(lines), 8000, start_s=10.0) == expected_s
 
@@ -709,14 +707,14 @@ def test_a_segment_may_start_some_samples_before_a_frame_ends(fetcher, recording
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_regular_file_is_not_opened(fetcher, tmp_path, make):
+def test_only_regular_files_are_opened(fetcher, tmp_path, make):
     make(tmp_path / "a.wav")
     row, _ = fetch_one(fetcher(str(tmp_path / "{recording_id}.wav")), segment("a"))
     assert row.status == "no_audio"
     assert row.reason == "a.wav is a folder, pipe or device, not a file"
 
 
-def test_a_stalled_cut_ends_when_it_is_asked_to(fetcher, site):
+def test_a_stalled_cut_ends_on_request(fetcher, site):
     fetch = fetcher(site.template, timeout_s=30.0)
     media, stop = (
         cutting.Media(site.template.replace("{recording_id}", "drip-a"), {}),
@@ -735,7 +733,7 @@ def test_a_cut_that_takes_too_long_is_given_up(site, tmp_path):
         cutting.cut(media, segment("drip-a"), tmp_path / "a.flac", 0.1, threading.Event())
 
 
-def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site, monkeypatch):
+def test_a_silent_site_does_not_keep_a_run_from_ending(fetcher, site, monkeypatch):
     monkeypatch.setattr(fetching, "STOP_S", 0.3)
     fetch = fetcher(site.template, timeout_s=30.0)
 
@@ -769,7 +767,7 @@ def test_a_site_that_says_nothing_does_not_keep_a_run_from_ending(fetcher, site,
         ),
     ],
 )
-def test_faults_of_this_machine_are_told_before_the_first_clip(
+def test_faults_of_this_machine_are_reported_before_the_first_request(
     fetcher, tmp_path, monkeypatch, fault, message
 ):
     break_tools(monkeypatch, tmp_path, fault)
@@ -799,7 +797,7 @@ def break_tools(monkeypatch, folder, fault):
         monkeypatch.setattr(requirements.files, "free_bytes", lambda _: 50_000_000)
 
 
-def test_other_sites_than_youtube_need_no_new_tools(fetcher, site, monkeypatch):
+def test_only_youtube_needs_recent_tools(fetcher, site, monkeypatch):
     monkeypatch.setattr(requirements.yt_dlp.version, "__version__", "2020.01.31")
     monkeypatch.setattr(requirements, "js_runtimes", lambda: iter([]))
     row, _ = fetch_one(fetcher(site.template), segment("ok-a"))

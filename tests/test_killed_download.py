@@ -1,4 +1,4 @@
-"""A download that is killed again and again ends as one that is not."""
+"""A download that is killed repeatedly ends like an uninterrupted one."""
 
 import io
 import tarfile
@@ -16,17 +16,17 @@ def ended(tmp_path_factory) -> Comparison:
     return compare(tmp_path_factory.mktemp("kills"), clips=32, kills=6)
 
 
-def test_the_shards_are_those_of_an_unbroken_run_and_nothing_is_published_before(ended):
+def test_shards_equal_those_of_an_uninterrupted_run_and_no_partial_set_is_published(ended):
     assert ended.kills == 6
     assert ended.partial == 0
-    assert ended.killed.keys() == ended.unbroken.keys()
-    assert {n for n in ended.killed if ended.killed[n] != ended.unbroken[n]} == set()
+    assert ended.killed.keys() == ended.uninterrupted.keys()
+    assert {n for n in ended.killed if ended.killed[n] != ended.uninterrupted[n]} == set()
 
 
-def test_what_is_here_is_not_asked_for_again(ended):
-    unbroken, killed = ended.requests
+def test_clips_in_the_store_are_not_requested_again(ended):
+    uninterrupted, killed = ended.requests
     under_way = CONNECTIONS * 2 * TRIES  # yt-dlp's and FFmpeg's requests
-    assert unbroken <= killed <= unbroken + ended.kills * under_way
+    assert uninterrupted <= killed <= uninterrupted + ended.kills * under_way
     assert ended.last_requests == 0
     assert ended.leftovers == []
 

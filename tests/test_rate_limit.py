@@ -1,4 +1,4 @@
-"""Rate, hours, pauses and back-off, on a clock that only the tests move."""
+"""Rate, hours, pauses and back-off, on a fake clock."""
 
 import random
 import threading
@@ -42,13 +42,13 @@ def breaker(clock):
 
 
 def refuse(breaker, times, retry_after_s=None):
-    """Requests that are refused one after the other; returns when each was made."""
+    """Make requests that are refused; return when each was made."""
     made = []
     for _ in range(times):
         breaker.wait()
-        number = breaker.enter()
+        ticket = breaker.enter()
         made.append(breaker.clock.now())
-        breaker.refused(number, "429", retry_after_s)
+        breaker.refused(ticket, "429", retry_after_s)
     return made
 
 
@@ -65,7 +65,7 @@ def test_the_bucket_spreads_requests_evenly_at_the_rate(clock):
     assert times[-1] / 999 == pytest.approx(10.0, rel=0.02)
 
 
-def test_nothing_is_saved_up_while_nobody_asks(clock):
+def test_idle_time_saves_up_no_tokens(clock):
     bucket = TokenBucket(360.0, clock, random.Random(0))
     bucket.take()
     clock.wait(36_000)
@@ -102,29 +102,29 @@ def test_threads_share_one_bucket():
     assert max(taken) - min(taken) >= 19 * 0.02 * 0.5
 
 
-def test_refusals_in_a_row_start_a_pause_that_doubles_up_to_its_limit_and_then_all_ends(breaker):
+def test_refusals_in_a_row_start_pauses_that_double_up_to_a_limit_and_then_end_the_run(breaker):
     # three refusals, then one trial after each of the pauses of 60, 120 and 200 s
     with pytest.raises(BlockedError, match="refuses this client after 3 pauses: 429"):
         refuse(breaker, 10)
     assert breaker.clock.now() == 60.0 + 120.0 + 200.0
 
 
-def test_there_is_one_request_in_a_pause(breaker):
+def test_there_is_one_request_between_pauses(breaker):
     made = refuse(breaker, 5)
     assert made == [0.0, 0.0, 0.0, 60.0, 180.0]
 
 
-def test_many_threads_make_one_request_in_a_pause(clock):
+def test_many_threads_make_one_request_between_pauses(clock):
     gate = Gate(PARAMS.model_copy(update={"clips_per_hour": 0.0}), clock, random.Random(0))
     made, lock = Counter(), threading.Lock()
 
     def work():
         try:
             while True:
-                number = gate.enter()
+                ticket = gate.enter()
                 with lock:
-                    made[number] += 1
-                gate.failed(number, BLOCKED)
+                    made[ticket] += 1
+                gate.failed(ticket, BLOCKED)
         except BlockedError:
             clock.stop.set()
         except StoppedError:
@@ -139,7 +139,7 @@ def test_many_threads_make_one_request_in_a_pause(clock):
     assert made == {1: 1, 2: 1, 3: 1}
 
 
-def test_an_answer_between_refusals_starts_the_count_anew(breaker):
+def test_an_answer_between_refusals_resets_the_count(breaker):
     for _ in range(5):
         refuse(breaker, 2)
         breaker.answered(breaker.enter())
@@ -171,7 +171,7 @@ def test_a_trial_that_gets_no_answer_is_followed_by_another(breaker):
     assert breaker.enter() is not None
 
 
-def test_answers_to_requests_made_before_a_pause_count_for_nothing(breaker):
+def test_answers_to_requests_made_before_a_pause_are_ignored(breaker):
     early = [breaker.enter() for _ in range(5)]
     refuse(breaker, 3)
     breaker.answered(early[0])
@@ -189,7 +189,7 @@ def test_a_clip_is_to_blame_for_a_refusal_only_while_others_are_served(breaker):
 
 
 @pytest.mark.parametrize(("asked_s", "waited_s"), [(30.0, 30.0), (1e9, 86_400.0)])
-def test_retry_after_is_obeyed_already_at_the_first_refusal(breaker, asked_s, waited_s):
+def test_retry_after_is_respected_from_the_first_refusal(breaker, asked_s, waited_s):
     made = refuse(breaker, 2, asked_s)
     assert made == [0.0, waited_s]
 
@@ -204,7 +204,7 @@ def test_retry_after_makes_a_pause_longer_but_not_shorter(breaker):
     ("first", "last", "opens_at"),
     [(0, 24, 12), (9, 17, 12), (22, 6, 22), (13.5, 14, 13.5), (5, 12, 29), (6, 6, 12)],
 )
-def test_requests_wait_for_their_hours(clock, first, last, opens_at):
+def test_requests_wait_for_the_configured_hours(clock, first, last, opens_at):
     Hours(float(first), float(last), clock).enter()
     assert 12 + clock.now() / 3600 == pytest.approx(opens_at)
 
@@ -224,7 +224,7 @@ def test_the_gate_takes_no_token_in_a_pause_and_keeps_the_rate_after_it(clock):
 
 @pytest.mark.parametrize(("kind", "reset"), [("gone", True), ("no_audio", True),
                                              ("transient", False)])  # fmt: skip
-def test_any_answer_but_none_ends_a_row_of_refusals(clock, kind, reset):
+def test_any_answer_resets_the_count_of_refusals(clock, kind, reset):
     gate = Gate(PARAMS, clock, random.Random(0))
     for _ in range(2):
         gate.failed(gate.enter(), BLOCKED)
@@ -233,7 +233,7 @@ def test_any_answer_but_none_ends_a_row_of_refusals(clock, kind, reset):
     assert (gate.breaker.enter() is not None) == reset
 
 
-def test_back_off_doubles_varies_by_a_half_and_obeys_the_site():
+def test_back_off_doubles_varies_by_half_and_respects_the_site():
     assert [back_off_s(n, 1.0, None, lambda: 0.5) for n in (1, 2, 3)] == [1.0, 2.0, 4.0]
     assert back_off_s(2, 1.0, None, lambda: 0.0) == 1.0
     assert back_off_s(2, 1.0, None, lambda: 1.0) == 3.0
@@ -241,7 +241,7 @@ def test_back_off_doubles_varies_by_a_half_and_obeys_the_site():
     assert back_off_s(5, 1.0, 3.0, lambda: 0.5) == 16.0
 
 
-def test_every_wait_ends_when_the_download_is_to_stop():
+def test_every_wait_ends_when_the_download_stops():
     stop = threading.Event()
     clock = Clock(stop)
     clock.wait(0.0)

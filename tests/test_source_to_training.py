@@ -1,4 +1,4 @@
-"""Every source from its published layout through all stages of the data to pre-training."""
+"""Every source, from its published layout through the data stages to pre-training."""
 
 import contextlib
 import io
@@ -73,7 +73,7 @@ def site(source, folder, **names):
 
 @contextlib.contextmanager
 def local(source):
-    """A source that is here."""
+    """A source of local files."""
     yield make(source)
 
 
@@ -83,13 +83,13 @@ def piece(path, start_s, end_s):
     return soundfile.read(path, start=round(start_s * rate), stop=round(end_s * rate))
 
 
-def whole(samples, rate=RATE):
+def scaled(samples, rate=RATE):
     """16-bit samples as numbers, and their rate."""
     return samples / 2**15, rate
 
 
-# Source -> where it is, and one of its clips with the waveform that was put there: to be called
-# when the data are there.
+# Source -> how to set it up, and one of its clips with a function that returns its waveform once
+# the data exist.
 CASES = {
     "sample": (
         sample,
@@ -110,20 +110,20 @@ CASES = {
             url="{recording_id}.wav",
         ),
         "-_bcdefghij_1000",
-        lambda: whole(tone(400, 4.0)[RATE : 3 * RATE]),
+        lambda: scaled(tone(400, 4.0)[RATE : 3 * RATE]),
     ),
     "folder": (
         lambda: local("folder"),
         "long_2000",
-        lambda: whole(tone(500, 5.0, channels=2)[2 * RATE : 4 * RATE]),
+        lambda: scaled(tone(500, 5.0, channels=2)[2 * RATE : 4 * RATE]),
     ),
-    "fsd50k": (lambda: local("fsd50k"), "16399_0", lambda: whole(tone(301, rate=44100), 44100)),
-    "tar": (lambda: local("tar"), "-ab_1_0", lambda: whole(tone(300))),
-    "parquet": (lambda: local("parquet"), "2-_abcdefgh_0", lambda: whole(tone(400))),
+    "fsd50k": (lambda: local("fsd50k"), "16399_0", lambda: scaled(tone(301, rate=44100), 44100)),
+    "tar": (lambda: local("tar"), "-ab_1_0", lambda: scaled(tone(300))),
+    "parquet": (lambda: local("parquet"), "2-_abcdefgh_0", lambda: scaled(tone(400))),
     "hdf5": (
         lambda: local("hdf5"),
         "-1nilez17Dg_0",
-        lambda: whole(tone(300, rate=32000), 32000),
+        lambda: scaled(tone(300, rate=32000), 32000),
     ),
     "hdf5-mp3": (
         lambda: local("hdf5"),
@@ -134,9 +134,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_source_is_pre_trained_on(name):
-    place, clip_id, waveform = CASES[name]
-    with place() as labels:
+def test_a_source_can_be_used_for_pre_training(name):
+    source, clip_id, waveform = CASES[name]
+    with source() as labels:
         run_stages("download", "resample", "logmel")
     frames = features_of(labels)
     rows = check_ledger(labels, frames)
@@ -157,8 +157,8 @@ def features_of(labels):
     """The frames of every clip, which are those expected, with their labels and in their order."""
     stored = [hdf5_shards.read(path) for path in sorted(Path("data/logmel").glob("*.h5"))]
     ids = [clip_id for shard in stored for clip_id in shard.clip_id]
-    found = [label for shard in stored for label in shard.labels]
-    assert list(zip(ids, found, strict=True)) == list(labels.items())
+    stored_labels = [label for shard in stored for label in shard.labels]
+    assert list(zip(ids, stored_labels, strict=True)) == list(labels.items())
     parts = [part for shard in stored for part in np.split(shard.frames, shard.start[1:-1])]
     return dict(zip(ids, parts, strict=True))
 

@@ -1,4 +1,4 @@
-"""What each source may hold besides good clips, and the work that is not done twice."""
+"""What each source may hold besides good clips; work that is not repeated."""
 
 import fcntl
 import gzip
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def _parameters(repository):
-    """The committed parameters, but no failure is too many."""
+    """The committed parameters, but with any share of failures allowed."""
     change_params({"download": {"clips_per_shard": 2, "max_failed": 1.0},
                    "compute": {"workers": 1, "connections": 1}}, ROOT / "params.yaml")  # fmt: skip
 
@@ -61,14 +61,14 @@ def failure_of(caplog):
 
 def stored_clips():
     """Member name -> content of all shards of data/clips."""
-    found = {}
+    clips = {}
     for path in sorted(Path("data/clips").glob("*.tar")):
         with tarfile.open(path) as tar:
-            found |= {member.name: tar.extractfile(member).read() for member in tar}
-    return found
+            clips |= {member.name: tar.extractfile(member).read() for member in tar}
+    return clips
 
 
-def test_clips_are_stored_as_they_are_in_a_container_and_named_by_their_format():
+def test_clips_of_a_container_are_stored_unchanged_and_named_by_their_format():
     make("tar")
     download()
     members = dict(itertools.chain.from_iterable(synthetic.TAR_MEMBERS.values()))
@@ -78,7 +78,7 @@ def test_clips_are_stored_as_they_are_in_a_container_and_named_by_their_format()
     }  # fmt: skip
 
 
-def test_waveforms_are_stored_to_the_bit():
+def test_waveforms_are_stored_bit_for_bit():
     make("hdf5")
     download()
     wave, rate = soundfile.read(io.BytesIO(stored_clips()["-1nilez17Dg_0.flac"]), dtype="int16")
@@ -86,11 +86,11 @@ def test_waveforms_are_stored_to_the_bit():
     np.testing.assert_array_equal(wave, synthetic.tone(300, rate=32000))
 
 
-# ---- the same work is not done again -----------------------------------------------------------
+# ---- work is not repeated ----------------------------------------------------------------------
 
 
 def count_reads(monkeypatch):
-    """Ids of the segments whose content is asked for from now on."""
+    """Ids of the segments whose content is read from now on."""
     asked = []
     original = Tar.contents
 
@@ -102,7 +102,7 @@ def count_reads(monkeypatch):
     return asked
 
 
-def test_a_repeated_download_reads_no_clip_until_a_file_is_written_anew(monkeypatch):
+def test_a_repeated_download_reads_no_clip_unless_a_file_has_changed(monkeypatch):
     make("tar")
     run_stages("download")
     first = stored_clips()
@@ -158,13 +158,13 @@ def test_without_hard_links_shards_are_copied(monkeypatch):
     assert asked == []
 
 
-def test_shards_of_the_last_download_alone_are_kept():
+def test_only_shards_of_the_last_download_are_kept():
     make("tar")
     for _ in range(2):
         run_stages("download")
         os.utime("data/tar/tr-1.tar", ns=(0, 0))
-    kept = [p.stat().st_ino for p in Path(".work/download").rglob("*.tar")]
-    assert sorted(kept) == sorted(p.stat().st_ino for p in Path("data/clips").glob("*.tar"))
+    stored = [p.stat().st_ino for p in Path(".work/download").rglob("*.tar")]
+    assert sorted(stored) == sorted(p.stat().st_ino for p in Path("data/clips").glob("*.tar"))
 
 
 def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog):
@@ -185,14 +185,14 @@ def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog)
 @pytest.mark.parametrize("source", ["url", "tar", "folder"])
 def test_a_list_restricts_a_source_to_clips_or_recordings(source):
     expected = list(make(source))
-    wanted = {"url": "b_4000\n-a_0", "tar": "four\nsub/two_0\n", "folder": "long\r\n\r\nz\r\n"}
-    Path("list.txt").write_text(wanted[source])
+    lists = {"url": "b_4000\n-a_0", "tar": "four\nsub/two_0\n", "folder": "long\r\n\r\nz\r\n"}
+    Path("list.txt").write_text(lists[source])
     use(source, clips="list.txt")
     rows = download()
-    kept = {"url": [0, 2], "tar": [1, 3], "folder": [2, 3, 4, 5]}[source]
-    assert list(rows) == [expected[i] for i in kept]
-    assert [row.row for row in rows.values()] == list(range(len(kept)))
-    assert ledger.counts(rows.values()) == {"ok": len(kept)}
+    selected = {"url": [0, 2], "tar": [1, 3], "folder": [2, 3, 4, 5]}[source]
+    assert list(rows) == [expected[i] for i in selected]
+    assert [row.row for row in rows.values()] == list(range(len(selected)))
+    assert ledger.counts(rows.values()) == {"ok": len(selected)}
 
 
 def test_the_ledger_of_a_run_reproduces_its_set_from_a_source_that_has_more():
@@ -208,12 +208,12 @@ def test_the_ledger_of_a_run_reproduces_its_set_from_a_source_that_has_more():
     assert stored_clips() == first
 
 
-def test_another_list_is_another_download():
+def test_each_list_gives_its_own_download():
     make("tar")
     use("tar", clips="list.txt")
-    for wanted in ("four", "three"):
-        Path("list.txt").write_text(wanted)
-        assert list(download()) == [f"{wanted}_0"]
+    for name in ("four", "three"):
+        Path("list.txt").write_text(name)
+        assert list(download()) == [f"{name}_0"]
 
 
 @pytest.mark.parametrize("source", ["url", "tar"])
@@ -221,8 +221,8 @@ def test_clips_that_the_source_lacks_are_named(source, caplog):
     first = next(iter(make(source)))
     use(source, clips="list.txt")
     Path("list.txt").write_text(f"{first}\nnobody_0\nnothing\n")
-    assert "list.txt lists 2 clips that the source does not have" in (said := failure_of(caplog))
-    assert "nobody_0" in said and "nothing" in said
+    assert "list.txt lists 2 clips that the source does not have" in (error := failure_of(caplog))
+    assert "nobody_0" in error and "nothing" in error
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "no list of clips list.txt"),
@@ -243,13 +243,13 @@ def test_long_recordings_are_cut_to_the_sample_and_keep_their_channels():
     rows = download()
     pieces = [soundfile.read(io.BytesIO(stored_clips()[f"long_{ms}.flac"]), dtype="int16")[0]
               for ms in (0, 2000, 4000)]  # fmt: skip
-    whole = synthetic.tone(500, 5.0, channels=2)
-    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    recording = synthetic.tone(500, 5.0, channels=2)
+    np.testing.assert_array_equal(np.concatenate(pieces), recording)
     assert [len(piece) for piece in pieces] == [2 * synthetic.RATE] * 2 + [synthetic.RATE]
     assert (rows["long_2000"].start_s, rows["long_2000"].end_s) == (2.0, 4.0)
 
 
-def test_formats_that_only_ffmpeg_knows_are_cut_too():
+def test_formats_that_only_ffmpeg_reads_are_cut_too():
     synthetic.write("data/folder", {"a.m4a": audio(440, "m4a", seconds=5.0)})
     use("folder", max_clip_s=2.0)
     rows = download()
@@ -269,11 +269,11 @@ def test_without_a_limit_recordings_stay_whole():
     [(3.0, [(0, 3.0)]), (10.0, [(0, 10.0)]), (10.05, [(0, 10.05)]), (0.0, [(0, 0.0)]),
      (10.2, [(0, 10), (10, 10.2)]), (25.0, [(0, 10), (10, 20), (20, 25.0)])],
 )  # fmt: skip
-def test_a_rest_too_short_for_a_clip_belongs_to_the_one_before(length_s, expected):
+def test_a_remainder_too_short_for_a_clip_joins_the_last_clip(length_s, expected):
     assert probing.spans(length_s, 10.0) == expected
 
 
-def test_what_is_wrong_with_a_file_is_in_the_ledger():
+def test_faults_of_files_are_in_the_ledger():
     truncated = audio(300, "flac", seconds=5.0)
     synthetic.write("data/folder", {
         "empty.wav": b"", "text.mp3": b"no audio at all" * 99, "good.wav": audio(300, "wav"),
@@ -292,7 +292,7 @@ def test_what_is_wrong_with_a_file_is_in_the_ledger():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_clip_of_a_long_recording_with_samples_that_are_no_numbers_is_corrupt(value):
+def test_a_clip_with_samples_that_are_not_finite_is_corrupt(value):
     wave = synthetic.tone(300, 5.0) / np.float32(32768)
     wave[70_000] = value  # at 3.2 s
     Path("data/folder").mkdir(parents=True)
@@ -303,7 +303,7 @@ def test_a_clip_of_a_long_recording_with_samples_that_are_no_numbers_is_corrupt(
     assert rows["a_2000"].reason == "it has samples that are not numbers"
 
 
-def test_a_long_wav_that_is_truncated_loses_what_is_missing():
+def test_a_truncated_long_wav_loses_its_missing_clips():
     synthetic.write("data/folder", {"a.wav": audio(300, "wav", seconds=5.0)})
     path = Path("data/folder/a.wav")
     path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
@@ -316,7 +316,7 @@ def test_a_long_wav_that_is_truncated_loses_what_is_missing():
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
-def test_an_mp3_lasts_as_long_as_it_did_before_it_was_encoded(rate, mode):
+def test_the_duration_of_an_mp3_is_that_of_what_was_encoded(rate, mode):
     file = io.BytesIO()
     wave = 0.1 * np.random.default_rng(0).standard_normal(round(4.321 * rate))
     soundfile.write(file, wave, rate, format="MP3", bitrate_mode=mode)
@@ -324,7 +324,7 @@ def test_an_mp3_lasts_as_long_as_it_did_before_it_was_encoded(rate, mode):
 
 
 def test_a_long_mp3_without_a_header_is_cut_like_any_other(tmp_path):
-    """Its second half takes more bits than its first, so that no place can be told by its bytes."""
+    """Its halves differ in bit rate, so a time cannot be computed from an offset in bytes."""
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * 48000)
     wave[: 4 * 48000] = 0
     wav = tmp_path / "a.wav"
@@ -366,7 +366,7 @@ def test_pipes_are_not_read():
     assert list(download()) == ["a_0"]
 
 
-def test_names_with_unusual_spaces_or_a_colon_are_taken():
+def test_names_with_unusual_spaces_or_a_colon_are_accepted():
     names = ["a:b", "back\\slash", " first", "ideographic\u3000space", "last ", "zwj\u200djoined"]
     synthetic.write("data/folder", {f"{name}.wav": audio() for name in names})
     use("folder")
@@ -374,11 +374,11 @@ def test_names_with_unusual_spaces_or_a_colon_are_taken():
     assert {row.recording_id: row.status for row in rows.values()} == dict.fromkeys(names, "ok")
 
 
-def test_two_files_of_one_id_are_refused_by_name(caplog):
+def test_two_files_with_one_id_are_refused_by_name(caplog):
     synthetic.write("data/folder", {"x/a.wav": audio(), "x/a.ogg": audio()})
     use("folder")
-    said = failure_of(caplog)
-    assert "data/folder/x/a.wav: id 'x/a' is in data/folder/x/a.ogg already" in said
+    error = failure_of(caplog)
+    assert "data/folder/x/a.wav: id 'x/a' is in data/folder/x/a.ogg already" in error
 
 
 @pytest.mark.parametrize(("files", "message"), [
@@ -411,12 +411,12 @@ def test_one_split_of_fsd50k_can_be_taken():
     assert list(download()) == ["16399_0"]
 
 
-def test_a_file_that_fsd50k_lists_but_lacks_is_gone():
+def test_a_listed_file_that_fsd50k_lacks_is_gone():
     make("fsd50k")
     Path("data/fsd50k/FSD50K.dev_audio/16399.wav").unlink()
     rows = download()
-    found = rows["16399_0"]
-    assert (found.status, found.reason) == ("gone", "there is no file 16399.wav")
+    lost = rows["16399_0"]
+    assert (lost.status, lost.reason) == ("gone", "there is no file 16399.wav")
     assert ledger.counts(rows.values()) == {"ok": 2, "gone": 1}
 
 
@@ -427,11 +427,11 @@ def test_a_file_that_fsd50k_lists_but_lacks_is_gone():
     ("16399", "../x", "line 3 is"),
     ("16399", "64760", r"dev\.csv, line 3: id '64760' is in .*dev\.csv, line 2 already"),
 ])  # fmt: skip
-def test_a_table_that_is_not_fsd50ks_is_an_error(before, after, message, caplog):
+def test_a_table_in_another_format_than_fsd50ks_is_an_error(before, after, message, caplog):
     synthetic.fsd50k("data/fsd50k", synthetic.FSD50K.replace(before, after))
     use("fsd50k")
-    said = failure_of(caplog)
-    assert re.search(message, said), said
+    error = failure_of(caplog)
+    assert re.search(message, error), error
 
 
 @pytest.mark.parametrize("name", ["FSD50K.dev_audio", "FSD50K.ground_truth"])
@@ -448,8 +448,10 @@ def test_fsd50k_that_is_not_unpacked_is_an_error(name, caplog):
 def test_members_that_lead_out_of_their_folder_are_refused(name, caplog):
     synthetic.tar("data/tar", {"bad.tar": [("good.flac", audio()), (name, audio())]})
     use("tar")
-    said = failure_of(caplog)
-    assert "data/tar/bad.tar" in said and "leads out of its folder" in said and repr(name) in said
+    error = failure_of(caplog)
+    assert (
+        "data/tar/bad.tar" in error and "leads out of its folder" in error and repr(name) in error
+    )
 
 
 def test_links_in_a_tar_are_refused(caplog):
@@ -462,7 +464,7 @@ def test_links_in_a_tar_are_refused(caplog):
     assert "'link.flac' is a link or device" in failure_of(caplog)
 
 
-def test_what_is_wrong_with_a_sample_is_in_the_ledger():
+def test_faults_of_samples_in_a_tar_are_in_the_ledger():
     synthetic.tar("data/tar", {"a.tar": [
         ("good.flac", audio()), ("text.flac", b"no audio" * 99), ("empty.wav", b""),
         ("alone.json", b"{}"), ("broken.flac", audio()), ("broken.json", b"{"),
@@ -491,12 +493,12 @@ def test_what_is_wrong_with_a_sample_is_in_the_ledger():
     {"a.tar": [("x.flac", audio()), ("x.wav", audio())]},
     {"a.tar": [("x.flac", audio())], "b.tar": [("x.flac", audio(500))]},
 ])  # fmt: skip
-def test_a_recording_that_is_there_twice_is_refused_by_name(tars, caplog):
+def test_a_repeated_recording_is_refused_by_name(tars, caplog):
     synthetic.tar("data/tar", tars)
     use("tar")
-    said = failure_of(caplog)
-    assert "'x.wav' and 'x.flac' have the same id" in said or (
-        "data/tar/b.tar: id 'x' is in data/tar/a.tar already" in said
+    error = failure_of(caplog)
+    assert "'x.wav' and 'x.flac' have the same id" in error or (
+        "data/tar/b.tar: id 'x' is in data/tar/a.tar already" in error
     )
 
 
@@ -515,8 +517,8 @@ def test_a_damaged_tar_is_an_error_that_names_it(how, caplog):
         "no tar": b"",
     }[how])  # fmt: skip
     use("tar")
-    said = failure_of(caplog)
-    assert "data/tar/a.tar" in said and "damaged" in said
+    error = failure_of(caplog)
+    assert "data/tar/a.tar" in error and "damaged" in error
 
 
 # ---- parquet -----------------------------------------------------------------------------------
@@ -530,10 +532,10 @@ def test_rows_without_bytes_or_with_other_content_are_in_the_ledger():
     rows[3]["labels"] = None
     synthetic.parquet("data/parquet", rows)
     use("parquet")
-    found = list(download().values())
-    assert [row.status for row in found] == ["ok", "gone", "corrupt", "ok", "ok"]
-    assert found[1].reason == "its row holds no bytes, only the path '/etc/passwd'"
-    assert found[3].labels == ""
+    rows = list(download().values())
+    assert [row.status for row in rows] == ["ok", "gone", "corrupt", "ok", "ok"]
+    assert rows[1].reason == "its row holds no bytes, only the path '/etc/passwd'"
+    assert rows[3].labels == ""
 
 
 @pytest.mark.parametrize("per_shard", [1, 2, 3, 100])
@@ -557,7 +559,7 @@ def test_a_row_group_is_read_in_batches(monkeypatch):
     assert list(stored_clips().values()) == expected
 
 
-def test_only_the_wanted_rows_of_a_parquet_file_are_stored():
+def test_only_the_selected_rows_of_a_parquet_file_are_stored():
     make("parquet")
     Path("list.txt").write_text("1-_abcdefgh\n4-_abcdefgh\n")
     use("parquet", clips="list.txt", label_column="human_labels")
@@ -568,15 +570,15 @@ def test_only_the_wanted_rows_of_a_parquet_file_are_stored():
     assert list(stored_clips().values()) == expected
 
 
-def test_a_damaged_row_group_loses_its_rows_alone():
+def test_a_damaged_row_group_loses_only_its_own_rows():
     make("parquet")
     path = Path("data/parquet/00.parquet")
     content = bytearray(path.read_bytes())
     at = content.index(synthetic.PARQUET_ROWS[2]["audio"]["bytes"][:200]) - 60
     content[at : at + 50] = b"\xff" * 50  # the header of the page with rows 2 and 3
     path.write_bytes(content)
-    found = download().values()
-    assert [row.status for row in found] == ["ok", "ok", "corrupt", "corrupt", "ok"]
+    rows = download().values()
+    assert [row.status for row in rows] == ["ok", "ok", "corrupt", "corrupt", "ok"]
 
 
 def parquet_faults():
@@ -597,7 +599,7 @@ def test_a_parquet_file_of_another_layout_is_an_error(rows, message, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"no parquet" * 99])
-def test_what_is_no_parquet_file_is_an_error(content, caplog):
+def test_a_file_that_is_not_parquet_is_an_error(content, caplog):
     pytest.importorskip("pyarrow")
     synthetic.write("data/parquet", {"a.parquet": content})
     use("parquet")
@@ -609,8 +611,8 @@ def test_without_pyarrow_the_message_says_how_to_install_it(monkeypatch, caplog)
     use("parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "needs pyarrow, which cannot be imported" in (said := failure_of(caplog))
-    assert "pip install pyarrow" in said
+    assert "needs pyarrow, which cannot be imported" in (error := failure_of(caplog))
+    assert "pip install pyarrow" in error
 
 
 # ---- HDF5 --------------------------------------------------------------------------------------
@@ -629,7 +631,7 @@ NAMES = np.array([b"a.wav", b"b.wav"], "S20")
 WAVES = np.stack([synthetic.tone(300), synthetic.tone(400)])
 
 
-def test_classes_are_told_by_their_ids():
+def test_classes_are_translated_to_their_ids():
     make("hdf5")
     table = "\n".join(f'{i},/m/{i},"x"' for i in range(527))
     Path("classes.csv").write_text(f"index,mid,display_name\n{table}\n")
@@ -646,7 +648,7 @@ def test_a_list_of_classes_in_another_layout_is_an_error(table, caplog):
     assert "classes.csv" in failure_of(caplog)
 
 
-def test_a_sample_rate_can_be_given_where_the_file_has_none(caplog):
+def test_the_sample_rate_is_a_parameter_if_the_file_has_none(caplog):
     write_hdf5(audio_name=NAMES, waveform=WAVES)
     assert "does not say its sample rate" in failure_of(caplog)
     use("hdf5", sample_rate=synthetic.RATE)
@@ -672,10 +674,10 @@ def test_an_hdf5_file_of_another_layout_is_an_error(datasets, message, caplog):
 
 
 @pytest.mark.parametrize("rate", ["32k", [32000, 32000], np.inf, -1])
-def test_a_sample_rate_that_is_no_number_is_an_error(rate, caplog):
+def test_a_sample_rate_that_is_not_a_number_is_an_error(rate, caplog):
     write_hdf5(attributes={"sample_rate": rate}, audio_name=NAMES, waveform=WAVES)
-    said = failure_of(caplog)
-    assert "data/hdf5/a.h5: the attribute `sample_rate` is" in said and "number of Hz" in said
+    error = failure_of(caplog)
+    assert "data/hdf5/a.h5: the attribute `sample_rate` is" in error and "number of Hz" in error
 
 
 def test_a_sample_rate_in_a_list_and_a_name_in_utf_8_are_read():
@@ -684,7 +686,7 @@ def test_a_sample_rate_in_a_list_and_a_name_in_utf_8_are_read():
     assert {row.recording_id: row.duration_s for row in download().values()} == {"é": 1.0, "b": 1.0}
 
 
-def test_what_is_no_hdf5_file_is_an_error(caplog):
+def test_a_file_that_is_not_hdf5_is_an_error(caplog):
     synthetic.write("data/hdf5", {"a.h5": b"no HDF5" * 99})
     use("hdf5")
     assert "data/hdf5/a.h5 is damaged, or not an HDF5 file" in failure_of(caplog)
@@ -734,7 +736,7 @@ def test_a_segment_list_and_a_container_restrict_alike():
     assert select(segments, "") == segments
 
 
-def test_a_comma_inside_a_label_does_not_make_two_of_it():
+def test_a_comma_inside_a_label_does_not_split_it():
     assert join_labels(["Speech", "Male speech, man speaking"]) == (
         "Speech,Male speech; man speaking"
     )

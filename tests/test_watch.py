@@ -1,4 +1,4 @@
-"""The page of a run that is going on, from files that may be half-written."""
+"""The page of a run in progress, from files that may be half-written."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ def folder():
 
 
 def cut(name, rows):
-    """Leave the header and so many rows."""
+    """Leave the header and the first rows."""
     path = folder() / name
     path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + rows]))
 
@@ -54,7 +54,7 @@ def words():
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def test_progress_is_told_from_the_curves():
+def test_progress_is_read_from_the_curves():
     for name, rows in (("history.csv", 70), ("epochs.csv", 10), ("throughput.csv", 10)):
         cut(name, rows)
     live = watch.read_live(folder())
@@ -76,7 +76,7 @@ def test_a_finished_run_has_no_time_left_and_its_page_no_longer_reloads(without_
     assert 'http-equiv="refresh" content="5"' in (folder() / "index.html").read_text()
 
 
-def test_the_page_of_a_killed_run_shows_for_how_long_nothing_has_come(without_figures):
+def test_the_page_of_a_killed_run_shows_how_old_its_news_is(without_figures):
     cut("epochs.csv", 10)
     hour_ago = time.time() - 3600
     os.utime(folder() / "history.csv", (hour_ago, hour_ago))
@@ -100,18 +100,18 @@ def test_a_missing_or_half_written_file_is_an_empty_curve(without_figures, name,
     assert "Step" in words()
 
 
-def test_every_cut_of_a_file_gives_only_whole_rows():
+def test_a_file_cut_anywhere_gives_only_complete_rows():
     path = folder() / "history.csv"
-    whole = path.read_bytes().replace(b"\r\n", b"\n")[:1500]
+    content = path.read_bytes().replace(b"\r\n", b"\n")[:1500]
     rows = watch.read_live(folder()).history
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        found = watch.read_live(folder()).history
-        assert len(found) == max(0, whole[:length].count(b"\n") - 1)
-        assert found.to_numpy().tolist() == rows.iloc[: len(found)].to_numpy().tolist()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        history = watch.read_live(folder()).history
+        assert len(history) == max(0, content[:length].count(b"\n") - 1)
+        assert history.to_numpy().tolist() == rows.iloc[: len(history)].to_numpy().tolist()
 
 
-def test_nothing_at_all_is_a_page_too():
+def test_a_page_without_any_curves_is_written():
     shutil.rmtree(folder())
     watch.watch(folder(), once=True)
     assert "Time left – as of" in words()
@@ -119,14 +119,14 @@ def test_nothing_at_all_is_a_page_too():
     assert sorted(path.name for path in folder().iterdir()) == ["index.html"]
 
 
-def test_watching_goes_on_to_the_end_of_a_run_that_was_seen_going_on(without_figures, monkeypatch):
+def test_watching_ends_with_a_run_that_was_seen_in_progress(without_figures, monkeypatch):
     finished = (folder() / "epochs.csv").read_text()
     sleeps = []
 
     def sleep(seconds):
         sleeps.append(seconds)
         if len(sleeps) == 3:
-            cut("epochs.csv", 3)  # a new run, after the finished one that lay there
+            cut("epochs.csv", 3)  # a new run, in place of the finished one
         if len(sleeps) == 5:
             (folder() / "epochs.csv").write_text(finished)
 
