@@ -32,7 +32,6 @@ SHARD = 4096  # rows
 CLIP_BYTES = 1_000_000  # 10 s of stereo at 48 kHz as FLAC, about
 PACK_CLIPS = 1000
 LOST = {"gone": 0.15, "login": 0.02, "geo": 0.02, "blocked": 0.005, "transient": 0.005}
-MIB = 1 << 20
 
 
 def write_list(path: Path, rows: int) -> None:

@@ -51,7 +51,7 @@ def make_recordings(folder: Path, kind: str, count: int) -> None:
 
 
 def serve(folder: Path, delay_s: float, look_up_s: float, pipe: Connection) -> None:
-    """Run the site; send its URL template, and at the end the requests and bytes it was asked for."""
+    """Run the site; send its URL template, and at the end the numbers of requests and bytes."""
     with media_server.serve(folder) as site:
         site.delay_s, site.look_up_s = delay_s, look_up_s
         pipe.send(site.template)
