@@ -81,8 +81,8 @@ def summary(status: Status, network: NetworkParams, free_bytes: int) -> Iterator
         rate = f"{network.clips_per_hour:g} per hour, {open_hours(network):g} hours a day"
         yield f"left at network.clips_per_hour ({rate}): {_days(status.left, per_day)}"
     yield (
-        f"disk: {_gb(status.stored_bytes)} of clips, about {_gb(status.forecast_bytes)} in the "
-        f"end; {_gb(free_bytes)} free"
+        f"disk: {gb(status.stored_bytes)} of clips, about {gb(status.forecast_bytes)} in the "
+        f"end; {gb(free_bytes)} free"
     )
 
 
@@ -97,25 +97,16 @@ def class_table(status: Status, markdown: bool) -> Iterator[str]:
 
 def label_table(status: Status, names: Mapping[str, str]) -> Iterator[str]:
     """Yield the labels that lost the largest shares of their clips so far, if any did."""
-
-    def lost(counts: Counter[str]) -> int:
-        return sum(count for name, count in counts.items() if name not in {OK, *LEFT})
-
-    def share(item: tuple[str, Counter[str]]) -> tuple[float, int]:
-        settled = lost(item[1]) + item[1][OK]
-        return (lost(item[1]) / settled if settled else 0.0, lost(item[1]))
-
-    ranked = sorted(((*share(item), *item) for item in status.labels.items()), key=_worst_first)
-    shown = [item for item in ranked[:SHOWN_LABELS] if item[1]]
-    if shown:
+    rows = []
+    for label, counts in status.labels.items():
+        lost = sum(count for name, count in counts.items() if name not in {OK, *LEFT})
+        if lost:
+            rows.append((lost / (lost + counts[OK]), lost, label, counts[OK]))
+    rows.sort(key=lambda row: (-row[0], -row[1], row[2]))
+    if rows:
         yield "labels that lost most (share and number of their clips tried)"
-    for ratio, count, label, counts in shown:
-        ok = counts[OK]
-        yield f"  {ratio:6.1%} {count:>9,} of {count + ok:>9,}  {names.get(label, label)}"
-
-
-def _worst_first(item: tuple[float, int, str, Counter[str]]) -> tuple[float, int, str]:
-    return (-item[0], -item[1], item[2])
+    for share, lost, label, ok in rows[:SHOWN_LABELS]:
+        yield f"  {share:6.1%} {lost:>9,} of {lost + ok:>9,}  {names.get(label, label)}"
 
 
 def _days(clips: int, per_day: float) -> str:
@@ -124,5 +115,6 @@ def _days(clips: int, per_day: float) -> str:
     return f"{clips / per_day:,.1f} days" if per_day else "unknown, none was tried"
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"
+def gb(size: int | float) -> str:
+    """Return a size in GB, a small one in MB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -1,7 +1,6 @@
 """Findings on parameters, tools, devices and DVC's cache."""
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 import psutil
 import torch
@@ -41,11 +40,13 @@ def fetching(config: Config, url: str) -> Iterator[Finding]:
     worst: Level = "problem" if is_youtube else "warning"
     yield checked("ffmpeg", "problem", lambda: " ".join(reversed(requirements.ffmpeg())))
     max_days = config.network.max_tool_age_days
-    yield checked("yt-dlp", worst, lambda: age_of_yt_dlp(max_days))
+    yield checked("yt-dlp", worst, lambda: f"{requirements.check_age(max_days)} days old")
     if is_youtube:
         yield checked("javascript", worst, requirements.check_js_runtime)
     if config.network.cookies:
-        yield checked("cookies", "problem", lambda: cookies(config.network.cookies))
+        yield checked(
+            "cookies", "problem", lambda: requirements.check_cookies(config.network.cookies)
+        )
 
 
 def checked(subject: str, level: Level, check: Callable[[], str]) -> Finding:
@@ -54,27 +55,6 @@ def checked(subject: str, level: Level, check: Callable[[], str]) -> Finding:
         return Finding("ok", subject, check())
     except EXPECTED_ERRORS as error:
         return Finding(level, subject, str(error))
-
-
-def age_of_yt_dlp(max_days: int) -> str:
-    """Return how old yt-dlp is.
-
-    Raises:
-        ToolError: too old.
-    """
-    requirements.check_age(max_days)
-    days = requirements.age_days(requirements.yt_dlp_version(), datetime.now(UTC).date())
-    return f"{days} days old"
-
-
-def cookies(path: str) -> str:
-    """Return the path of an account's cookies.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    requirements.check_cookies(path)
-    return path
 
 
 def gpu(device: str) -> Iterator[Finding]:

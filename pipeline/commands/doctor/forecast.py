@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.commands import download_status
 from pipeline.commands.doctor import calibration
 from pipeline.commands.doctor.cache import Sharing
 from pipeline.commands.doctor.finding import Finding
 from pipeline.commands.doctor.source_size import FLAC, SourceSize, address, source_size
+from pipeline.commands.download_status import gb, open_hours
 from pipeline.config import Config
 from pipeline.core import files, params
 from pipeline.core.settings import cores
@@ -124,7 +124,7 @@ def downloading(config: Config, size: SourceSize, from_files: str) -> str:
         return from_files
     if not network.clips_per_hour:
         return f"as fast as the site serves; on this machine {from_files}"
-    days = size.clips / network.clips_per_hour / download_status.open_hours(network)
+    days = size.clips / network.clips_per_hour / open_hours(network)
     rate = f"{network.clips_per_hour:g} clips an hour"
     return f"{days:,.1f} days at {rate} (what is left: python -m pipeline.commands.queue status)"
 
@@ -175,8 +175,3 @@ def duration(seconds: int | float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def gb(size: int | float) -> str:
-    """Return a size in GB, a small one in MB."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -77,11 +77,11 @@ def js_runtimes() -> Iterator[tuple[str, str, bool]]:
             yield name, info.version, info.supported
 
 
-def check_age(max_days: int) -> None:
-    """Stop if yt-dlp is older than `max_days`; 0 is no limit.
+def check_age(max_days: int) -> int:
+    """Return the age of yt-dlp in days.
 
     Raises:
-        ToolError: it is.
+        ToolError: it is older than `max_days`, unless that is 0.
     """
     version = yt_dlp_version()
     days = age_days(version, datetime.now(UTC).date())
@@ -90,6 +90,7 @@ def check_age(max_days: int) -> None:
             f"yt-dlp {version} is {days} days old, more than network.max_tool_age_days = "
             f"{max_days}: YouTube will not serve it for long. Run {UPDATE}."
         )
+    return days
 
 
 def check_js_runtime() -> str:
@@ -110,17 +111,18 @@ def check_js_runtime() -> str:
     )
 
 
-def check_cookies(path: str) -> None:
-    """Stop if the file of an account's cookies is missing; "" means none.
+def check_cookies(path: str) -> str:
+    """Return the path of an account's cookies; "" means none.
 
     Raises:
-        FileNotFoundError: it is.
+        FileNotFoundError: there is no such file.
     """
     if path and not Path(path).is_file():
         raise FileNotFoundError(
             f"There is no {path}; correct network.cookies in params.yaml, the cookies.txt of an "
             "account, or leave it empty."
         )
+    return path
 
 
 def check_fetching(url: str, folder: Path, network: NetworkParams) -> None:

@@ -14,8 +14,9 @@ import logging
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import TarParams
@@ -81,19 +82,12 @@ class Tar(MultiRecordingFiles[Location]):
 
     def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        opened: BinaryIO | None = None
-        try:
-            for segment in segments:
-                location = self._locations[segment.recording_id]
-                if opened is None or opened.name != location.path:
-                    if opened is not None:
-                        opened.close()
-                    opened = open(location.path, "rb")  # noqa: SIM115
-                opened.seek(location.offset)
-                yield location.fault or opened.read(location.size)
-        finally:
-            if opened is not None:
-                opened.close()
+        locations = [self._locations[segment.recording_id] for segment in segments]
+        for path, in_file in groupby(locations, key=lambda location: location.path):
+            with open(path, "rb") as file:
+                for location in in_file:
+                    file.seek(location.offset)
+                    yield location.fault or file.read(location.size)
 
 
 def read_samples(path: Path) -> dict[str, Sample]:
