@@ -24,8 +24,9 @@ from synthetic_sources import audio
 
 import pipeline.corpus.sources.parquet
 from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.params import TarParams
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.sources import probing
+from pipeline.corpus.sources import packing, probing
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.tar import Tar, join_labels
@@ -113,6 +114,25 @@ def test_a_repeated_download_reads_no_clip_unless_a_file_has_changed(monkeypatch
     run_stages("download")
     assert asked == ["-ab_1", "sub/two", "three", "four"]
     assert stored_clips() == first
+
+
+def test_other_code_copies_all_clips_again(monkeypatch):
+    make("tar")
+    run_stages("download")
+    code = packing.packing_code(Tar(TarParams(path="data/tar", label_key="labels", clips="")))
+    asked = count_reads(monkeypatch)
+    for identity, reads in ((code, []), ("other", ["-ab_1", "sub/two", "three", "four"])):
+        monkeypatch.setattr(packing, "packing_code", lambda source, identity=identity: identity)
+        run_stages("download")
+        assert asked == reads
+
+
+def test_a_changed_parameter_of_the_source_makes_new_shards():
+    write_hdf5(audio_name=NAMES, waveform=WAVES)
+    for rate in (16000, 22050):
+        use("hdf5", sample_rate=rate)
+        download()
+        assert soundfile.info(io.BytesIO(stored_clips()["a_0.flac"])).samplerate == rate
 
 
 def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypatch):

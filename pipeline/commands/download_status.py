@@ -53,10 +53,10 @@ def read_status(segments: Sequence[Segment], store: ClipStore) -> Status:
     for segment in segments:
         outcome = store.last(clip_key(segment))
         status = outcome.status if outcome else WAITING
-        if outcome and status == OK:
-            stored_bytes += outcome.bytes or 0
-        for hours in HOURS if outcome else ():
-            recent[hours] += bool(outcome and outcome.time_s > now_s - 3600 * hours)
+        if outcome:
+            stored_bytes += (outcome.bytes or 0) if status == OK else 0
+            for hours in HOURS:
+                recent[hours] += outcome.time_s > now_s - 3600 * hours
         statuses[status] += 1
         for label in segment.labels.split(","):
             labels.setdefault(label, Counter())[status] += 1
