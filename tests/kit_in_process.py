@@ -2,9 +2,9 @@
 
     kit = run_kit(monkeypatch, folder, "default", points=2, precision=64)
     kit.raw         test.predicted-scores.json
-    kit.fits        one per training: initial weights, dropout masks, scores of all validations
+    kit.trials      one per training: initial weights, dropout masks, scores of all validations
     kit.logits      of each test split
-    Replay(kit)     these draws for `pipeline.batched`
+    Replay(kit)     these draws for `pipeline.hear.score`
 
 Its code is left as it is: the random parts it is built of (its classifier's constructor, torch's
 dropout) and two of Lightning's classes are replaced by subclasses that write down what happens.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.hear.score.random_streams import Draws
+from pipeline.hear.score.random_streams import RandomStreams
 
 
 @dataclass
@@ -36,7 +36,7 @@ class KitFit:
 @dataclass
 class Kit:
     raw: dict
-    fits: list[KitFit]
+    trials: list[KitFit]
     logits: dict[str, torch.Tensor]
 
 
@@ -59,20 +59,20 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
     """Score a folder with hear-eval-kit; its working directory should be a scratch folder."""
     from heareval.predictions import task_predictions as kit
 
-    fits: list[KitFit] = []
+    trials: list[KitFit] = []
 
     class Classifier(kit.FullyConnectedPrediction):
         def __init__(self, *args, **kwargs):
-            fits.append(KitFit({}))
+            trials.append(KitFit({}))
             super().__init__(*args, **kwargs)
             linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
             for i, layer in enumerate(linear):
-                fits[-1].weights[f"weight{i}"] = layer.weight.detach().clone()
-                fits[-1].weights[f"bias{i}"] = layer.bias.detach().clone()
+                trials[-1].weights[f"weight{i}"] = layer.weight.detach().clone()
+                trials[-1].weights[f"bias{i}"] = layer.bias.detach().clone()
 
     class Stopping(kit.EarlyStopping):
         def _evaluate_stopping_criteria(self, current):
-            fits[-1].history.append(current.item())
+            trials[-1].history.append(current.item())
             return super()._evaluate_stopping_criteria(current)
 
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -81,7 +81,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         patch.setattr(kit, "FullyConnectedPrediction", Classifier)
         patch.setattr(kit, "EarlyStopping", Stopping)
         patch.setattr(kit.pl, "Trainer", trainer)
-        patch.setattr(nn, "Dropout", lambda p: RecordedDropout(p, fits[-1].masks))
+        patch.setattr(nn, "Dropout", lambda p: RecordedDropout(p, trials[-1].masks))
         patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         patch.setenv("PL_GLOBAL_SEED", "")  # it sets another
         dimensions = next(folder.glob("*.embedding-dimensions.json"))
@@ -104,24 +104,24 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         path.name.split(".")[0]: pickle.loads(path.read_bytes())["prediction_logit"]
         for path in folder.glob("*.predictions.pkl")
     }
-    return Kit(raw, fits, logits)
+    return Kit(raw, trials, logits)
 
 
-class Replay(Draws):
+class Replay(RandomStreams):
     """What hear-eval-kit drew, for the classifiers that are numbered as its trainings."""
 
     def __init__(self, kit: Kit) -> None:
-        self.fits = kit.fits
-        self.used = [0] * len(kit.fits)
+        self.trials = kit.trials
+        self.used = [0] * len(kit.trials)
 
-    def weights(self, number, conf, dim, classes):
-        return {name: tensor.clone() for name, tensor in self.fits[number].weights.items()}
+    def weights(self, number, hparams, dim, classes):
+        return {name: tensor.clone() for name, tensor in self.trials[number].weights.items()}
 
-    def kept(self, numbers, shape, dropout, counts):
+    def dropout_mask(self, numbers, shape, dropout, counts):
         found = torch.ones(shape, dtype=torch.bool)
         for place, (number, count) in enumerate(zip(numbers, counts, strict=True)):
             if count:
-                masks = self.fits[number].masks
+                masks = self.trials[number].masks
                 assert self.used[number] < len(masks), "more steps than hear-eval-kit took"
                 mask = masks[self.used[number]]
                 assert mask.shape == (count, shape[1])

@@ -34,7 +34,7 @@ from pipeline.core.params import check
 from pipeline.core.stage import Stage, run
 from pipeline.hear import api, probe
 from pipeline.hear.embed.embed import HearModule
-from pipeline.hear.probe import Split
+from pipeline.hear.probe import EmbeddedSplit
 from pipeline.hear.tasks.audio import read_clip
 from pipeline.hear.tasks.task import read_task
 from pipeline.report import probe_table
@@ -54,7 +54,9 @@ def splits():
     def draw(clips, shift, scale):
         y = np.arange(clips) % 3
         x = centers[y] + scale * rng.normal(size=(clips, 20)) + shift
-        return Split((x * np.geomspace(1, 100, 20)).astype(np.float32), np.eye(3, dtype=bool)[y])
+        return EmbeddedSplit(
+            (x * np.geomspace(1, 100, 20)).astype(np.float32), np.eye(3, dtype=bool)[y]
+        )
 
     return draw(60, 0.0, 1.5), draw(40, 1.0, 2.5)
 
@@ -69,7 +71,7 @@ def multilabel_splits(splits):
         extra = np.zeros((len(y), 2), bool)
         extra[row, 0] = not absent
         extra[:, 1] = True
-        return Split(split.x, np.concatenate([y, extra], axis=1))
+        return EmbeddedSplit(split.x, np.concatenate([y, extra], axis=1))
 
     train, valid = splits
     return with_more(train, slice(3), False), with_more(valid, slice(3), True)
@@ -120,14 +122,16 @@ def test_average_precision_by_hand():
 
 def test_the_nearest_clips_decide_by_angle_after_standardization():
     x = np.array([[2.0, 0.1], [0.1, 1.0], [-2.0, -0.1], [-0.1, -1.0]], np.float32)
-    train = Split(x, np.eye(4, dtype=bool))
-    far = Split(np.array([[50.0, 1.0], [0.0, -0.01]], np.float32), np.eye(4, dtype=bool)[[0, 3]])
+    train = EmbeddedSplit(x, np.eye(4, dtype=bool))
+    far = EmbeddedSplit(
+        np.array([[50.0, 1.0], [0.0, -0.01]], np.float32), np.eye(4, dtype=bool)[[0, 3]]
+    )
     assert probe.score(train, far, multilabel=False, neighbors=1, inverse_l2=1.0)["knn"] == 1.0
 
 
 def test_more_neighbors_than_clips_are_all_clips(splits):
     train, valid = splits
-    few = Split(train.x[:7], train.y[:7])
+    few = EmbeddedSplit(train.x[:7], train.y[:7])
     scores = [
         probe.score(few, valid, multilabel=False, neighbors=n, inverse_l2=1.0) for n in (7, 1000)
     ]

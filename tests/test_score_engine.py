@@ -1,4 +1,4 @@
-"""The batched engine: its metrics, its draws, what it refuses, and what its parts must not do."""
+"""The batched engine: its metrics, its streams, what it refuses, and what its parts must not do."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from sklearn.metrics import average_precision_score
 from pipeline.hear.score.batches import Batch, batches
 from pipeline.hear.score.data import check_batches, read_data
 from pipeline.hear.score.engine import evaluate
-from pipeline.hear.score.ensemble import Stack, StackAdam, initial_state
+from pipeline.hear.score.ensemble import EnsembleAdam, MLPEnsemble, initial_state
 from pipeline.hear.score.metrics import Metrics, accuracy, mean_average_precision
 from pipeline.hear.score.params import ScoreParams
-from pipeline.hear.score.protocol import settings, splits
-from pipeline.hear.score.random_streams import Draws
+from pipeline.hear.score.protocol import folds, hyperparameter_grid
+from pipeline.hear.score.random_streams import RandomStreams
 
 CPU = torch.device("cpu")
 PARAMS = ScoreParams(engine="batched", grid="default", grid_points=3, seeds=1)
@@ -104,34 +104,34 @@ def test_event_scores_are_sed_evals(name, kind, seed):
     assert [type(value) for _, value in scores] == [type(value) for _, value in expected]
 
 
-def conf(**changes):
+def hparams(**changes):
     usual = {"hidden_layers": 1, "hidden_dim": 64, "dropout": 0.1, "lr": 0.001}
     return usual | {"initialization": "xavier_uniform_"} | changes
 
 
 def test_initial_weights_are_torchs_distributions():
-    weights = Draws(0, CPU).weights(0, conf(hidden_dim=400), dim=100, classes=50)
+    weights = RandomStreams(0, CPU).weights(0, hparams(hidden_dim=400), dim=100, classes=50)
     bound = math.sqrt(6 / (100 + 400))  # Xavier, gain 1
     assert weights["weight0"].abs().max() == pytest.approx(bound, rel=0.01)
     bound = math.sqrt(2) * math.sqrt(6 / (400 + 50))  # gain of ReLU
     assert weights["weight1"].abs().max() == pytest.approx(bound, rel=0.01)
     assert weights["bias0"].abs().max() == pytest.approx(1 / math.sqrt(100), rel=0.05)
-    normal = Draws(0, CPU).weights(
-        0, conf(hidden_dim=400, initialization="xavier_normal_"), 100, 50
+    normal = RandomStreams(0, CPU).weights(
+        0, hparams(hidden_dim=400, initialization="xavier_normal_"), 100, 50
     )
     assert normal["weight0"].std() == pytest.approx(math.sqrt(2 / (100 + 400)), rel=0.02)
 
 
 def test_initial_weights_depend_on_seed_and_number_alone():
-    first, again = (Draws(1, CPU).weights(3, conf(), 8, 2)["weight0"] for _ in range(2))
+    first, again = (RandomStreams(1, CPU).weights(3, hparams(), 8, 2)["weight0"] for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, Draws(1, CPU).weights(4, conf(), 8, 2)["weight0"])
-    assert not torch.equal(first, Draws(2, CPU).weights(3, conf(), 8, 2)["weight0"])
+    assert not torch.equal(first, RandomStreams(1, CPU).weights(4, hparams(), 8, 2)["weight0"])
+    assert not torch.equal(first, RandomStreams(2, CPU).weights(3, hparams(), 8, 2)["weight0"])
 
 
 def test_dropout_drops_each_classifiers_share():
     share = torch.tensor([0.0, 0.1, 0.5, 1.0])[:, None, None]
-    kept = Draws(0, CPU).kept(range(4), (4, 301, 999), share, (999,) * 4).double()
+    kept = RandomStreams(0, CPU).dropout_mask(range(4), (4, 301, 999), share, (999,) * 4).double()
     found = 1 - kept.mean(dim=(1, 2))
     assert found[0] == 0
     assert found[1:3].tolist() == pytest.approx([0.1, 0.5], abs=0.003)
@@ -140,10 +140,10 @@ def test_dropout_drops_each_classifiers_share():
     assert columns.std() == pytest.approx(math.sqrt(0.09 / 301), rel=0.1)
 
 
-def stack_of(numbers, draws, dtype=torch.float64, **changes):
-    confs = [conf(lr=0.01 * (1 + number), hidden_layers=2, **changes) for number in numbers]
-    states = [initial_state(draws, n, c, 8, 3, dtype) for n, c in zip(numbers, confs, strict=True)]
-    return Stack.of(numbers, confs, states, CPU)
+def ensemble_of(numbers, streams, dtype=torch.float64, **changes):
+    grid = [hparams(lr=0.01 * (1 + number), hidden_layers=2, **changes) for number in numbers]
+    states = [initial_state(streams, n, c, 8, 3, dtype) for n, c in zip(numbers, grid, strict=True)]
+    return MLPEnsemble.from_states(numbers, grid, states, CPU)
 
 
 def batch_of(rows, classifiers):
@@ -152,44 +152,44 @@ def batch_of(rows, classifiers):
     return Batch(x, target, (rows,) * classifiers)
 
 
-def test_classifiers_of_a_stack_do_not_touch_each_other():
-    draws = Draws(0, CPU)
-    together = StackAdam(stack_of([0, 1, 2], draws, dropout=0.0))
-    alone = StackAdam(stack_of([1], draws, dropout=0.0))
+def test_classifiers_of_an_ensemble_do_not_touch_each_other():
+    streams = RandomStreams(0, CPU)
+    together = EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0))
+    alone = EnsembleAdam(ensemble_of([1], streams, dropout=0.0))
     for _ in range(5):
-        together.step(batch_of(20, 3), True, draws)
-        alone.step(batch_of(20, 1), True, draws)
-    for name, tensor in alone.stack.tensors.items():
-        torch.testing.assert_close(together.stack.tensors[name][1], tensor[0], atol=1e-8, rtol=0)
+        together.step(batch_of(20, 3), True, streams)
+        alone.step(batch_of(20, 1), True, streams)
+    for name, tensor in alone.ensemble.tensors.items():
+        torch.testing.assert_close(together.ensemble.tensors[name][1], tensor[0], atol=1e-8, rtol=0)
 
 
 def test_those_that_go_on_keep_their_optimizer():
-    draws = Draws(0, CPU)
-    left, alone = (StackAdam(stack_of([0, 1, 2], draws, dropout=0.0)) for _ in range(2))
+    streams = RandomStreams(0, CPU)
+    left, alone = (EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0)) for _ in range(2))
     for step in range(6):
-        alone.step(batch_of(20, 3), True, draws)
-        left.step(batch_of(20, 3 if step < 3 else 2), True, draws)
+        alone.step(batch_of(20, 3), True, streams)
+        left.step(batch_of(20, 3 if step < 3 else 2), True, streams)
         if step == 2:
-            left = left.of_some([0, 2])
-    assert left.stack.numbers == [0, 2]
-    for name, tensor in left.stack.tensors.items():
-        torch.testing.assert_close(tensor, alone.stack.tensors[name][[0, 2]], atol=1e-8, rtol=0)
+            left = left.subset([0, 2])
+    assert left.ensemble.numbers == [0, 2]
+    for name, tensor in left.ensemble.tensors.items():
+        torch.testing.assert_close(tensor, alone.ensemble.tensors[name][[0, 2]], atol=1e-8, rtol=0)
 
 
 def test_padding_and_absence_change_nothing():
     rows = [np.arange(20), np.arange(13), np.arange(8)]
     shared = batch_of(20, 1)
-    draws = Draws(0, CPU)
-    ragged = StackAdam(stack_of([0, 1, 2], draws, dropout=0.0))
+    streams = RandomStreams(0, CPU)
+    ragged = EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0))
     for each in batches(rows, 8, CPU):
-        ragged.step(each.of(shared.x, shared.target, torch.float64), True, draws)
+        ragged.step(each.batch(shared.x, shared.target, torch.float64), True, streams)
     for number, own in enumerate(rows):
-        alone = StackAdam(stack_of([number], draws, dropout=0.0))
+        alone = EnsembleAdam(ensemble_of([number], streams, dropout=0.0))
         for each in batches([own], 8, CPU):
-            alone.step(each.of(shared.x, shared.target, torch.float64), True, draws)
-        for name, tensor in alone.stack.tensors.items():
+            alone.step(each.batch(shared.x, shared.target, torch.float64), True, streams)
+        for name, tensor in alone.ensemble.tensors.items():
             torch.testing.assert_close(
-                ragged.stack.tensors[name][number], tensor[0], atol=1e-8, rtol=0
+                ragged.ensemble.tensors[name][number], tensor[0], atol=1e-8, rtol=0
             )
 
 
@@ -199,7 +199,7 @@ def test_a_batch_has_the_rows_of_its_folds_in_whatever_order_they_are_stored(fol
     x, target = torch.arange(50.0)[:, None], torch.arange(50)
     rows = np.concatenate([np.arange(10 * fold, 10 * fold + 10) for fold in folds])
     for size in (7, 20, 64):
-        found = [b.of(x, target, torch.float32) for b in batches([rows] * 2, size, x.device)]
+        found = [b.batch(x, target, torch.float32) for b in batches([rows] * 2, size, x.device)]
         assert torch.cat([batch.target for batch in found]).tolist() == rows.tolist()
         assert torch.cat([batch.x for batch in found])[:, 0].tolist() == rows.tolist()
 
@@ -208,8 +208,10 @@ def test_a_batch_has_the_rows_of_its_folds_in_whatever_order_they_are_stored(fol
 @pytest.mark.parametrize("rows", [USUAL, FOLDS])
 def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, rows, at_once):
     data = read_data(write_embedded_task(tmp_path / "toy", rows, **METADATA))
-    results = [evaluate(data, PARAMS, CPU, Draws(s, CPU), at_once=at_once) for s in (42, 42, 43)]
-    first, again, other = ([fit.history for fit in result.fits] for result in results)
+    results = [
+        evaluate(data, PARAMS, CPU, RandomStreams(s, CPU), at_once=at_once) for s in (42, 42, 43)
+    ]
+    first, again, other = ([trial.history for trial in result.trials] for result in results)
     assert first == again
     assert results[0].raw == results[1].raw
     assert first != other
@@ -218,7 +220,7 @@ def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, row
 def test_an_encoder_that_knows_the_labels_is_seen(tmp_path):
     own = {"evaluation_params": {"task_specific_param_grid": {**OWN, "max_epochs": [60]}}}
     data = read_data(write_embedded_task(tmp_path / "toy", USUAL, noise=0.05, **own))
-    assert evaluate(data, PARAMS, CPU, Draws(0, CPU)).raw["test"]["test_score"] > 0.9
+    assert evaluate(data, PARAMS, CPU, RandomStreams(0, CPU)).raw["test"]["test_score"] > 0.9
 
 
 def change(path, value):
@@ -282,12 +284,12 @@ def test_faulty_timestamps_are_refused(tmp_path, stamps, message):
 )
 def test_a_last_batch_of_one_row_is_refused(tmp_path, rows, files):
     data = read_data(write_embedded_task(tmp_path / "toy", rows, **METADATA))
-    confs = settings("default", 3, data.task.metadata)
+    grid = hyperparameter_grid("default", 3, data.task.metadata)
     with pytest.raises(ValueError, match=rf"toy: {files}.* one more than a multiple of batch_size"):
-        check_batches(data, confs, splits(data.task.metadata))
-    for each in confs:
+        check_batches(data, grid, folds(data.task.metadata))
+    for each in grid:
         each["hidden_layers"] = 0  # no batch norm
-    check_batches(data, confs, splits(data.task.metadata))
+    check_batches(data, grid, folds(data.task.metadata))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_an_impossible_grid_of_a_task_is_refused(tmp_path, own, message):
     metadata = {"evaluation_params": {"task_specific_param_grid": {**OWN, **own}}}
     data = read_data(write_embedded_task(tmp_path / "toy", USUAL, **metadata))
     with pytest.raises(ValueError, match=message):
-        evaluate(data, PARAMS, CPU, Draws(0, CPU))
+        evaluate(data, PARAMS, CPU, RandomStreams(0, CPU))
 
 
 def test_several_postprocessings_that_are_not_compared_are_refused(tmp_path):
@@ -309,4 +311,4 @@ def test_several_postprocessings_that_are_not_compared_are_refused(tmp_path):
     metadata = {"use_scoring_for_early_stopping": False, **METADATA}
     data = read_data(write_embedded_task(tmp_path / "toy", rows, kind="event", **metadata))
     with pytest.raises(ValueError, match=r"event_postprocessing_grid makes 2\. Leave one"):
-        evaluate(data, PARAMS, CPU, Draws(0, CPU))
+        evaluate(data, PARAMS, CPU, RandomStreams(0, CPU))

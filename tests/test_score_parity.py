@@ -20,9 +20,9 @@ from kit_in_process import Replay, run_kit, write_embedded_task
 from pipeline.hear.score import data, engine, ensemble, fitting, heareval_seed, protocol
 from pipeline.hear.score.data import read_data
 from pipeline.hear.score.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
-from pipeline.hear.score.fitting import Fit
+from pipeline.hear.score.fitting import Trial
 from pipeline.hear.score.params import ScoreParams
-from pipeline.hear.score.protocol import Split, best, postprocessings, settings, splits
+from pipeline.hear.score.protocol import Fold, best, hyperparameter_grid, postprocessings
 from pipeline.hear.tasks.task import EvaluationParams, Metadata, read_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and of metrics of absent classes
@@ -100,8 +100,8 @@ def compare(kit_of, name, at_once=0):
         assert str(value) in str(expected["hparams"][key])
     assert [list(pair) for pair in raw["postprocessing"]] == expected["postprocessing"]
     assert raw["score_mode"] == expected["score_mode"]
-    assert len(found.fits) == len(kit.fits)
-    for ours, theirs in zip(found.fits, kit.fits, strict=True):
+    assert len(found.trials) == len(kit.trials)
+    for ours, theirs in zip(found.trials, kit.trials, strict=True):
         assert len(ours.history) == len(theirs.history)
         np.testing.assert_allclose(ours.history, theirs.history, rtol=0, atol=tolerance)
     for split, logits in kit.logits.items():
@@ -129,12 +129,12 @@ def test_scores_equal_hear_eval_kits(kit_of, name, at_once):
 
 
 def test_the_tasks_reach_what_can_go_wrong(kit_of):
-    fits = {name: kit_of(name)[2].fits for name in EXACT}
+    trials = {name: kit_of(name)[2].trials for name in EXACT}
     validations = 18 // 3
-    assert any(len(fit.history) < validations for fit in fits["multiclass"])  # patience
-    assert any(len(fit.history) == validations for fit in fits["multiclass"])  # max_epochs
-    assert len({fit.masks[0].shape for fit in fits["k-fold"]}) == 1
-    assert len({len(fit.masks) / len(fit.history) for fit in fits["k-fold"]}) > 1
+    assert any(len(trial.history) < validations for trial in trials["multiclass"])  # patience
+    assert any(len(trial.history) == validations for trial in trials["multiclass"])  # max_epochs
+    assert len({trial.masks[0].shape for trial in trials["k-fold"]}) == 1
+    assert len({len(trial.masks) / len(trial.history) for trial in trials["k-fold"]}) > 1
 
 
 def shuffle_rows(patch):
@@ -154,18 +154,18 @@ def set_own(key, value, patch):
     """Change a setting that the tasks of this file set themselves."""
 
     def changed(grid, points, metadata):
-        return [{**conf, key: value} for conf in settings(grid, points, metadata)]
+        return [{**hparams, key: value} for hparams in hyperparameter_grid(grid, points, metadata)]
 
-    patch.setattr(engine, "settings", changed)
+    patch.setattr(engine, "hyperparameter_grid", changed)
 
 
 def turn_folds(patch):
     def turned(metadata):
         folds = sorted(metadata.splits)
         pairs = zip(folds, [folds[-1], *folds[:-1]], strict=True)
-        return [Split(tuple(f for f in folds if f not in p), valid=p[1], test=p[0]) for p in pairs]
+        return [Fold(tuple(f for f in folds if f not in p), valid=p[1], test=p[0]) for p in pairs]
 
-    patch.setattr(engine, "splits", turned)
+    patch.setattr(engine, "folds", turned)
 
 
 def later_of_equals(patch):
@@ -224,8 +224,8 @@ def test_the_settings_and_their_order_are_hear_eval_kits(grid, task):
     expected = list(kit.ParameterGrid(choices))
     random.Random(42).shuffle(expected)
     metadata = Metadata.model_construct(task_name=task, evaluation_params=no_params())
-    found = settings(grid, 100, metadata)
-    assert found == [{k: as_text(v) for k, v in conf.items()} for conf in expected]
+    found = hyperparameter_grid(grid, 100, metadata)
+    assert found == [{k: as_text(v) for k, v in hparams.items()} for hparams in expected]
 
 
 def no_params():
@@ -245,7 +245,7 @@ def test_the_folds_rotate_as_in_hear_eval_kit(folds):
     metadata = Metadata.model_construct(split_mode="new_split_kfold", splits=names)
     found = [
         {"train": list(split.train), "valid": [split.valid], "test": [split.test]}
-        for split in splits(metadata)
+        for split in protocol.folds(metadata)
     ]
     assert found == kit_module().data_splits_from_folds(names)
 
@@ -298,10 +298,10 @@ def test_of_equally_good_postprocessings_the_one_with_larger_numbers_is_taken():
 
 
 def test_a_score_that_is_no_number_ends_the_training():
-    fit = Fit(0, {"patience": 20}, Split(("train",), "valid", "test"))
-    assert fit.improves(math.nan, maximize=True)  # the first one is kept whatever it is
-    assert fit.ended
-    assert fit.value == -math.inf
+    trial = Trial(0, {"patience": 20}, Fold(("train",), "valid", "test"))
+    assert trial.improves(math.nan, maximize=True)  # the first one is kept whatever it is
+    assert trial.ended
+    assert trial.value == -math.inf
 
 
 def test_another_seed_changes_the_draws_but_not_the_settings(monkeypatch):

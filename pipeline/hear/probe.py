@@ -35,7 +35,7 @@ MAX_ITERATIONS = 1000  # of the solver, which needs some 50
 
 
 @dataclass(frozen=True)
-class Split:
+class EmbeddedSplit:
     """Embeddings of clips, and which labels each of them has."""
 
     x: Float[np.ndarray, "N D"]
@@ -64,7 +64,7 @@ def training_and_validation(task: Task) -> tuple[list[str], str]:
 
 def embed_splits(
     task: Task, module: HearModule, scratch: Path, workers: int = 1
-) -> tuple[Split, Split]:
+) -> tuple[EmbeddedSplit, EmbeddedSplit]:
     """Return the training and the validation split of a task, embedded.
 
     Args:
@@ -83,7 +83,7 @@ def embed_splits(
     return _read(scratch, train, vocabulary), _read(scratch, [valid], vocabulary)
 
 
-def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> Split:
+def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> EmbeddedSplit:
     """Return splits as `pipeline.hear.embed.embed` has written them, one after the other."""
     parts, rows = [], []
     for split in splits:
@@ -92,11 +92,11 @@ def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> Spl
         rows += pickle.loads((folder / f"{split}.target-labels.pkl").read_bytes())
     found = [{str(label) for label in row} for row in rows]
     y = np.array([[label in row for label in vocabulary] for row in found])
-    return Split(np.concatenate(parts), y)
+    return EmbeddedSplit(np.concatenate(parts), y)
 
 
 def score(
-    train: Split, valid: Split, multilabel: bool, neighbors: int, inverse_l2: float
+    train: EmbeddedSplit, valid: EmbeddedSplit, multilabel: bool, neighbors: int, inverse_l2: float
 ) -> dict[str, float]:
     """Return the scores of both classifiers, from 0 to 1.
 

@@ -16,19 +16,19 @@ class Batch:
     x: Float[Tensor, "B D"] | Float[Tensor, "G B D"]
     target: Tensor  # [B ...] or [G B ...]
     counts: tuple[int, ...]  # rows of each classifier; 0: it takes no step
-    weight: Float[Tensor, "G 1 B"] | None = None  # 1 / count, of padding 0; None: no padding
+    weight: Float[Tensor, "G 1 B"] | None = None  # 1 / count, 0 for padding; None: no padding
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows a batch has."""
+    """The rows of a batch."""
 
     index: slice | Int[Tensor, " B"] | Int[Tensor, "G B"]
     counts: tuple[int, ...]
     weight: Float[Tensor, "G 1 B"] | None
 
-    def of(self, x: Float[Tensor, "N D"], target: Tensor, dtype: torch.dtype) -> Batch:
-        """Return the batch itself, of all embeddings and what is wanted of them."""
+    def batch(self, x: Float[Tensor, "N D"], target: Tensor, dtype: torch.dtype) -> Batch:
+        """Return the batch itself, given all embeddings and their targets."""
         weight = None if self.weight is None else self.weight.to(dtype)
         return Batch(x[self.index].to(dtype), target[self.index], self.counts, weight)
 
@@ -37,31 +37,31 @@ def batches(rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.devi
     """Return an epoch's batches.
 
     Args:
-        rows: that each classifier trains on, in order.
+        rows: of each classifier's training data, in order.
         size: rows of a batch.
     """
     if all(np.array_equal(rows[0], other) for other in rows[1:]):
         starts = range(0, len(rows[0]), size)
         return [_shared(rows[0][start : start + size], len(rows), device) for start in starts]
     starts = range(0, max(map(len, rows)), size)
-    return [_of_each([r[start : start + size] for r in rows], device) for start in starts]
+    return [_per_classifier([r[start : start + size] for r in rows], device) for start in starts]
 
 
 def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device) -> Rows:
     first, end = int(rows[0]), int(rows[0]) + len(rows)
     counts = (len(rows),) * classifiers
-    if np.array_equal(rows, np.arange(first, end)):  # they follow each other: no copy is needed
+    if np.array_equal(rows, np.arange(first, end)):  # consecutive: no copy is needed
         return Rows(slice(first, end), counts, None)
     return Rows(torch.from_numpy(rows).to(device), counts, None)
 
 
-def _of_each(rows: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> Rows:
+def _per_classifier(rows: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> Rows:
     counts = tuple(map(len, rows))
     index = np.zeros((len(rows), max(counts)), np.int64)
     weight = np.zeros((len(rows), 1, max(counts)))
-    for place, found in enumerate(rows):
-        index[place, : len(found)] = found
-        weight[place, 0, : len(found)] = 1 / max(len(found), 1)
-    padded = len(set(counts)) > 1
-    found_weight = torch.from_numpy(weight).to(device) if padded else None
-    return Rows(torch.from_numpy(index).to(device), counts, found_weight)
+    for position, own in enumerate(rows):
+        index[position, : len(own)] = own
+        weight[position, 0, : len(own)] = 1 / max(len(own), 1)
+    is_padded = len(set(counts)) > 1
+    weights = torch.from_numpy(weight).to(device) if is_padded else None
+    return Rows(torch.from_numpy(index).to(device), counts, weights)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from pipeline.hear.score.events import FileFrames, files_of_frames
-from pipeline.hear.score.protocol import Conf, Split
+from pipeline.hear.score.protocol import Fold, Hyperparameters
 from pipeline.hear.tasks.task import Event, Task, existing, read_task
 
 SLICE = 2**14  # rows that are looked at together
@@ -72,13 +72,13 @@ def read_data(folder: Path) -> TaskData:
     return TaskData(task, x, y, rows, frames)
 
 
-def check_batches(data: TaskData, confs: Sequence[Conf], splits: Sequence[Split]) -> None:
+def check_batches(data: TaskData, grid: Sequence[Hyperparameters], splits: Sequence[Fold]) -> None:
     """Refuse a training split that leaves a batch of one row, which batch norm cannot take.
 
     Raises:
         ValueError: there is one; hear-eval-kit fails there as well.
     """
-    sizes = sorted({conf["batch_size"] for conf in confs if conf["hidden_layers"]})
+    sizes = sorted({hparams["batch_size"] for hparams in grid if hparams["hidden_layers"]})
     for split in splits:
         count = sum(len(data.rows[name]) for name in split.train)
         for size in sizes:

@@ -1,8 +1,8 @@
 """Classifiers of one shape as one module: weights [G, out, in], activations [G, units, rows].
 
-A classifier is, for each hidden layer, a linear map, batch norm, dropout and ReLU, and then a last
-linear map. With rows as the last dimension, batch norm of all classifiers is one call of torch's
-for G * H channels, and a first layer that all apply to the same rows is one matrix product.
+A classifier is a multilayer perceptron: for each hidden layer a linear map, batch norm, dropout and
+ReLU, then a last linear map. Rows are the last dimension, so that the batch norms of all
+classifiers are one call for G * H channels, and a first layer on shared rows is one matrix product.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.hear.score.batches import Batch
-from pipeline.hear.score.protocol import Conf
-from pipeline.hear.score.random_streams import Draws
+from pipeline.hear.score.protocol import Hyperparameters
+from pipeline.hear.score.random_streams import RandomStreams
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults of batch norm
 STATISTICS = ("mean", "variance")  # of batch norm; all other tensors are learned
@@ -22,59 +22,66 @@ State = dict[str, Tensor]  # of one classifier
 
 
 def initial_state(
-    draws: Draws, number: int, conf: Conf, dim: int, classes: int, dtype: torch.dtype
+    streams: RandomStreams,
+    number: int,
+    hparams: Hyperparameters,
+    dim: int,
+    classes: int,
+    dtype: torch.dtype,
 ) -> State:
-    """Return a classifier before training; its batch norms are those of torch."""
-    state = draws.weights(number, conf, dim, classes)
-    for layer in range(conf["hidden_layers"]):
-        state[f"gain{layer}"] = torch.ones(conf["hidden_dim"])
-        state[f"shift{layer}"] = torch.zeros(conf["hidden_dim"])
-        state[f"mean{layer}"] = torch.zeros(conf["hidden_dim"])
-        state[f"variance{layer}"] = torch.ones(conf["hidden_dim"])
+    """Return a classifier before training; its batch norms start as torch's do."""
+    state = streams.weights(number, hparams, dim, classes)
+    for layer in range(hparams["hidden_layers"]):
+        state[f"gain{layer}"] = torch.ones(hparams["hidden_dim"])
+        state[f"shift{layer}"] = torch.zeros(hparams["hidden_dim"])
+        state[f"mean{layer}"] = torch.zeros(hparams["hidden_dim"])
+        state[f"variance{layer}"] = torch.ones(hparams["hidden_dim"])
     return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
-class Stack:
+class MLPEnsemble:
     """Classifiers with equal numbers of layers and units."""
 
     def __init__(
-        self, numbers: Sequence[int], confs: Sequence[Conf], tensors: dict[str, Tensor]
+        self, numbers: Sequence[int], grid: Sequence[Hyperparameters], tensors: dict[str, Tensor]
     ) -> None:
-        """Take classifiers over.
+        """Combine classifiers.
 
         Args:
-            numbers: names of the classifiers in `Draws`.
-            tensors: of all classifiers, the first dimension is G.
+            numbers: of their random streams.
+            tensors: weights and statistics by name, the first dimension is G.
         """
         self.numbers = list(numbers)
-        self.confs = list(confs)
-        self.layers = int(confs[0]["hidden_layers"])
+        self.grid = list(grid)
+        self.layers = int(grid[0]["hidden_layers"])
         self.tensors = tensors
         self.learned = [name for name in tensors if not name.startswith(STATISTICS)]
         like = tensors["bias0"]
-        self.dropout = like.new_tensor([conf["dropout"] for conf in confs])[:, None, None]
-        self.drops = any(conf["dropout"] for conf in confs)
+        self.dropout = like.new_tensor([hparams["dropout"] for hparams in grid])[:, None, None]
+        self.drops = any(hparams["dropout"] for hparams in grid)
 
     @classmethod
-    def of(
+    def from_states(
         cls,
         numbers: Sequence[int],
-        confs: Sequence[Conf],
+        grid: Sequence[Hyperparameters],
         states: Sequence[State],
         device: torch.device,
-    ) -> "Stack":
-        """Return classifiers as one."""
+    ) -> "MLPEnsemble":
+        """Return an ensemble of classifiers, given the state of each."""
         names = list(states[0])
         tensors = {name: torch.stack([s[name] for s in states]).to(device) for name in names}
-        return cls(numbers, confs, tensors)
+        return cls(numbers, grid, tensors)
 
-    def some(self, members: Sequence[int]) -> "Stack":
-        """Return some of the classifiers, by their places; all are returned as they are."""
-        if list(members) == list(range(len(self.confs))):
+    def subset(self, members: Sequence[int]) -> "MLPEnsemble":
+        """Return the classifiers at some positions; for all positions, the ensemble itself."""
+        if list(members) == list(range(len(self.grid))):
             return self
         index = torch.tensor(members, device=self.dropout.device)
         tensors = {name: tensor.detach()[index] for name, tensor in self.tensors.items()}
-        return Stack([self.numbers[m] for m in members], [self.confs[m] for m in members], tensors)
+        return MLPEnsemble(
+            [self.numbers[m] for m in members], [self.grid[m] for m in members], tensors
+        )
 
     def state(self, member: int) -> State:
         """Return a copy of one classifier."""
@@ -84,9 +91,9 @@ class Stack:
         self,
         x: Float[Tensor, "B D"] | Float[Tensor, "G B D"],
         batch: Batch | None = None,
-        draws: Draws | None = None,
+        streams: RandomStreams | None = None,
     ) -> Float[Tensor, "G C B"]:
-        """Return the logits of rows: as in training of the batch that they are, with its draws."""
+        """Return the logits of rows; with a batch and streams, as in training on that batch."""
         h = x.transpose(-1, -2)
         for layer in range(self.layers + 1):
             weight, bias = self.tensors[f"weight{layer}"], self.tensors[f"bias{layer}"][..., None]
@@ -96,9 +103,11 @@ class Stack:
                     h = self._batch_norm(h, layer, training=batch is not None)
                 else:
                     h = self._batch_norm_padded(h, layer, batch.weight)
-                if batch is not None and draws is not None and self.drops:
-                    kept = draws.kept(self.numbers, (*h.shape,), self.dropout, batch.counts)
-                    h = h * (kept.to(h.dtype) / (1 - self.dropout))  # no mul_: h is a view
+                if batch is not None and streams is not None and self.drops:
+                    mask = streams.dropout_mask(
+                        self.numbers, (*h.shape,), self.dropout, batch.counts
+                    )
+                    h = h * (mask.to(h.dtype) / (1 - self.dropout))  # not mul_: h is a view
                 h = h.relu_()
         return h
 
@@ -108,18 +117,18 @@ class Stack:
         names = [f"{name}{layer}" for name in ("mean", "variance", "gain", "shift")]
         mean, variance, gain, shift = (self.tensors[name].view(-1) for name in names)
         flat = h.reshape(1, -1, h.shape[2])
-        found = F.batch_norm(flat, mean, variance, gain, shift, training, MOMENTUM, EPS)
-        return found.view(h.shape)
+        normalized = F.batch_norm(flat, mean, variance, gain, shift, training, MOMENTUM, EPS)
+        return normalized.view(h.shape)
 
     def _batch_norm_padded(
         self, h: Float[Tensor, "G H B"], layer: int, weight: Float[Tensor, "G 1 B"]
     ) -> Float[Tensor, "G H B"]:
-        """Batch norm in training, by the rows that are no padding."""
+        """Batch norm in training by the rows that are not padding."""
         mean = (h * weight).sum(2, keepdim=True)
         centred = h - mean
         variance = (centred.square() * weight).sum(2, keepdim=True)
         with torch.no_grad():
-            share = weight.amax(2)  # 1 / rows; 0: there are none, and nothing is learned
+            share = weight.amax(2)  # 1 / rows; 0: no rows, and nothing is learned
             momentum = MOMENTUM * (share > 0).to(h.dtype)
             unbiased = variance[..., 0] / (1 - share)
             self.tensors[f"mean{layer}"].lerp_(mean[..., 0], momentum)
@@ -128,39 +137,39 @@ class Stack:
         return centred * (variance + EPS).rsqrt() * gain + shift
 
 
-class StackAdam:
-    """Adam for a stack: torch's own, with each classifier's part of a tensor as a parameter."""
+class EnsembleAdam:
+    """torch's Adam for an ensemble, with each classifier's part of a tensor as a parameter."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        for name in stack.learned:
-            stack.tensors[name].requires_grad_()
+    def __init__(self, ensemble: MLPEnsemble) -> None:
+        self.ensemble = ensemble
+        for name in ensemble.learned:
+            ensemble.tensors[name].requires_grad_()
         self.parts = [
-            [stack.tensors[name].detach()[g] for name in stack.learned]
-            for g in range(len(stack.confs))
+            [ensemble.tensors[name].detach()[g] for name in ensemble.learned]
+            for g in range(len(ensemble.grid))
         ]
-        pairs = zip(self.parts, stack.confs, strict=True)
-        groups = [{"params": parts, "lr": conf["lr"]} for parts, conf in pairs]
+        pairs = zip(self.parts, ensemble.grid, strict=True)
+        groups = [{"params": parts, "lr": hparams["lr"]} for parts, hparams in pairs]
         self.adam = torch.optim.Adam(groups, fused=True)
 
-    def of_some(self, members: Sequence[int]) -> "StackAdam":
-        """Return the optimizer of some of the classifiers, by their places, where it is."""
-        found = StackAdam(self.stack.some(members))
-        for parts, member in zip(found.parts, members, strict=True):
+    def subset(self, members: Sequence[int]) -> "EnsembleAdam":
+        """Return the optimizer of the classifiers at some positions, with its state."""
+        optimizer = EnsembleAdam(self.ensemble.subset(members))
+        for parts, member in zip(optimizer.parts, members, strict=True):
             for part, was in zip(parts, self.parts[member], strict=True):
-                found.adam.state[part] = self.adam.state[was]
-        return found
+                optimizer.adam.state[part] = self.adam.state[was]
+        return optimizer
 
-    def step(self, batch: Batch, multiclass: bool, draws: Draws) -> None:
-        """Let each classifier that has rows take one step."""
-        loss = row_losses(self.stack.logits(batch.x, batch, draws), batch.target, multiclass)
+    def step(self, batch: Batch, multiclass: bool, streams: RandomStreams) -> None:
+        """Take one step with each classifier that has rows."""
+        loss = row_losses(self.ensemble.logits(batch.x, batch, streams), batch.target, multiclass)
         each = loss.mean(1) if batch.weight is None else (loss * batch.weight[:, 0]).sum(1)
         each.sum().backward()  # the sum keeps the classifiers' gradients apart
-        for place, name in enumerate(self.stack.learned):
-            tensor = self.stack.tensors[name]
+        for position, name in enumerate(self.ensemble.learned):
+            tensor = self.ensemble.tensors[name]
             assert tensor.grad is not None
             for parts, count, gradient in zip(self.parts, batch.counts, tensor.grad, strict=True):
-                parts[place].grad = gradient if count else None
+                parts[position].grad = gradient if count else None
             tensor.grad = None
         self.adam.step()
 
@@ -173,7 +182,7 @@ def row_losses(logits: Float[Tensor, "G C B"], target: Tensor, multiclass: bool)
             [B, C] or [G, B, C].
     """
     if multiclass:
-        wanted = target.expand(len(logits), -1)
-        return F.cross_entropy(logits, wanted, reduction="none")
-    wanted = target.transpose(-1, -2).to(logits.dtype).expand(logits.shape)
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+        classes = target.expand(len(logits), -1)
+        return F.cross_entropy(logits, classes, reduction="none")
+    classes = target.transpose(-1, -2).to(logits.dtype).expand(logits.shape)
+    return F.binary_cross_entropy_with_logits(logits, classes, reduction="none").mean(dim=1)

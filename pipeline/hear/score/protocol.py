@@ -1,8 +1,8 @@
-"""hear-eval-kit's choices: the settings that are tried, and the splits.
+"""hear-eval-kit's protocol: the hyperparameters to try, and the folds.
 
-The settings are all combinations of a grid's choices, in an order that is the same for all tasks;
-the first `score.grid_points` of them are tried. In a k-fold task each fold is tested once, the next
-one validates and the others train; the settings are chosen on the first of these splits alone.
+The grid holds all combinations of its choices, in an order that is the same for all tasks; the
+first `score.grid_points` of them are tried. In a k-fold task each fold is tested once: the next
+fold validates, the others train. Hyperparameters are chosen on the first of these folds alone.
 """
 
 import random
@@ -14,10 +14,10 @@ from sklearn.model_selection import ParameterGrid
 
 from pipeline.hear.tasks.task import METADATA, Metadata
 
-Conf = dict[str, Any]  # one choice of each setting
+Hyperparameters = dict[str, Any]  # one choice of each hyperparameter
 T = TypeVar("T")
 
-ORDER_SEED = 42  # of the settings' order, as in hear-eval-kit
+ORDER_SEED = 42  # of the order of the grid, as in hear-eval-kit
 DEFAULT: Mapping[str, list[Any]] = {
     "hidden_layers": [1, 2],
     "hidden_dim": [1024],
@@ -33,7 +33,7 @@ DEFAULT: Mapping[str, list[Any]] = {
     "initialization": ["xavier_uniform_", "xavier_normal_"],
     "optim": ["Adam"],
 }
-GRIDS: Mapping[str, Mapping[str, list[Any]]] = {  # in what they differ from DEFAULT
+GRIDS: Mapping[str, Mapping[str, list[Any]]] = {  # differences from DEFAULT
     "default": {},
     "fast": {"max_epochs": [10, 50], "check_val_every_n_epoch": [3, 10]},
     "faster": {
@@ -55,19 +55,19 @@ NUMBERS = [key for key, choices in DEFAULT.items() if type(choices[0]) in (int, 
 
 
 @dataclass(frozen=True)
-class Split:
-    """Names of the parts of a task that train, validate and test a classifier."""
+class Fold:
+    """Names of the splits that train, validate and test a classifier."""
 
     train: tuple[str, ...]
     valid: str
     test: str
 
 
-def settings(grid: str, grid_points: int, metadata: Metadata) -> list[Conf]:
-    """Return the settings to try, in hear-eval-kit's order.
+def hyperparameter_grid(grid: str, grid_points: int, metadata: Metadata) -> list[Hyperparameters]:
+    """Return the hyperparameters to try, in hear-eval-kit's order.
 
     Raises:
-        ValueError: the task's own grid has an unknown setting.
+        ValueError: the task's own grid has an unknown hyperparameter.
     """
     own = metadata.evaluation_params.task_specific_param_grid
     unknown = sorted(set(own) - set(NUMBERS))
@@ -78,35 +78,35 @@ def settings(grid: str, grid_points: int, metadata: Metadata) -> list[Conf]:
             f"expected one of {', '.join(NUMBERS)}. Correct it."
         )
     choices = {**DEFAULT, **GRIDS[grid], **BY_TASK.get(metadata.task_name, {}), **own}
-    found = list(ParameterGrid(choices))
-    random.Random(ORDER_SEED).shuffle(found)
-    return found[:grid_points]
+    combinations = list(ParameterGrid(choices))
+    random.Random(ORDER_SEED).shuffle(combinations)
+    return combinations[:grid_points]
 
 
-def postprocessings(metadata: Metadata) -> list[Conf]:
-    """Return the ways to make events of probabilities, in hear-eval-kit's order."""
+def postprocessings(metadata: Metadata) -> list[Hyperparameters]:
+    """Return the settings that turn probabilities into events, in hear-eval-kit's order."""
     own = metadata.evaluation_params.event_postprocessing_grid
     return list(ParameterGrid(dict(POSTPROCESSING if own is None else own)))
 
 
-def splits(metadata: Metadata) -> list[Split]:
-    """Return one split, or, of a k-fold task, one for each fold."""
+def folds(metadata: Metadata) -> list[Fold]:
+    """Return the one fold of a task with fixed splits, or all folds of a k-fold task."""
     if metadata.split_mode == "trainvaltest":
-        return [Split(("train",), "valid", "test")]
-    folds = sorted(metadata.splits)
-    valid = [*folds[1:], folds[0]]
+        return [Fold(("train",), "valid", "test")]
+    names = sorted(metadata.splits)
+    valid = [*names[1:], names[0]]
     return [
-        Split(tuple(fold for fold in folds if fold not in pair), valid=pair[1], test=pair[0])
-        for pair in zip(folds, valid, strict=True)
+        Fold(tuple(fold for fold in names if fold not in pair), valid=pair[1], test=pair[0])
+        for pair in zip(names, valid, strict=True)
     ]
 
 
 def better(value: float, best: float, maximize: bool) -> bool:
-    """Return whether a validation improves on the best one; equality does not."""
+    """Return whether a validation score is strictly better than the best one."""
     return value > best if maximize else value < best
 
 
-def best(found: Sequence[T], values: Sequence[float], maximize: bool) -> T:
+def best(items: Sequence[T], values: Sequence[float], maximize: bool) -> T:
     """Return the item with the best value, the first of equals."""
-    chosen = (max if maximize else min)(range(len(found)), key=values.__getitem__)
-    return found[chosen]
+    chosen = (max if maximize else min)(range(len(items)), key=values.__getitem__)
+    return items[chosen]

@@ -1,9 +1,8 @@
-"""What is drawn at random for classifiers: initial weights and dropout.
+"""Random numbers of the classifiers: initial weights and dropout.
 
-Each classifier is named by a number, which its initial weights are drawn with, so that they depend
-neither on the others nor on the device. hear-eval-kit draws for one classifier after the other from
-one stream, so that a classifier's draws depend on how long the ones before it were trained; the
-distributions are the same.
+Each classifier has a number that seeds its initial weights, so that they depend neither on other
+classifiers nor on the device. hear-eval-kit draws for all classifiers from one stream, where the
+draws of one depend on how long the others before it were trained; the distributions are the same.
 """
 
 import math
@@ -15,54 +14,56 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.hear.score.protocol import Conf
+from pipeline.hear.score.protocol import Hyperparameters
 
-STEPS = 2**16  # of a dropout's probability
+STEPS = 2**16  # to which a dropout's probability is rounded
 
 
-class Draws:
-    """Draws that one seed makes."""
+class RandomStreams:
+    """The random numbers of one seed."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed = seed
         self.masks = torch.Generator(device).manual_seed(seed)
 
-    def weights(self, number: int, conf: Conf, dim: int, classes: int) -> dict[str, Tensor]:
+    def weights(
+        self, number: int, hparams: Hyperparameters, dim: int, classes: int
+    ) -> dict[str, Tensor]:
         """Return the initial weights of one classifier, by layer.
 
-        Xavier with the gain of what comes before the layer: nothing or ReLU. Biases are uniform,
-        which is torch's default.
+        Xavier, with the gain of what precedes the layer: nothing or ReLU. Biases are uniform, as
+        torch's default is.
         """
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
-        initialize = getattr(nn.init, conf["initialization"])
-        found = {}
-        sizes = [dim, *[conf["hidden_dim"]] * conf["hidden_layers"], classes]
+        initialize = getattr(nn.init, hparams["initialization"])
+        state = {}
+        sizes = [dim, *[hparams["hidden_dim"]] * hparams["hidden_layers"], classes]
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
             gain = nn.init.calculate_gain("relu" if layer else "linear")
             bound = 1 / math.sqrt(inputs)
             weight, bias = torch.empty(outputs, inputs), torch.empty(outputs)
-            found[f"weight{layer}"] = initialize(weight, gain=gain, generator=generator)
-            found[f"bias{layer}"] = bias.uniform_(-bound, bound, generator=generator)
-        return found
+            state[f"weight{layer}"] = initialize(weight, gain=gain, generator=generator)
+            state[f"bias{layer}"] = bias.uniform_(-bound, bound, generator=generator)
+        return state
 
-    def kept(
+    def dropout_mask(
         self,
         numbers: Sequence[int],
         shape: tuple[int, int, int],
         dropout: Float[Tensor, "G 1 1"],
         rows: Sequence[int],
     ) -> Bool[Tensor, "G H B"]:
-        """Return which units dropout keeps.
+        """Return which units dropout leaves on.
 
-        16 random bits decide on each (a dropout of 0.1 is 0.100006), which takes a third of the
-        time of torch's.
+        16 random bits decide on each unit (a dropout of 0.1 is 0.100006). This takes a third of the
+        time of torch's dropout.
 
         Args:
-            numbers: the classifiers.
+            numbers: of the classifiers.
             shape: of the result; G, H, B.
             dropout: probability of each classifier's units to be dropped.
-            rows: of the batch of each classifier; at most B.
+            rows: of each classifier's batch, at most B.
         """
         size = math.prod(shape)
         bits = torch.empty(-(-size // 4), dtype=torch.int64, device=self.masks.device)

@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.hear.score import heareval_seed
 from pipeline.hear.score.data import check_batches, read_data
 from pipeline.hear.score.params import ScoreParams
-from pipeline.hear.score.protocol import settings, splits
+from pipeline.hear.score.protocol import folds, hyperparameter_grid
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +66,20 @@ def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> 
     """
     data = read_data(embeddings)
     metadata = data.task.metadata
-    check_batches(data, settings(params.grid, params.grid_points, metadata), splits(metadata))
+    check_batches(
+        data, hyperparameter_grid(params.grid, params.grid_points, metadata), folds(metadata)
+    )
     seeds = range(SEED, SEED + params.seeds)
     if params.engine == "heareval":
         del data  # it reads them itself
         return [run_heareval(embeddings, scratch, params, device, seed) for seed in seeds]
     from pipeline.core.device import choose_device
     from pipeline.hear.score.engine import evaluate
-    from pipeline.hear.score.random_streams import Draws  # these take seconds to import
+    from pipeline.hear.score.random_streams import RandomStreams  # these take seconds to import
 
     place = choose_device(device)
     with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly
-        return [evaluate(data, params, place, Draws(seed, place)).raw for seed in seeds]
+        return [evaluate(data, params, place, RandomStreams(seed, place)).raw for seed in seeds]
 
 
 def run_heareval(
