@@ -245,7 +245,11 @@ def change(path, value):
         ("test.target-labels.pkl", [], r"test.target-labels.pkl, row 3 .*0 labels, one is expec"),
         ("test.target-labels.pkl", ["l0", "l1"], r"row 3 .*2 labels, one is expected"),
         ("test.embedding-dimensions.json", [41, 7], r"of \[6, 7\] dimensions, which must be the"),
-        ("test.embedding-dimensions.json", [42, 6], r"test.embeddings.npy has 984 bytes, but 1008"),
+        (
+            "test.embedding-dimensions.json",
+            [42, 6],
+            r"test.embeddings.npy has 984 bytes, expected 1008",
+        ),
         ("test.embedding-dimensions.json", [0, 6], r"must be \[rows, dimensions\], got \[0, 6\]"),
     ],
 )
@@ -254,6 +258,13 @@ def test_faulty_files_are_refused_by_name(tmp_path, file, value, message):
     change(folder / file, value)
     with pytest.raises(ValueError, match=message):
         read_data(folder)
+
+
+def test_labels_that_would_run_code_are_refused(tmp_path):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
+    path.write_bytes(pickle.dumps([print] * 90))
+    with pytest.raises(ValueError, match=r"not a list of labels \(it refers to builtins.print\)"):
+        read_data(path.parent)
 
 
 def test_a_missing_row_of_labels_is_refused(tmp_path):

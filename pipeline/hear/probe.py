@@ -12,8 +12,6 @@ Embeddings are standardized by the training split. The score is the accuracy, or
 have several labels, the mean average precision over the labels that the validation split has.
 """
 
-import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pipeline.encoders.snapshots import find_snapshots
+from pipeline.hear.embed import files
 from pipeline.hear.embed.embed import HearModule, write_embeddings
 from pipeline.hear.tasks.task import Event, Task
 
@@ -68,7 +67,7 @@ def embed_splits(
     """Return the training and the validation split of a task, embedded.
 
     Args:
-        scratch: an existing folder for the files of `pipeline.hear.embed.embed`.
+        scratch: an existing folder for the embeddings.
         workers: threads that decode audio.
 
     Raises:
@@ -78,20 +77,20 @@ def embed_splits(
     train, valid = training_and_validation(task)
     labels = {split: task.labels[split] for split in (*train, valid)}
     write_embeddings(replace(task, labels=labels), module, scratch, workers)
-    rows = [row for files in labels.values() for row in files.values()]
+    rows = [row for clips in labels.values() for row in clips.values()]
     vocabulary = sorted({str(x) for row in rows for x in row if not isinstance(x, Event)})
     return _read(scratch, train, vocabulary), _read(scratch, [valid], vocabulary)
 
 
 def _read(folder: Path, splits: Sequence[str], vocabulary: Sequence[str]) -> EmbeddedSplit:
-    """Return splits as `pipeline.hear.embed.embed` has written them, one after the other."""
-    parts, rows = [], []
+    """Return the rows of several splits, in order."""
+    parts, labels = [], []
     for split in splits:
-        shape = json.loads((folder / f"{split}.embedding-dimensions.json").read_text())
-        parts.append(np.fromfile(folder / f"{split}.embeddings.npy", np.float32).reshape(shape))
-        rows += pickle.loads((folder / f"{split}.target-labels.pkl").read_bytes())
-    found = [{str(label) for label in row} for row in rows]
-    y = np.array([[label in row for label in vocabulary] for row in found])
+        part = np.empty(files.read_shape(folder, split), np.float32)
+        files.read_embeddings(folder, split, part)
+        parts.append(part)
+        labels += [set(map(str, row)) for row in files.read_labels(folder, split, len(part))]
+    y = np.array([[label in row for label in vocabulary] for row in labels])
     return EmbeddedSplit(np.concatenate(parts), y)
 
 

@@ -1,19 +1,9 @@
-"""Embeddings of a HEAR task, in the files that hear-eval-kit's predictions read.
+"""Embeddings of a HEAR task by any module with the HEAR API.
 
-For each split, with its clips in the order that hear-eval-kit's own embeddings have (shuffled by
-one `Random(0)` per task, split after split):
-
-    <split>.embeddings.npy             raw float32 [rows, D]: no header, despite the name
-    <split>.embedding-dimensions.json  [rows, D]
-    <split>.target-labels.pkl          list of label lists, one per row
-    <split>.filename-timestamps.json   events only: [[file, ms], ...], one per row
-
-and copies of task_metadata.json, labelvocabulary.csv and <split>.json. A scene task has one row
-per clip, an event task one per timestamp, those of a clip together.
+The clips of a split are embedded in the order that hear-eval-kit's own embeddings have: shuffled by
+one `Random(0)` per task, split after split.
 """
 
-import json
-import pickle
 import random
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.hear.api.inputs import device_of
+from pipeline.hear.embed import files
 from pipeline.hear.embed.cache import EmbeddingCache
 from pipeline.hear.embed.checks import check_size, checked_output
 from pipeline.hear.tasks.audio import decoded
@@ -130,9 +121,9 @@ def embed_files(
     for batch in _batches(new, paths, module.sample_rate, batch_size):
         waves = torch.from_numpy(np.stack(list(batch.values())))
         output = module(waves, embedding_type)
-        files = [paths[i] for i in batch]
+        own_paths = [paths[i] for i in batch]
         duration_ms = 1000 * waves.shape[-1] / module.sample_rate
-        embeddings, timestamps = checked_output(*output, embedding_type, files, duration_ms)
+        embeddings, timestamps = checked_output(*output, embedding_type, own_paths, duration_ms)
         for row, (i, wave) in enumerate(batch.items()):
             if cache:
                 cache.put(wave, embeddings[row])
@@ -201,7 +192,7 @@ def _write_split(
     """Write one split; return the size of an embedding, which must be `size` if that is known."""
     labels: list[list[list[str | int]]] = [[] for _ in names]  # of each clip's rows
     stamps: list[tuple[str, float]] = []
-    with (folder / f"{split}.embeddings.npy").open("wb") as file:
+    with files.embeddings_path(folder, split).open("wb") as file:
         for i, embeddings, timestamps in found:
             check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
             size = embeddings.shape[-1]
@@ -212,10 +203,8 @@ def _write_split(
             file.write(embeddings.tobytes())
             labels[i] = _row_labels(task.labels[split][names[i]], timestamps)
     rows = [row for clip in labels for row in clip]
-    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(rows), size]))
-    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(rows))
-    if task.metadata.embedding_type == "event":
-        (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+    is_event = task.metadata.embedding_type == "event"
+    files.write_index(folder, split, size, rows, stamps if is_event else None)
     return size
 
 

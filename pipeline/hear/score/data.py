@@ -5,8 +5,6 @@ rows of a split keep the order in which they are stored: hear-eval-kit does not 
 means to (it compares the list of training splits with the text "train").
 """
 
-import json
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from pipeline.hear.embed import files
+from pipeline.hear.embed.files import REMEDY
 from pipeline.hear.score.events import FileFrames, files_of_frames
 from pipeline.hear.score.protocol import Fold, Hyperparameters
-from pipeline.hear.tasks.task import Event, Task, existing, read_task
-
-SLICE = 2**14  # rows that are looked at together
-REMEDY = "Run `dvc repro` again, so that the embeddings are made anew."
+from pipeline.hear.tasks.task import Event, Task, read_task
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class TaskData:
     rows: Mapping[str, range]  # of each split
     frames: Mapping[str, Sequence[FileFrames]]  # files of each split
 
-    def place(self, split: str) -> slice:
-        """Return where a split's rows are."""
+    def rows_of(self, split: str) -> slice:
+        """Return the rows of a split."""
         return slice(self.rows[split].start, self.rows[split].stop)
 
     def select(self, names: Sequence[str]) -> np.ndarray:
@@ -42,16 +39,16 @@ class TaskData:
 
 
 def read_data(folder: Path) -> TaskData:
-    """Read a folder of `pipeline.hear.embed.embed`.
+    """Read a folder of embeddings (`pipeline.hear.embed.files`).
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: files do not fit together, an embedding is not finite, or a label is not in the
-            vocabulary. The message names file and row.
+        ValueError: files do not belong together, an embedding is not finite, or a label is not in
+            the vocabulary. The message names file and row.
     """
     task = read_task(folder)
     names = task.metadata.splits
-    shapes = {name: _shape(folder / f"{name}.embedding-dimensions.json") for name in names}
+    shapes = {name: files.read_shape(folder, name) for name in names}
     dims = {shape[1] for shape in shapes.values()}
     if len(dims) != 1:
         raise ValueError(
@@ -63,75 +60,43 @@ def read_data(folder: Path) -> TaskData:
     x = np.empty((ends[-1], dims.pop()), np.float32)
     y = np.zeros((ends[-1], len(task.vocabulary)), np.uint8)
     for name in names:
-        place = slice(rows[name].start, rows[name].stop)
-        _read_embeddings(folder / f"{name}.embeddings.npy", x[place])
-        _read_labels(folder / f"{name}.target-labels.pkl", task, y[place])
-    frames = {}
+        own = slice(rows[name].start, rows[name].stop)
+        files.read_embeddings(folder, name, x[own])
+        _mark_labels(folder, name, task, y[own])
+    frames: dict[str, list[FileFrames]] = {}
     if task.metadata.embedding_type == "event":
-        frames = {name: _read_frames(folder, name, len(rows[name])) for name in names}
+        for name in names:
+            timestamps = files.read_timestamps(folder, name, len(rows[name]))
+            frames[name] = files_of_frames(timestamps, files.timestamps_path(folder, name))
     return TaskData(task, x, y, rows, frames)
 
 
-def check_batches(data: TaskData, grid: Sequence[Hyperparameters], splits: Sequence[Fold]) -> None:
+def check_batches(data: TaskData, grid: Sequence[Hyperparameters], folds: Sequence[Fold]) -> None:
     """Refuse a training split that leaves a batch of one row, which batch norm cannot take.
 
     Raises:
         ValueError: there is one; hear-eval-kit fails there as well.
     """
     sizes = sorted({hparams["batch_size"] for hparams in grid if hparams["hidden_layers"]})
-    for split in splits:
-        count = sum(len(data.rows[name]) for name in split.train)
+    for fold in folds:
+        count = sum(len(data.rows[name]) for name in fold.train)
         for size in sizes:
             if count % size == 1:
-                files = ", ".join(f"{name}.embeddings.npy" for name in split.train)
+                names = ", ".join(f"{name}.embeddings.npy" for name in fold.train)
                 raise ValueError(
-                    f"{data.task.name}: {files} in {data.task.folder} have {count} rows to train "
+                    f"{data.task.name}: {names} in {data.task.folder} have {count} rows to train "
                     f"on, one more than a multiple of batch_size = {size}, so that the last batch "
                     "has a single row, which batch norm refuses (in hear-eval-kit as well). Take a "
-                    f"file out of {split.train[-1]}.json, or set another batch_size in "
+                    f"file out of {fold.train[-1]}.json, or set another batch_size in "
                     "'evaluation_params.task_specific_param_grid' of task_metadata.json."
                 )
 
 
-def _shape(path: Path) -> tuple[int, int]:
-    content = json.loads(existing(path).read_text())
-    if not (
-        isinstance(content, list)
-        and len(content) == 2
-        and all(isinstance(number, int) and number > 0 for number in content)
-    ):
-        raise ValueError(f"{path}: must be [rows, dimensions], got {str(content)[:80]}. {REMEDY}")
-    return content[0], content[1]
-
-
-def _read_embeddings(path: Path, x: Float32[np.ndarray, "N D"]) -> None:
-    size = existing(path).stat().st_size
-    if size != x.nbytes:
-        raise ValueError(
-            f"{path} has {size} bytes, but {x.nbytes} belong to {x.shape[0]} float32 embeddings of "
-            f"{x.shape[1]} dimensions. {REMEDY}"
-        )
-    with path.open("rb") as file:
-        for start in range(0, len(x), SLICE):
-            part = x[start : start + SLICE]
-            part[:] = np.fromfile(file, np.float32, part.size).reshape(part.shape)
-            faulty = ~np.isfinite(part).all(axis=1)
-            if faulty.any():
-                row, value = start + int(faulty.argmax()), part[faulty][0]
-                raise ValueError(
-                    f"{path}, row {row} (from 0): the embedding has the value "
-                    f"{value[~np.isfinite(value)][0]}, all must be finite. The encoder has "
-                    "diverged, or the file is damaged; train anew, or run `dvc repro embed` again."
-                )
-
-
-def _read_labels(path: Path, task: Task, y: UInt8[np.ndarray, "N C"]) -> None:
+def _mark_labels(folder: Path, split: str, task: Task, y: UInt8[np.ndarray, "N C"]) -> None:
     """Mark the labels of each row in `y`, which is all zeros."""
-    content = pickle.loads(existing(path).read_bytes())
-    if len(content) != len(y):
-        raise ValueError(f"{path}: labels of {len(content)} rows for {len(y)} embeddings. {REMEDY}")
+    path = folder / f"{split}.target-labels.pkl"
     index = {label: i for i, label in enumerate(task.vocabulary)}
-    for row, labels in enumerate(content):
+    for row, labels in enumerate(files.read_labels(folder, split, len(y))):
         for label in labels:
             if str(label) not in index:
                 raise ValueError(
@@ -147,14 +112,6 @@ def _read_labels(path: Path, task: Task, y: UInt8[np.ndarray, "N C"]) -> None:
                 f"{path}, row {row} (from 0): {count[row]} labels, one is expected, since "
                 f"prediction_type in task_metadata.json is multiclass. {REMEDY}"
             )
-
-
-def _read_frames(folder: Path, split: str, count: int) -> list[FileFrames]:
-    path = folder / f"{split}.filename-timestamps.json"
-    stamps = json.loads(existing(path).read_text())
-    if len(stamps) != count:
-        raise ValueError(f"{path}: {len(stamps)} timestamps for {count} embeddings. {REMEDY}")
-    return files_of_frames(stamps, path)
 
 
 def events_of(task: Task, split: str) -> dict[str, list[dict[str, object]]]:

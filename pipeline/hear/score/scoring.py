@@ -47,7 +47,7 @@ class Scorer:
 
     def loss(self, logits: Float[Tensor, "G N C"], split: str) -> Float[Tensor, " G"]:
         """Return the mean loss of each classifier for a split."""
-        target = self.target[self.data.place(split)]
+        target = self.target[self.data.rows_of(split)]
         return row_losses(logits.transpose(1, 2), target, self.multiclass).mean(dim=1)
 
     def probabilities(self, logits: Float[Tensor, "G N C"]) -> Float[Tensor, "G N C"]:
@@ -65,7 +65,7 @@ class Scorer:
         if self.data.frames:
             active = (probabilities > THRESHOLD).cpu().numpy()
             return [self._validate_events(each, split) for each in active]
-        values = self.metrics.primary_of_all(probabilities, self.y[self.data.place(split)])
+        values = self.metrics.primary_of_all(probabilities, self.y[self.data.rows_of(split)])
         return [(value, ()) for value in values]
 
     def _validate_events(
@@ -94,5 +94,5 @@ class Scorer:
             found = self._events(probabilities > THRESHOLD, split, postprocessing)
             metrics = self.metrics.test(found, events_of(self.data.task, split))
         else:
-            metrics = self.metrics.test(probabilities, self.data.y[self.data.place(split)])
+            metrics = self.metrics.test(probabilities, self.data.y[self.data.rows_of(split)])
         return {"test_loss": self.loss(logits, split)[0].item(), **metrics}
