@@ -104,7 +104,7 @@ def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
             windows = (
                 window[None].to(next(model.parameters()).device) for window in padded[:count]
             )
-            return [model.scenes(window).cpu() for window in windows]
+            return [model.scene_embeddings(window).cpu() for window in windows]
 
     best = fastest({"timestamps": lambda: module(clip, "event")[0].cpu(), "one": one_by_one})
     together, alone = len(padded) / best["timestamps"], count / best["one"]

@@ -55,7 +55,7 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     torch.manual_seed(SEED)
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:
         cache = None
-        if embedding_cache.serves(name) and not module.joint:
+        if embedding_cache.serves(name) and not module.batch_dependent:
             settings = {"model": model_name, "statistics": statistics, **options}
             cache = embedding_cache.of_checkpoint(folder, settings, compute)
         write_embeddings(task, module, embeddings, workers, cache)

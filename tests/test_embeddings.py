@@ -200,7 +200,7 @@ def test_a_model_that_embeds_clips_jointly_gets_hear_eval_kits_batches(tmp_path,
     path = folder / "task_metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_duration": seconds}))
     module = length_module()
-    module.model.joint = True
+    module.model.batch_dependent = True
     written(folder, module, tmp_path / "out")
     calls = 6 // min(size, 6)
     assert [n for n, _ in module.api.calls[:calls]] == [min(size, 6)] * calls

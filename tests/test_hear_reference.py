@@ -92,7 +92,7 @@ def test_fault_3_timestamps_are_normalized_by_statistics_divided_by_the_number_o
 @pytest.mark.parametrize("name", ["still", "vitc"])
 def test_fault_4_the_other_clips_of_a_batch_change_an_embedding(folders, name):
     wrapper, ours = models(folders[name])
-    assert (wrapper.joint, ours.joint) == (True, False)
+    assert (wrapper.batch_dependent, ours.batch_dependent) == (True, False)
     audio = noise(3, RATE // 4)
     for function in (get_scene_embeddings, lambda *a: get_timestamp_embeddings(*a)[0]):
         changes = [

@@ -35,6 +35,7 @@ from pipeline.core.stage import Stage, run
 from pipeline.hear import api, probe
 from pipeline.hear.embed.embed import HearModule
 from pipeline.hear.probe import EmbeddedSplit
+from pipeline.hear.score.metrics import mean_average_precision
 from pipeline.hear.tasks.audio import read_clip
 from pipeline.hear.tasks.task import read_task
 from pipeline.report import probe_table
@@ -117,7 +118,7 @@ def test_average_precision_by_hand():
     y = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.0, 0.0], [0.7, 0.3, 0.0], [0.6, 0.2, 0.0]])
     first, second = (1 / 1 + 2 / 3) / 2, 1 / 4  # of the third there is no clip
-    assert probe.mean_average_precision(y, scores) == pytest.approx((first + second) / 2)
+    assert probe.map_of_present_labels(y, scores) == pytest.approx((first + second) / 2)
 
 
 def test_the_nearest_clips_decide_by_angle_after_standardization():
@@ -323,3 +324,11 @@ def test_a_damaged_curve_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=r"a\.csv .*Delete the file and run `dvc repro`"):
         probe_table.read_probe(tmp_path, ["a"], epochs=5, snapshot_epochs=0)
+
+
+def test_a_label_without_clips_counts_for_hear_but_not_for_the_probe():
+    y = np.array([[True, False], [False, False]])
+    scores = np.array([[0.9, 0.2], [0.1, 0.3]])
+    assert probe.map_of_present_labels(y, scores) == 1.0
+    of_hear = mean_average_precision(torch.from_numpy(scores)[None], torch.from_numpy(y).int())
+    assert of_hear.tolist() == [0.5]

@@ -110,7 +110,7 @@ def score(
             "knn": _nearest(x, train.y, x_valid, neighbors),
             "linear": _linear(x, train.y, x_valid, inverse_l2, multilabel),
         }
-    measure = mean_average_precision if multilabel else accuracy
+    measure = map_of_present_labels if multilabel else accuracy
     return {name: round(measure(valid.y, scores), 6) for name, scores in found.items()}
 
 
@@ -147,7 +147,10 @@ def accuracy(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> fl
     return float((y.argmax(axis=1) == scores.argmax(axis=1)).mean())
 
 
-def mean_average_precision(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> float:
-    """Return the average precision of the labels, their mean over those that occur."""
+def map_of_present_labels(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> float:
+    """Return the mean average precision over the labels that occur.
+
+    hear-eval-kit's own mean (`pipeline.hear.score.metrics`) counts a label that does not as 0.
+    """
     present = y.any(axis=0)
     return float(average_precision_score(y[:, present], scores[:, present], average="macro"))

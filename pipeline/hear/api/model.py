@@ -62,11 +62,11 @@ class HearModel(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def joint(self) -> bool:
+    def batch_dependent(self) -> bool:
         """Whether the clips of one call decide together about their embeddings."""
         return self.params.normalization == "reference"
 
-    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+    def scene_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
         """Return one embedding per clip."""
         log_mel = self.front_end.clips(audio)
         mean, std = self.scene_statistics(log_mel)
@@ -74,7 +74,7 @@ class HearModel(nn.Module):
         batches = ((log_mel - mean) / std).split(self.front_end.batch_size(log_mel.shape[-1]))
         return torch.cat([self.embed(batch, silence) for batch in batches])
 
-    def over_time(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
+    def timestamp_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
         """Return one embedding per window; those of several window lengths side by side."""
         return torch.cat([self._windows(audio, n) for n in self.front_end.window_steps], dim=-1)
 
@@ -84,7 +84,7 @@ class HearModel(nn.Module):
         As the authors' code takes them: for a convolutional encoder, the means over the clips of
         each one's mean and standard deviation; for a ViT, those of all values.
         """
-        if not self.joint:
+        if not self.batch_dependent:
             return self.mean, self.std
         dims = (0, 1, 2) if self.segment_frames else (1, 2)
         return float(log_mel.mean(dim=dims).mean()), float(log_mel.std(dim=dims).mean())
@@ -94,7 +94,7 @@ class HearModel(nn.Module):
 
         As the authors' code takes them: those of all values, divided by the number of windows.
         """
-        if not self.joint:
+        if not self.batch_dependent:
             return self.mean, self.std
         together = torch.cat(windows)
         return float(together.mean()) / len(together), float(together.std()) / len(together)
@@ -144,7 +144,7 @@ class HearModel(nn.Module):
     def _slides(self, steps: int) -> bool:
         plain = self.params.edges == "context" and self.params.layers == "last"
         shared = sliding.shares_work(steps + 1, self.front_end.hop_steps)
-        return plain and shared and not self.joint
+        return plain and shared and not self.batch_dependent
 
     def _slide(
         self, encoder: AudioNTT, dense: Float[Tensor, "F L"], steps: int
@@ -176,10 +176,10 @@ class ReferenceModel(HearModel):
         other = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
         self.front_end = FrontEnd(other, params.window_ms, params.hop_ms)
 
-    def scenes(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+    def scene_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
         """Return one embedding per clip; a convolutional encoder is in training mode (B1)."""
         if self.segment_frames:
-            return super().scenes(audio)
+            return super().scene_embeddings(audio)
         log_mel = self.front_end.clips(audio)
         mean, std = self.scene_statistics(log_mel)
         self.encoder.train()
@@ -259,7 +259,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """
     audio = checked(audio, model)
     with repeatable(model):
-        return model.scenes(audio)
+        return model.scene_embeddings(audio)
 
 
 @torch.inference_mode()
@@ -274,4 +274,4 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     audio = checked(audio, model)
     timestamps = model.front_end.timestamps(audio.shape[-1]).to(audio.device)
     with repeatable(model):
-        return model.over_time(audio), timestamps.repeat(len(audio), 1)
+        return model.timestamp_embeddings(audio), timestamps.repeat(len(audio), 1)

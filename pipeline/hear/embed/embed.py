@@ -46,9 +46,9 @@ class HearModule:
         return int(rate)
 
     @property
-    def joint(self) -> bool:
+    def batch_dependent(self) -> bool:
         """Whether the clips of one call decide together about their embeddings."""
-        return bool(getattr(self.model, "joint", False))
+        return bool(getattr(self.model, "batch_dependent", False))
 
     def __call__(self, waves: Float[Tensor, "B S"], embedding_type: str) -> tuple[Any, Any]:
         """Return what the module does for clips of equal length: embeddings, then timestamps.
@@ -83,7 +83,7 @@ def write_embeddings(
     shutil.copyfile(task.folder / METADATA, folder / METADATA)
     shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
     order = random.Random(0)
-    batch = _hearevals_batch(task.metadata, module.sample_rate) if module.joint else None
+    batch = _hearevals_batch(task.metadata, module.sample_rate) if module.batch_dependent else None
     size = None  # of an embedding
     for split, labels in task.labels.items():
         shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")

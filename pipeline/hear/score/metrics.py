@@ -73,7 +73,7 @@ def accuracy(
 def mean_average_precision(
     probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"]
 ) -> Float[Tensor, " G"]:
-    """Return the average precision, averaged over the classes; that of an absent class is 0.
+    """Return hear-eval-kit's mean average precision, in which a class without rows counts as 0.
 
     It is the mean over a class's rows of the precision among all rows that are at least as probable
     as this one.

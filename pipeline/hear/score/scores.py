@@ -89,46 +89,55 @@ def run_heareval(
 
     Args:
         embeddings: folder of one task, left as it is.
-        scratch: existing folder for what heareval writes, its log among it.
+        scratch: existing folder for what hear-eval-kit writes, including its log.
         device: `compute.device`.
         seed: of initial weights and dropout.
 
     Raises:
-        RuntimeError: heareval failed; the message has the end of its log.
+        RuntimeError: hear-eval-kit failed; the message has the end of its log.
     """
     scratch = scratch / str(seed)
     task = scratch / embeddings.name
     task.mkdir(parents=True)
     for path in embeddings.iterdir():
         (task / path.name).symlink_to(path.resolve())
-    module = ["heareval.predictions.runner"]
-    if seed != SEED:
-        module = [heareval_seed.__name__, str(seed)]
-    command = [sys.executable, "-m", *module, task.name]
-    command += ["--grid", params.grid, "--grid-points", str(params.grid_points), *GPUS[device]]
     log = scratch / LOG
     logger.info("%s: hear-eval-kit is running; its log is %s", task.name, log)
-    modules = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
-    with log.open("w") as output:
-        done = subprocess.run(
-            command,
-            cwd=scratch,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": modules},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+    code = _run(heareval_command(task.name, params, device, seed), scratch, log)
     result = task / RESULT
-    if done.returncode or not result.exists():
+    if code or not result.exists():
         raise RuntimeError(
-            f"hear-eval-kit failed on {task.name} with exit status {done.returncode}; "
-            f"the end of its log:\n{_end(log)}"
+            f"hear-eval-kit failed on {task.name} with exit status {code}; the end of its log:\n"
+            f"{_end(log)}"
         )
     return json.loads(result.read_text())
 
 
+def heareval_command(task: str, params: ScoreParams, device: str, seed: int) -> list[str]:
+    """Return the command that scores a task in the current folder."""
+    module = ["heareval.predictions.runner"]
+    if seed != SEED:
+        module = [heareval_seed.__name__, str(seed)]
+    options = ["--grid", params.grid, "--grid-points", str(params.grid_points), *GPUS[device]]
+    return [sys.executable, "-m", *module, task, *options]
+
+
+def _run(command: list[str], folder: Path, log: Path) -> int:
+    """Run a command in a folder, its output in a log; return its exit status."""
+    modules = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    with log.open("w") as output:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": modules},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
 def _end(log: Path) -> str:
-    """Return the last lines of a log, each state of a progress bar as a line of its own."""
+    """Return the last lines of a log; each state of a progress bar is a line."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     return "\n".join(text.strip().splitlines()[-LOG_LINES:])
 
