@@ -14,15 +14,17 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Int16
 
-BLOCK = 1 << 20  # samples that are decoded at a time, so that a header cannot ask for all memory
+BLOCK = 1 << 20  # samples to decode at a time, so that a false header cannot claim all memory
 FULL_SCALE = 1 << 15  # of 16-bit samples
-PLANAR = "fltp"  # FFmpeg's name of float32 with one array per channel, as most decoders give
-NEARLY_FULL = 0.999  # 0.009 dB under full scale: where a clipped sample is, also after compression
+PLANAR = "fltp"  # FFmpeg's name for float32 with one array per channel, what most decoders return
+NEARLY_FULL = (
+    0.999  # 0.009 dB under full scale: the level of a clipped sample, also after compression
+)
 UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's number of frames of a streamed FLAC
-PREROLL_S = 0.2  # seconds of an MP3 before a place, without which what is there is not whole
+PREROLL_S = 0.2  # seconds of an MP3 to decode before a position: its frames depend on earlier ones
 SHORTER = re.compile(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")  # libsndfile's log
-PADDING = 1024  # bytes by which a sloppy header may be wrong
-STREAMED = 0x7FFFF000  # bytes declared from here on stand for "unknown"
+PADDING = 1024  # bytes by which a header may be wrong
+STREAMED = 0x7FFFF000  # declared sizes from here on mean "unknown"
 
 
 class BadAudioError(Exception):
@@ -46,12 +48,12 @@ def decode(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int]:
         raise BadAudioError("corrupt", "the file is empty")
     wave, rate = _decode_with_libsndfile(content) or _decode_with_ffmpeg(content)
     if not np.isfinite(wave).all():
-        raise BadAudioError("corrupt", "it has samples that are not numbers")
+        raise BadAudioError("corrupt", "it has samples that are not finite")
     return wave, rate
 
 
 def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int] | None:
-    """Return the waveform and its rate, None if libsndfile knows not the format or the length."""
+    """Return the waveform and its rate, None if libsndfile cannot tell the format or length."""
     try:
         sound = soundfile.SoundFile(io.BytesIO(content))
     except soundfile.LibsndfileError:
@@ -74,7 +76,7 @@ def _decode_with_libsndfile(content: bytes) -> tuple[Float32[np.ndarray, "S C"],
 
 
 def is_estimated(file: io.BufferedIOBase, file_format: str) -> bool:
-    """Return whether the length is but libsndfile's guess: of an MP3 whose first frame lacks it."""
+    """Return whether libsndfile guesses the length: that of an MP3 whose first frame lacks it."""
     if file_format != "MP3":
         return False
     head = file.read(10)
@@ -86,9 +88,9 @@ def is_estimated(file: io.BufferedIOBase, file_format: str) -> bool:
 
 
 def declared_share(log: str) -> float:
-    """Return the length that a WAV, AIFF or AU file declares, divided by the length that it has.
+    """Return the declared length of a WAV, AIFF or AU file divided by its real length.
 
-    libsndfile takes what is there, and tells of more in its log (`extra_info`) alone.
+    libsndfile reads what is there; only its log (`extra_info`) mentions that more was declared.
     """
     found = SHORTER.search(log)
     declared, present = map(int, found.groups()) if found else (0, 0)
@@ -97,7 +99,7 @@ def declared_share(log: str) -> float:
 
 
 def read_span(sound: soundfile.SoundFile, start: int, count: int) -> Float32[np.ndarray, "S C"]:
-    """Return samples [start, start + count) of a file that can be sought in, or fewer at its end.
+    """Return samples [start, start + count) of a seekable file, or fewer at its end.
 
     Raises:
         LibsndfileError: they cannot be read.
@@ -139,7 +141,7 @@ def _decode_with_ffmpeg(content: bytes) -> tuple[Float32[np.ndarray, "S C"], int
 
 def to_mono(wave: Float32[np.ndarray, "S C"]) -> Float32[np.ndarray, " S"]:
     """Return the mean of the channels."""
-    return np.ascontiguousarray(wave.T).mean(axis=0)  # along two samples, NumPy adds slowly
+    return np.ascontiguousarray(wave.T).mean(axis=0)  # NumPy is slow along an axis of two
 
 
 def resample(
@@ -158,7 +160,7 @@ def peak_db(wave: Float[np.ndarray, "..."]) -> float:
 
 
 def clipped(wave: Float[np.ndarray, "..."]) -> float:
-    """Return the share of samples, of all channels, that are at full scale."""
+    """Return the share of samples at full scale, over all channels."""
     return np.count_nonzero(np.abs(wave) >= NEARLY_FULL) / max(wave.size, 1)
 
 
@@ -170,7 +172,7 @@ def quantize(wave: Float32[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]
 def encode_flac(
     wave: Float32[np.ndarray, "*shape"] | Int16[np.ndarray, "*shape"], rate: int
 ) -> bytes:
-    """Return a 16-bit FLAC file of a waveform, [S] or [S, C], or of one that is quantized."""
+    """Return a 16-bit FLAC file of a waveform [S] or [S, C], quantized or not."""
     file = io.BytesIO()
     samples = wave if wave.dtype == np.int16 else quantize(wave)
     soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")

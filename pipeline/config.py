@@ -67,7 +67,7 @@ class Config(Section):
         return self
 
     def _check_probe(self) -> None:
-        """Tasks are prepared for `hear.tasks` only."""
+        """Only the tasks of `hear.tasks` are prepared."""
         unknown = [task for task in self.probe.tasks if task not in self.hear.tasks]
         if unknown:
             raise ValueError(
@@ -76,7 +76,7 @@ class Config(Section):
             )
 
     def _check_tasks_apart(self) -> None:
-        """The source `folder` takes every recording below its path, those of the tests, too."""
+        """The source `folder` reads every recording below its path, also those of tasks."""
         tasks = self.hear.sources.folder.path
         corpus = self.sources.folder.path
         if self.source != "folder" or self.hear.source != "folder":

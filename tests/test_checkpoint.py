@@ -66,10 +66,10 @@ def edit(folder, **changes):
 def test_damaged_files_are_refused(tmp_path):
     checkpoint.save(make(), tmp_path)
     edit(tmp_path, crop_frames=160)  # another number of positions than the weights have
-    with pytest.raises(ValueError, match=r"(?s)safetensors gives no usable .*size mismatch"):
+    with pytest.raises(ValueError, match=r"(?s)safetensors is not a usable .*size mismatch"):
         checkpoint.load(tmp_path)
     (tmp_path / "encoder.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"encoder\.safetensors gives no usable checkpoint"):
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is not a usable checkpoint"):
         checkpoint.load(tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_damaged_files_are_refused(tmp_path):
 def test_settings_that_are_no_json_object_are_refused(tmp_path, content):
     checkpoint.save(make(), tmp_path)
     (tmp_path / "encoder.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"encoder\.json gives no usable checkpoint"):
+    with pytest.raises(ValueError, match=r"encoder\.json is not a usable checkpoint"):
         checkpoint.load(tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_settings_that_are_no_json_object_are_refused(tmp_path, content):
 def test_a_wrong_setting_is_named_with_its_file(tmp_path, key, value, message):
     checkpoint.save(make(), tmp_path)
     edit(tmp_path, **{key: value})
-    with pytest.raises(ValueError, match=rf"(?s)encoder\.json gives no usable .*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.json is not a usable .*{message}"):
         checkpoint.load(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_a_missing_setting_is_named_with_its_file(tmp_path, key):
     content = json.loads(path.read_text())
     del content[key]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"(?s)encoder\.json gives no usable .*{key}: missing"):
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.json is not a usable .*{key}: missing"):
         checkpoint.load(tmp_path)
 
 

@@ -233,7 +233,7 @@ def test_too_many_unavailable_clips_stop_the_download(caplog):
     message = failure_of("download", caplog)
     assert "1 of 9 clips (11.1%) failed, more than download.max_failed = 10.0%" in message
     assert "'gone' (1), for example lost_0: there is no file lost.ogg" in message
-    path = Path(message.split("All are in ")[1].split(". Mend")[0])
+    path = Path(message.split("All are in ")[1].split(". Fix")[0])
     assert ledger.counts(ledger.read(path)) == {"ok": 8, "gone": 1}
     assert not Path("data/clips").exists()
 

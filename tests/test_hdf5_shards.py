@@ -85,12 +85,14 @@ def test_a_truncated_shard_is_an_error_that_says_what_to_run(tmp_path, clips, si
     path = tmp_path / "0.h5"
     hdf5_shards.write(path, clips, PARAMS)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"0\.h5 is no shard.*or is damaged.*`dvc repro -f logmel"):
+    with pytest.raises(
+        ValueError, match=r"0\.h5 is not a shard.*or is damaged.*`dvc repro -f logmel"
+    ):
         hdf5_shards.read(path)
 
 
 def test_another_hdf5_file_is_an_error(tmp_path):
     with h5py.File(tmp_path / "0.h5", "w") as file:
         file["log_mel"] = np.zeros((3, 64))
-    with pytest.raises(ValueError, match="is no shard"):
+    with pytest.raises(ValueError, match="is not a shard"):
         hdf5_shards.read(tmp_path / "0.h5")

@@ -77,8 +77,8 @@ def test_no_clip_left_is_an_error_whatever_the_limit():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "is no ledger: expected the columns row,clip_id,.*got a,b"),
-        ("", "is no ledger"),
+        ("a,b\n1,2\n", "is not a ledger: expected the columns row,clip_id,.*got a,b"),
+        ("", "is not a ledger"),
         (
             HEADER + "x,a_0,a,0,1,,ok,,,,,,,,\n",
             "line 2 is broken: row is 'x', expected a whole numb",

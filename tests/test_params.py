@@ -138,14 +138,14 @@ def test_the_committed_file_is_valid():
         (
             "sources.url.url",
             "{recording_id}{foo}",
-            r"url: '\{recording_id\}\{foo\}': \{foo\} stands for nothing",
+            r"url: '\{recording_id\}\{foo\}': unknown placeholder \{foo\}; only \{recording_id\}",
         ),
         (
             "sources.audioset.url",
             "{recording_id}{x}",
-            r"url: '\{recording_id\}\{x\}': \{x\} .* only \{recording_id\}",
+            r"url: '\{recording_id\}\{x\}': unknown placeholder \{x\}; only \{recording_id\}",
         ),
-        ("sources.audioset.lists", "{foo}", r"lists: '\{foo\}': .*only \{subset\} is replaced"),
+        ("sources.audioset.lists", "{foo}", r"lists: '\{foo\}': .*only \{subset\} is supported"),
         ("sources.url.segments", "", r"sources\.url\.segments = '': .*at least 1 character"),
         ("sources.audioset.labels", "", r"sources\.audioset\.labels = ''"),
         ("sources.folder.path", "", r"sources\.folder\.path = '': .*at least 1 character"),
@@ -372,9 +372,9 @@ def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("b:\n  x: 1\na:\n  x: 1\n  y: {x: 2}\n  x: 3\n", "x stands in line 4 and again in line 6"),
-        ("a: 1\nb: 2\na: 3\n", "a stands in line 1 and again in line 3"),
-        ("a: {b: 1, b: 2}\n", "b stands twice, the second time in line 1"),
+        ("b:\n  x: 1\na:\n  x: 1\n  y: {x: 2}\n  x: 3\n", "in line 4 and again in line 6"),
+        ("a: 1\nb: 2\na: 3\n", "a appears in line 1 and again in line 3"),
+        ("a: {b: 1, b: 2}\n", "b appears twice, the second time in line 1"),
     ],
 )
 def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path, text, message):

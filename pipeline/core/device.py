@@ -9,7 +9,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device that `compute.device` asks for.
 
     Raises:
-        RuntimeError: a GPU is asked for and there is none.
+        RuntimeError: a GPU is requested but not available.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -18,9 +18,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_deterministic() -> None:
-    """Let a GPU compute the same bits in every run; must come before any work on it.
+    """Make a GPU compute the same bits in every run; call it before any work on the GPU.
 
-    An operation that cannot do so raises a RuntimeError which names it.
+    An operation that cannot do so raises a RuntimeError that names it.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path, work: str, why: str = "") -> Iterator[None]:
-    """Keep other processes from the same `work` until the block ends, by a lock on a file.
+    """Keep other processes from doing the same `work` until the block ends, by locking a file.
 
     Raises:
-        RuntimeError: another process is at it; `why` says what would be wrong with two.
+        RuntimeError: another process holds the lock; `why` says what two would do wrong.
     """
     with path.open("w") as handle:
         try:

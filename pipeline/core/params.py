@@ -54,7 +54,9 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
     except DuplicateKeyError as error:
         raise ValueError(f"{path}: {_duplicate(error, text)}") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply; it has sections of values.") from None
+        raise ValueError(
+            f"{path} is nested too deeply; only sections of values are supported."
+        ) from None
     except (YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -69,13 +71,13 @@ def _parse(text: str) -> Any:
 
 
 def _duplicate(error: DuplicateKeyError, text: str) -> str:
-    """Say which key stands twice in one section, and in which lines."""
+    """Say which key appears twice in one section, and in which lines."""
     section, again = error.context_mark, error.problem_mark
     rows = [row[again.column :] for row in text.split("\n")[: again.line + 1]]
     key = rows[-1].split(":")[0]
     lines = [n + 1 for n in range(section.line, again.line) if rows[n].startswith(f"{key}:")]
     first = f"in line {lines[0]} and again" if lines else "twice, the second time"
-    return f"{key} stands {first} in line {again.line + 1}. Remove one of them."
+    return f"{key} appears {first} in line {again.line + 1}. Remove one of them."
 
 
 def load_value(key: str, path: Path = PARAMS_FILE) -> Any:

@@ -1,4 +1,4 @@
-"""`manifest.json`: what the output folder of a data stage must hold to be complete.
+"""`manifest.json`: what the output folder of a data stage holds when it is complete.
 
     {"shards": n, "rows": n, "clips": n, "clips_per_shard": n}
 
@@ -39,7 +39,7 @@ def shard_count(rows: int, clips_per_shard: int) -> int:
 
 
 def of(usable: Sequence[bool], clips_per_shard: int) -> Manifest:
-    """Return the manifest of a folder, given for each row whether there is a clip."""
+    """Return the manifest of a folder, given whether each row has a clip."""
     return Manifest(
         shards=shard_count(len(usable), clips_per_shard),
         rows=len(usable),
@@ -54,21 +54,21 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def shard_path(folder: Path, shard: int, suffix: str) -> Path:
-    """Return where shard number `shard` is, for example clips/00003.tar."""
+    """Return the path of shard number `shard`, for example clips/00003.tar."""
     return folder / f"{shard:05d}{suffix}"
 
 
 def shard_paths(folder: Path, manifest: Manifest, suffix: str) -> list[Path]:
-    """Return where all shards are, in order."""
+    """Return the paths of all shards, in order."""
     return [shard_path(folder, shard, suffix) for shard in range(manifest.shards)]
 
 
 def verify(folder: Path, suffix: str, stage: str) -> Manifest:
-    """Return the manifest of a stage's output folder after checking that the shards are all there.
+    """Return the manifest of a stage's output folder after checking that no shard is missing.
 
     Raises:
         FileNotFoundError: there is no manifest, or a shard is missing (a partial `dvc pull`).
-        ValueError: the manifest is broken, the folder holds no clips or shards of another run.
+        ValueError: the manifest is broken, or the folder holds no clips or shards of another run.
     """
     remedy = f"Run `dvc repro {stage}`, or `dvc pull {stage}` if it was pushed."
     again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
@@ -102,7 +102,7 @@ def _parse(values: Any) -> Manifest:
     """Return a manifest after checking it.
 
     Raises:
-        ValueError: it is no object of four counts that fit each other.
+        ValueError: it is not an object of four consistent counts.
     """
     names = [field.name for field in fields(Manifest)]
     if not isinstance(values, dict) or set(values) != set(names):
@@ -125,8 +125,8 @@ def read_sums(folder: Path, shards: int, stage: str) -> list[str]:
     """Return the SHA-256 of each shard of an output.
 
     Raises:
-        FileNotFoundError: there is no list of them.
-        ValueError: it is not one of that many shards.
+        FileNotFoundError: the list is missing.
+        ValueError: it lists another number of shards.
     """
     remedy = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
     try:
@@ -139,7 +139,7 @@ def read_sums(folder: Path, shards: int, stage: str) -> list[str]:
 
 
 def check_sum(path: Path, expected: str, stage: str) -> None:
-    """Stop if a shard is not the one that was published.
+    """Check that a shard is the one that was published.
 
     Raises:
         ValueError: its SHA-256 is another.

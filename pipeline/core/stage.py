@@ -1,4 +1,4 @@
-"""What every stage does around its work: parameters, errors, atomic outputs, run time.
+"""What every stage does around its work: parameters, errors, atomic outputs, run times.
 
 A stage script is
 
@@ -38,11 +38,13 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Section)
 EXPECTED_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ArithmeticError)
-NO_SPACE = os.strerror(errno.ENOSPC)  # HDF5 and shutil.copytree tell it in their text alone
+NO_SPACE = os.strerror(
+    errno.ENOSPC
+)  # in the text of errors, where HDF5 and shutil.copytree have no errno
 
 
 class Stage:
-    """One run of a stage: the parameters it has read, its work folder and its outputs."""
+    """One run of a stage: the parameters it has read, its work folder, its outputs."""
 
     def __init__(self, name: str, *instance: str) -> None:
         self.name = "-".join([name, *instance])
@@ -79,8 +81,8 @@ class Stage:
         The path is an empty folder, or, with `file`, that of a file to write.
 
         Raises:
-            RuntimeError: the same configuration is being run by another process, or params.yaml
-                was edited meanwhile, so that the output would not be what its parameters say.
+            RuntimeError: another process runs the same configuration, or params.yaml was edited
+                meanwhile, so that DVC would record parameters that the output does not have.
         """
         work = self.work_folder()
         self.targets.append(Path(target))
@@ -95,8 +97,8 @@ class Stage:
             publish(path, Path(target))
             self.published.append(Path(target))
 
-    def told_published(self) -> str:
-        """Say which outputs this run has put in their place."""
+    def describe_published(self) -> str:
+        """Return which outputs this run has published, in words."""
         if not self.published:
             return "nothing was published"
         return f"of its outputs, only {', '.join(map(str, self.published))} was published"
@@ -113,15 +115,15 @@ class Stage:
 
 
 def root() -> Path:
-    """Root of the repository, the main one also inside a temporary experiment."""
+    """Return the root of the repository: of the main one, also in a temporary experiment."""
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def arguments(*wanted: str) -> list[str]:
-    """Return the command line's arguments, of which there must be one for each of `wanted`.
+    """Return the command line's arguments, one for each of `wanted`.
 
-    `<task>` stands for the plain name of a file or folder, `a|b` for one of the two. Anything else
-    ends the process and shows the usage.
+    `<task>` is the plain name of a file or folder, `a|b` is one of the two. Anything else ends the
+    process with the usage.
     """
 
     def fits(value: str, expected: str) -> bool:
@@ -136,10 +138,10 @@ def arguments(*wanted: str) -> list[str]:
 
 
 def publish(path: Path, target: Path) -> None:
-    """Move a finished folder or file to its place, replacing what was there.
+    """Move a finished folder or file to its target, replacing what was there.
 
-    What was there stays until the new one is complete beside it, on the same file system. What a
-    killed call has left there is removed by the next.
+    The old one stays until the new one is complete beside it, on the same file system. The next
+    call removes what a killed call has left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = (target.with_name(f".{target.name}.{age}") for age in ("new", "old"))
@@ -164,7 +166,7 @@ def _remove(path: Path) -> None:
 
 
 def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
-    """Run a stage: log to stderr, report errors in one message, record how long it took."""
+    """Run a stage: log to stderr, report an error as one message, record the run time."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     stage = Stage(name, *instance)
@@ -173,7 +175,7 @@ def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
         main(stage)
         _record_runtime(stage, time.time() - started)
     except KeyboardInterrupt:
-        logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.told_published())
+        logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.describe_published())
         sys.exit(130)
     except EXPECTED_ERRORS as error:
         log = root() / ".work" / f"{stage.name}.error.log"
@@ -186,12 +188,12 @@ def _message(error: Exception, stage: Stage) -> str:
     if NO_SPACE not in text:
         return text
     free = _free_space([root() / ".work", *stage.targets])
-    published = stage.told_published()
+    published = stage.describe_published()
     return f"{text}\nFree space: {free}; {published}. Free some space, then run it again."
 
 
 def _free_space(paths: Iterable[Path]) -> str:
-    """Return the free space of each file system that holds one of the paths."""
+    """Return the free space of each file system that holds a path, in words."""
     found: dict[int, str] = {}
     for path in paths:
         folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
@@ -217,19 +219,21 @@ def _write_traceback(path: Path) -> str:
 
 
 def _record_runtime(stage: Stage, seconds: float) -> None:
-    """Append one line; kept outside DVC, so that time is no part of any result."""
+    """Append the run time to a file that DVC does not track: it is not part of a result."""
     record = {"stage": stage.name, "seconds": round(seconds, 2), "params": stage.values}
     path = root() / ".work" / "runtime.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as handle:
-            handle.write(f"\n{json.dumps(record)}")  # on its own line, even after a cut one
+            handle.write(
+                f"\n{json.dumps(record)}"
+            )  # starts a line of its own, even after a truncated one
     except OSError as error:
         logger.warning("The run time is not recorded: %s", error)
 
 
 def runtimes() -> dict[str, float]:
-    """Seconds of the last run of each stage that read the same parameters as now."""
+    """Return the seconds of each stage's last run with the present parameters."""
     current = params.read()
 
     def unchanged(key: str, value: Any) -> bool:
@@ -246,7 +250,7 @@ def runtimes() -> dict[str, float]:
 
 
 def last_record(stage: str) -> dict[str, Any] | None:
-    """Return stage, seconds and params of the last run of a stage here, None if there was none."""
+    """Return stage, seconds and params of a stage's last run, None if it has not run."""
     return next((record for record in reversed(_records()) if record["stage"] == stage), None)
 
 
@@ -256,7 +260,7 @@ def _records() -> list[dict[str, Any]]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a line's record; None for one that was cut while it was written."""
+    """Return the record in a line; None if the line is truncated."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The ledger: what became of every row of the segment list, carried from stage to stage.
+"""The ledger: the outcome of every row of the segment list, carried from stage to stage.
 
 CSV with one line per row, in the list's order:
 
@@ -33,7 +33,7 @@ OK = "ok"
 DIGITAL_SILENCE_DB = -1000.0  # stands for minus infinity
 
 
-@dataclass(slots=True, kw_only=True)  # a frozen one takes twice as long, two million times
+@dataclass(slots=True, kw_only=True)  # frozen takes twice as long, for two million rows
 class Row:
     """One line of the ledger."""
 
@@ -142,7 +142,7 @@ def _parse(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _check_header(path: Path, header: list[str]) -> None:
     if header != COLUMNS:
         raise ValueError(
-            f"{path} is no ledger: expected the columns {','.join(COLUMNS)}, "
+            f"{path} is not a ledger: expected the columns {','.join(COLUMNS)}, "
             f"got {','.join(header)}."
         )
 
@@ -176,7 +176,7 @@ def summary(rows: Iterable[Row]) -> str:
 
 
 def check_failed(rows: Sequence[Row], stage: str, max_failed: float, path: Path) -> None:
-    """Stop when more than a share of the clips that reached a stage failed in it.
+    """Check that at most a given share of the clips that reached a stage failed in it.
 
     Raises:
         RuntimeError: with the share, the limit, the commonest reason and where the ledger is.
@@ -188,12 +188,12 @@ def check_failed(rows: Sequence[Row], stage: str, max_failed: float, path: Path)
     raise RuntimeError(
         f"{len(failed)} of {reached} clips ({len(failed) / reached:.1%}) failed, more than "
         f"{stage}.max_failed = {max_failed:.1%} allows. {_commonest(failed)} All are in {path}. "
-        f"Mend the source, or raise {stage}.max_failed in params.yaml."
+        f"Fix the source, or raise {stage}.max_failed in params.yaml."
     )
 
 
 def check_any(rows: Sequence[Row], path: Path) -> None:
-    """Stop when no clip is left.
+    """Check that a clip is left.
 
     Raises:
         RuntimeError: with the commonest reason and where the ledger is.

@@ -39,7 +39,7 @@ class Job:
 def logmel_shard(job: Job, target: Path) -> list[ledger.Row]:
     """Write the shard and return its rows: numbers of frames and failures recorded."""
     shard_folder.check_sum(job.source, job.sha256, stage="resample")
-    torch.set_num_threads(1)  # the processes share the cores among them; one clip gains nothing
+    torch.set_num_threads(1)  # the processes share the cores; threads do not speed up one clip
     front_end = LogMel(job.params)
     rows = {row.clip_id: row for row in job.rows}
     clips = []
@@ -57,7 +57,7 @@ def logmel_shard(job: Job, target: Path) -> list[ledger.Row]:
 
 
 def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> hdf5_shards.Clip:
-    """Return the log-mel of one clip, one at a time: batches are slower on a CPU.
+    """Return the log-mel of one clip; batches are slower on a CPU.
 
     Raises:
         BadAudioError: the clip is damaged, or too short for one frame.
@@ -72,13 +72,13 @@ def transform(content: bytes, row: ledger.Row, front_end: LogMel) -> hdf5_shards
     if len(wave) < front_end.min_samples:
         reason = f"{len(wave)} samples, one frame needs {front_end.min_samples}"
         raise BadAudioError("short", reason)
-    with torch.inference_mode():  # also reuses memory, which takes a third of the time off
+    with torch.inference_mode():  # it also reuses memory, which saves a third of the time
         log_mel = front_end(torch.from_numpy(audio.to_mono(wave))).numpy().T
     totals = stats.of(log_mel)
     return hdf5_shards.Clip(row.clip_id, row.labels, log_mel.astype(np.float16), totals)
 
 
 def summarize(totals: Totals, rows: Sequence[ledger.Row]) -> dict[str, float | int]:
-    """Return the content of `stats.json`: statistics of all values, that normalize a log-mel."""
+    """Return the content of `stats.json`: the statistics that normalize a log-mel."""
     clips = sum(row.ok for row in rows)
     return {"mean": totals.mean, "std": totals.std, "count": totals.count, "clips": clips}

@@ -14,7 +14,7 @@ def _only(known: str, template: str) -> str:
     for found in re.findall(r"\{\w*\}", template):
         if found != known:
             raise ValueError(
-                f"{template!r}: {found} stands for nothing, only {known} is replaced. Correct it."
+                f"{template!r}: unknown placeholder {found}; only {known} is supported. Correct it."
             )
     return template
 
@@ -22,7 +22,7 @@ def _only(known: str, template: str) -> str:
 def _for_every_recording(url: str) -> str:
     if "{recording_id}" not in url:
         raise ValueError(
-            f"{url!r} must contain {{recording_id}}, which stands for the id of a recording."
+            f"{url!r} must contain {{recording_id}}, the placeholder for the id of a recording."
         )
     return _only("{recording_id}", url)
 

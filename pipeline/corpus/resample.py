@@ -17,7 +17,7 @@ from pipeline.corpus.params import ResampleParams
 STAGE = "resample"
 LIBRARIES = ("av", "numpy", "soundfile", "soxr")  # whose versions determine a shard's bytes
 NEAR_SILENT_DB = -60.0  # peak level, dB of full scale, under which the log counts a clip
-TOLERANCE_S = 0.1  # a decoder may add or leave out its first and last block
+TOLERANCE_S = 0.1  # a decoder may add or drop its first and last block
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def resample_shard(job: Job, target: Path) -> list[ledger.Row]:
 
 
 def check_unchanged(content: bytes, row: ledger.Row, shard: Path) -> None:
-    """Stop if a clip is not the one that was fetched; the recording is not to blame for that.
+    """Check that a clip is the one that was fetched; if not, the disk is at fault.
 
     Raises:
         ValueError: its SHA-256 is not the ledger's.
@@ -72,7 +72,7 @@ def check_unchanged(content: bytes, row: ledger.Row, shard: Path) -> None:
 def prepare(
     content: bytes, row: ledger.Row, params: ResampleParams, sample_rate: int
 ) -> tuple[Float32[np.ndarray, " S"], ledger.Row]:
-    """Return a clip as a mono waveform at `sample_rate`, and its row: levels, whether excluded.
+    """Return a clip as a mono waveform at `sample_rate`, and its row with levels and status.
 
     Raises:
         BadAudioError: it is damaged.
@@ -89,7 +89,7 @@ def prepare(
 
 
 def exclude(row: ledger.Row, duration_s: float, params: ResampleParams) -> ledger.Row:
-    """Return the row of a clip whose levels are known as failed if the parameters exclude it."""
+    """Return the row of a clip with known levels, as failed if the parameters exclude it."""
     assert row.peak_db is not None
     assert row.clipped is not None
     if duration_s < params.min_duration_s:
@@ -105,7 +105,7 @@ def exclude(row: ledger.Row, duration_s: float, params: ResampleParams) -> ledge
 
 
 def describe_levels(rows: Sequence[ledger.Row], params: ResampleParams) -> str:
-    """Return how many clips are near-silent or clipped, and why how many are excluded."""
+    """Return how many clips are near-silent or clipped, and how many are excluded and why."""
     quiet = sum(row.peak_db is not None and row.peak_db < NEAR_SILENT_DB for row in rows)
     clipped = sum(bool(row.clipped) for row in rows)
     excluded = ledger.counts(row for row in rows if row.stage == STAGE)

@@ -23,8 +23,8 @@ EXAMPLE = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"'
 SHOWN_ERRORS = 10
 PLAIN_ROW = re.compile(r'([\w-][\w.-]*), ?([\d.]+), ?([\d.]+), ?"([^"\s]*)"')  # as published
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
-LONGEST_ID = 200  # characters; a file name has 255 at most, with what is put around the id
-UNSTORABLE = re.compile(r"[\x00\r\ud800-\udfff]")  # in HDF5, CSV and UTF-8, one each
+LONGEST_ID = 200  # characters; a file name has at most 255, with what is added to the id
+UNSTORABLE = re.compile(r"[\x00\r\ud800-\udfff]")  # by HDF5, CSV and UTF-8 respectively
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _broken(path: Path, errors: list[str]) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number (from 1) and stripped cells of each row that is no comment, header or blank."""
+    """Yield line number (from 1) and stripped cells of each row of data."""
     for number, line in enumerate(_lines(path), start=1):
         if match := PLAIN_ROW.fullmatch(line):
             yield number, list(match.groups())
@@ -123,7 +123,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a file, one at a time: AudioSet has two million."""
+    """Yield the lines of a file: AudioSet has two million."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
             yield from (line.rstrip("\n") for line in lines)
@@ -155,11 +155,11 @@ def _parse(row: int, cells: list[str]) -> Segment:
     joined = ",".join(x.strip() for x in labels.split(",")) if " " in labels else labels
     return Segment(
         row, recording_id, start_s, end_s, sys.intern(joined)
-    )  # few combinations are many rows
+    )  # few combinations make up many rows
 
 
 def check_labels(recording_id: str, labels: str) -> None:
-    """Stop at labels that ledgers and shards cannot store.
+    """Check that ledgers and shards can store labels.
 
     Raises:
         ValueError: they hold a NUL, a carriage return or half a surrogate pair.
@@ -171,7 +171,7 @@ def check_labels(recording_id: str, labels: str) -> None:
         )
 
 
-@lru_cache(maxsize=1 << 16)  # few values stand in millions of rows
+@lru_cache(maxsize=1 << 16)  # millions of rows have few values
 def _seconds(name: str, text: str) -> float:
     try:
         value = float(text)

@@ -1,11 +1,11 @@
-"""Shards as separate pieces of work: what is finished, or published and unchanged, is not redone.
+"""Shards as separate pieces of work: one that is finished and unchanged is not made again.
 
     .work/<stage>/shards/<key><suffix>       a finished shard that is not published yet
     .work/<stage>/shards/<key>.json          its SHA-256, and what changed in its clips' rows
     .work/<stage>/published/<key>.*          the same of the shards of the last output, linked
 
 The key is a hash of all that determines a shard's bytes: the code (`code_identity`), the versions
-of the libraries, the parameters and what goes in. A shard that is here is used again if its bytes
+of the libraries, the parameters and the input. An existing shard is used again if its bytes
 have the recorded SHA-256. So an interrupted stage goes on after the last finished shard, processes
 and machines may share the work on one file system, and after a change of some clips only their
 shards are made anew.

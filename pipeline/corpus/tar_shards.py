@@ -21,7 +21,7 @@ FORMATS = [  # by how a file begins
 
 
 def member_name(clip_id: str, content: bytes) -> str:
-    """Return the name of a clip in its shard; of no known format means FLAC, as most are."""
+    """Return the name of a clip in its shard; an unknown format is taken for FLAC."""
     found = (name for start, name in FORMATS if start.match(content))
     return f"{clip_id}.{next(found, 'flac')}"
 

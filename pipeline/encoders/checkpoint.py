@@ -1,4 +1,4 @@
-"""An encoder for use: its weights, front end and statistics in one folder.
+"""The checkpoint of an encoder: weights, front end and statistics in one folder.
 
 encoder.safetensors    weights and buffers
 encoder.json           encoder and its settings, front end, mean and std of the training data
@@ -24,7 +24,7 @@ SETTINGS = "encoder.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An encoder with all that is needed to give it audio."""
+    """An encoder with all that is needed to feed it audio."""
 
     encoder: Encoder
     encoder_name: str
@@ -73,7 +73,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: a file is damaged, or weights and settings do not belong together.
+        ValueError: a file is damaged, or weights and settings do not match.
     """
     folder = path if path.is_dir() else path.parent
     settings = read_settings(folder)
@@ -124,5 +124,5 @@ def _existing(path: Path) -> Path:
 
 def _unusable(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} gives no usable checkpoint: {error}\nRestore it, or run `dvc repro pretrain`."
+        f"{path} is not a usable checkpoint: {error}\nRestore it, or run `dvc repro pretrain`."
     )

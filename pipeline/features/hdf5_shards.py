@@ -53,7 +53,7 @@ class Shard:
 
 
 def write(path: Path, clips: Sequence[Clip], log_mel: LogMelParams) -> Totals:
-    """Write a shard and return the totals of its values; it may hold no clips."""
+    """Write a shard, which may hold no clips, and return the totals of its values."""
     start = np.cumsum([0, *(len(clip.frames) for clip in clips)], dtype=np.int64)
     totals = stats.merge(clip.totals for clip in clips)
     with h5py.File(path, "w", libver="latest") as file:
@@ -73,7 +73,7 @@ def read(path: Path) -> Shard:
     """Read a shard into memory.
 
     Raises:
-        ValueError: the file is no shard, or is damaged.
+        ValueError: the file is not a shard, or is damaged.
     """
     with _opened(path) as file:
         return Shard(
@@ -87,10 +87,10 @@ def read(path: Path) -> Shard:
 
 
 def read_totals(path: Path) -> Totals:
-    """Return the totals of a shard's values, without reading these.
+    """Return the totals of a shard's values without reading the values.
 
     Raises:
-        ValueError: the file is no shard, or is damaged.
+        ValueError: the file is not a shard, or is damaged.
     """
     with _opened(path) as file:
         return _totals(file)
@@ -108,6 +108,6 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except (KeyError, OSError) as error:
         raise ValueError(
-            f"{path} is no shard of log-mels, or is damaged ({error}). Remove it and run `dvc pull "
-            "logmel`, or run `dvc repro -f logmel`."
+            f"{path} is not a shard of log-mels, or is damaged ({error}). Remove it and run `dvc "
+            "pull logmel`, or run `dvc repro -f logmel`."
         ) from error

@@ -1,4 +1,4 @@
-"""Mean and standard deviation over many arrays, from sums that are exact to merge.
+"""Mean and standard deviation over many arrays, from sums that can be merged.
 
 The order of the additions is fixed (clip by clip, shard by shard), so the result is the same to
 the bit however many processes share the work.
@@ -34,7 +34,7 @@ class Totals:
             ValueError: there are none.
         """
         if self.count == 0:
-            raise ValueError("The mean of no values does not exist; there are no frames.")
+            raise ValueError("Cannot take the mean of zero values: there are no frames.")
         return self.sum / self.count
 
     @property
@@ -59,8 +59,8 @@ def read(folder: Path) -> tuple[float, float]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object, or a value is not a finite number, or not a positive one
-            for the standard deviation.
+        ValueError: it is not a JSON object, a value is not a finite number, or the standard
+            deviation is not positive.
     """
     path = folder / "stats.json"
     remedy = "Run `dvc repro -f logmel`, or `dvc pull --force logmel` if it was pushed."

@@ -1,9 +1,9 @@
 """Work on the processes of a Dask cluster, on this machine or others.
 
-All must see the repository under the same path, on a shared file system, and scheduler and workers
-must be able to import `pipeline`: `python -m dask`, unlike `dask`, can in the repository. Jobs are
-handed out as workers become free, so that neither they nor the scheduler hold more than a few at a
-time. A worker that dies costs what it was working on a second attempt.
+All machines must see the repository under the same path, on a shared file system. Scheduler and
+workers must be able to import `pipeline`; started in the repository by `python -m dask` they are,
+by `dask` they are not. Jobs are handed out as workers become free, so that nobody holds more than a
+few. The job of a worker that dies is attempted again.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Work on shards in several processes: of this machine, or of a Dask cluster.
 
-A process that is killed costs the shard that it was working on a second attempt, and no other.
+If a process is killed, only the shard that it was working on is attempted again.
 """
 
 import ctypes
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-ATTEMPTS = 3  # at a job whose process is killed
+ATTEMPTS = 3  # at a job whose process was killed
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_ARRAY_BYTES = 1 << 25  # the most that glibc takes
 KEPT_BYTES = 1 << 27
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next clip, a third of whose time it takes else.
+    """Make glibc keep freed memory; re-allocating it costs a third of each clip's time.
 
-    Each array would be made of new pages of the system. It has no effect without glibc.
+    It has no effect with another C library.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -51,9 +51,9 @@ def map_shards(
 ) -> list[Result]:
     """Return `function(job)` for each job, in their order, computed by `workers` processes.
 
-    The processes are started afresh (spawn), so `function` must be at the top level of a module and
-    the jobs must be picklable; `str(job)` names a job in messages. One worker works in this
-    process; 0 means one worker per core; "dask" the processes of a Dask cluster.
+    Processes are spawned, so `function` must be at the top level of a module and the jobs must be
+    picklable; `str(job)` names a job in messages. With one worker, this process does the work; 0 is
+    one worker per core, "dask" the processes of a Dask cluster.
 
     Args:
         scheduler: address of the cluster's; empty: a cluster on this machine, a worker per core.
@@ -74,7 +74,7 @@ def map_shards(
 def _in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, bar: tqdm
 ) -> list[Result]:
-    """Work with pools of one process each, so that it is known which job has lost its process."""
+    """Use pools of one process each, so that a killed process is known by its job."""
     idle = [_start() for _ in range(workers)]
     busy: dict[Future[Result], tuple[int, ProcessPoolExecutor]] = {}
     waiting = deque(range(len(jobs)))
@@ -96,7 +96,7 @@ def _in_processes(
                     executor = _start()
                     waiting.appendleft(number)
                 idle.append(executor)
-    except BaseException:  # an interrupt or error: what the other processes do is of no use
+    except BaseException:  # an interrupt or error: the other processes' work is lost anyway
         _end([*idle, *(executor for _, executor in busy.values())])
         raise
     for executor in idle:
@@ -128,11 +128,11 @@ def _check_killed(job: object, times: int, workers: int) -> None:
             f"memory. Give compute.workers in params.yaml fewer than {workers} processes, or lower "
             "download.clips_per_shard. What is finished is kept: the next run goes on from there."
         )
-    logger.warning("The process that worked on %s was killed; it is done again.", job)
+    logger.warning("The process that worked on %s was killed; it is attempted again.", job)
 
 
 def _follow_the_parent() -> None:
-    """Leave interrupts to the parent, but end when it was killed."""
+    """Leave interrupts to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 

@@ -1,8 +1,7 @@
 """The two views: Mixup, noise, random resize crop, random linear fader (paper sections 2.1, C.1).
 
 Everything works on batches [B, F, T] of normalized log-mels (standard deviations of the dataset)
-on the device where training runs, with an explicit generator; each item and each view draws for
-itself.
+on the training device, with an explicit generator; each item and each view is drawn separately.
 """
 
 import torch
@@ -85,7 +84,7 @@ class Views:
     def _draw_background(
         self, clip: Int[Tensor, " V"], crop_clip: Int[Tensor, " crops"]
     ) -> tuple[Int[Tensor, " V"], Bool[Tensor, " V"]]:
-        """For each item a random crop from another clip, and whether there is one."""
+        """Draw Mixup's background: a crop of another clip per item, and whether there is one."""
         allowed = (crop_clip >= 0) & (crop_clip != clip[:, None])  # [V, crops]
         order = torch.rand(allowed.shape, generator=self.generator, device=clip.device)
         best = order.masked_fill(~allowed, -1.0).max(dim=1)
@@ -103,8 +102,7 @@ class Views:
 def standardize(x: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
     """Return x with the mean and standard deviation of all processes' values as 0 and 1.
 
-    That it is already normalized by the dataset's statistics makes no difference. Values that are
-    all equal become 0.
+    The dataset's normalization before makes no difference. Values that are all equal become 0.
     """
     variance, mean = torch.var_mean(x, correction=0)
     mean, variance = global_moments(mean, variance)
@@ -164,7 +162,7 @@ def random_resize_crop(
 def _draw_box(
     batch: int, size: int, canvas: int, scales: list[float], generator: Generator
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """First position and length of the box along one axis of the canvas, for each item."""
+    """Draw the box along one axis of the canvas: first position and length for each item."""
     scale, place = torch.rand(2, batch, generator=generator, device=generator.device)
     low, high = scales
     length = ((low + (high - low) * scale) * size).long().clamp(1, canvas)

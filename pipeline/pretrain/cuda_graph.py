@@ -1,4 +1,4 @@
-"""One CUDA graph for work that is the same in every step, down to the addresses of its tensors."""
+"""One CUDA graph for work that repeats exactly, down to the addresses of its tensors."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,9 @@ PLAIN_CALLS = 3  # compile, choose algorithms, create the optimizer's state
 class CudaGraph:
     """A function without arguments that, after some plain calls, runs as one CUDA graph.
 
-    The first calls do their work like all others, so that the results are those of a function that
-    was never captured. The function reads and writes tensors that stay in place and waits for
-    nothing; what it returns is overwritten by the next call. `generator` is one that it draws from,
-    besides the default one.
+    The first calls do real work, so results equal those of a function that is never captured. The
+    function must read and write tensors that stay in place, and wait for nothing. The next call
+    overwrites what it returns. `generator` is what it draws from besides the default generator.
     """
 
     def __init__(self, function: Callable[[], Tensor], generator: Generator) -> None:
@@ -35,7 +34,7 @@ class CudaGraph:
         return self.result
 
     def _call_on_a_side_stream(self) -> Tensor:
-        """Call as capture will: autograd remembers the stream that gradients are made on."""
+        """Call as during capture: autograd remembers the stream on which gradients are made."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):

@@ -2,7 +2,7 @@
 
 Every process holds the same weights and an equal share of each batch, and computes the same loss
 from statistics of all shares. `torchrun` starts the processes (`relaunch`), one for each GPU, or on
-a CPU for tests; without it there is one process and nothing here does anything.
+a CPU for tests; without it there is one process, and these functions do nothing.
 """
 
 import logging
@@ -30,7 +30,7 @@ def rank() -> int:
 
 
 def is_launched() -> bool:
-    """Tell whether torchrun has started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -61,7 +61,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def _end_with_parent() -> None:
-    """End this process soon after torchrun, which may be killed before it can end it."""
+    """End this process soon after torchrun, which may be killed before it can do so."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -121,7 +121,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Tell whether the flag is set in some process; all must ask at the same time."""
+    """Return whether the flag is set in any process; all processes must call this together."""
     if world_size() == 1:
         return flag
     found = torch.tensor(float(flag))

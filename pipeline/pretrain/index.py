@@ -1,4 +1,4 @@
-"""Log-mel features for pre-training: what the shards hold, and which crops an epoch takes of them.
+"""Which crops an epoch takes (paper section 3.1), and what the shards of log-mels hold.
 
 `pipeline.pretrain.loader` reads the frames. The clips of all shards are numbered in order;
 so are their frames, end to end.
@@ -28,7 +28,7 @@ AGAIN = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pu
 
 @dataclass(frozen=True)
 class FrameFile:
-    """Where the frames of one shard are: end to end in its file."""
+    """Where the frames of one shard are in its file, end to end."""
 
     path: Path
     offset: int  # bytes before the first frame
@@ -36,7 +36,7 @@ class FrameFile:
     frames: int
 
     def truncated(self) -> ValueError:
-        """Return the error of a file that ends before its last frame."""
+        """Return the error for a file that ends before its last frame."""
         return ValueError(
             f"{self.path} ends before its {self.frames} frames do, so it was changed since this "
             f"run began or is damaged. {AGAIN}"
@@ -47,7 +47,7 @@ class FrameFile:
 class Features:
     """Log-mels of all clips end to end, time first, and the statistics that normalize them."""
 
-    frames: Float16[Tensor, "total F"] | tuple[FrameFile, ...]  # themselves, or where they are
+    frames: Float16[Tensor, "total F"] | tuple[FrameFile, ...]  # in memory, or where they are
     start: Int64[Tensor, " clips_plus_1"]  # clip i is the frames from start[i] to start[i + 1]
     clip_id: list[str]
     log_mel: LogMelParams
@@ -69,7 +69,7 @@ class Features:
         Mean and standard deviation stay those of all clips.
 
         Raises:
-            ValueError: there is no such clip, or no other.
+            ValueError: there is no such clip, or no clip remains.
         """
         if not clip_ids:
             return self
@@ -121,7 +121,7 @@ class Features:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Content of one shard but for its frames, and where in the file these begin."""
+    """Content of one shard except its frames, and where these begin in the file."""
 
     start: Int64[np.ndarray, " clips_plus_1"]
     clip_id: list[str]
@@ -168,7 +168,7 @@ def read_index(path: Path) -> ShardIndex:
     """Read what a shard holds, but not its frames.
 
     Raises:
-        ValueError: the file is no shard, is damaged, or does not hold its frames in one piece.
+        ValueError: the file is not a shard, is damaged, or does not hold its frames in one piece.
     """
     with _refuse_damaged(path), h5py.File(path, "r", locking=False) as file:
         frames, start = file["log_mel"], file["start"][:]
@@ -196,7 +196,7 @@ def _refuse_damaged(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no shard of log-mels, or is damaged ({error}). {AGAIN}"
+            f"{path} is not a shard of log-mels, or is damaged ({error}). {AGAIN}"
         ) from error
 
 
@@ -208,7 +208,7 @@ class EpochSampler:
     draw: Float[Tensor, "steps B"]  # in [0, 1), where in the clip
 
     def share(self, rank: int, world: int) -> "EpochSampler":
-        """Return the columns of one of `world` processes, which together are the whole plan.
+        """Return the columns of one of `world` processes; together they are the whole epoch.
 
         Raises:
             ValueError: the processes cannot have equal shares.
@@ -228,8 +228,8 @@ def sample_epoch(
 ) -> EpochSampler:
     """Return the crops of one epoch, which depend on the arguments alone.
 
-    Every clip is taken at most once, in random order, in full batches only; then as often as
-    `crops_per_clip` says in the same batch, each time with a draw of its own.
+    Every clip is used at most once, in random order, in full batches only. Its `crops_per_clip`
+    crops are in the same batch, each drawn separately.
 
     Raises:
         ValueError: there are fewer clips than one batch needs, or the crops of a clip do not fill
@@ -237,7 +237,7 @@ def sample_epoch(
     """
     if batch_size % crops_per_clip:
         raise ValueError(
-            f"pretrain.batch_size = {batch_size} is no multiple of crops_per_clip = "
+            f"pretrain.batch_size = {batch_size} is not a multiple of crops_per_clip = "
             f"{crops_per_clip}."
         )
     per_batch = batch_size // crops_per_clip
@@ -260,11 +260,11 @@ def locate_crops(
     draw: Float[Tensor, " B"],
     length: int,
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """Return the first frame of each crop and how many frames, `length` at most, the clip has.
+    """Return where each crop is cut: its first frame, and how many frames (at most `length`) exist.
 
-    Every start is equally likely, the last included.
+    Every start is equally likely, including the last.
     """
     first, frames = start[clip], start[clip + 1] - start[clip]
     slack = (frames - length).clamp_min(0)
-    offset = (draw * (slack + 1)).long().clamp_max(slack)  # for a draw rounded to 1
+    offset = (draw * (slack + 1)).long().clamp_max(slack)  # a draw may be rounded to 1
     return first + offset, frames.clamp_max(length)

@@ -1,7 +1,7 @@
-"""Crops for pre-training, from wherever the frames fit: the device, host memory or the disk.
+"""Crops for pre-training, from the device's memory, host memory or the disk: where frames fit.
 
-The same plan gives exactly the same crops from each feed. A clip shorter than a crop is followed by
-digital silence, with the value that it has in a shard.
+An epoch has exactly the same crops from each loader. A clip shorter than a crop is padded with
+digital silence, as a shard would store it.
 """
 
 import logging
@@ -28,38 +28,38 @@ from pipeline.pretrain.index import EpochSampler, Features, FrameFile, locate_cr
 logger = logging.getLogger(__name__)
 
 SILENT = float(np.float16(SILENCE))
-THREADS = 4  # that assemble one batch each
+THREADS = 4  # each assembles a batch
 AHEAD = 2 * THREADS  # batches
 SPARE_FILES = 256  # that may be open besides the shards
 
 
 class Loader(ABC):
-    """Batches of crops: what the host sends for each step, and the crops that the device makes."""
+    """Batches of crops: what the host sends for each step, and how the device makes crops of it."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
         self.features = features
         self.crop_frames = crop_frames
         self.device = device
-        self.wait_s = 0.0  # how long the consumer of the batches has waited for data
+        self.wait_s = 0.0  # seconds that the consumer of batches has waited for data
 
     @abstractmethod
     def empty_batch(self, batch_size: int) -> Tensor:
-        """Return a tensor on the device for what a batch brings besides the numbers of clips."""
+        """Return a tensor on the device for what a batch holds besides the clips' numbers."""
 
     @abstractmethod
     def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield clips and batch of each step of a plan, from `first_step` on."""
+        """Yield clips and batch of each step of an epoch, from `first_step` on."""
 
     @abstractmethod
     def crops(self, clip: Int64[Tensor, " B"], batch: Tensor) -> Float[Tensor, "B F T"]:
-        """Return the normalized crops of a batch that is on the device, waiting for nothing."""
+        """Return the normalized crops of a batch on the device, without waiting for it."""
 
     def _normalized(self, frames: Float[Tensor, "B T F"]) -> Float[Tensor, "B F T"]:
         return ((frames - self.features.mean) / self.features.std).transpose(1, 2)
 
 
 class DeviceLoader(Loader):
-    """All frames in the device's memory; the host sends draws."""
+    """All frames are in the device's memory; the host sends draws."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
         super().__init__(features, crop_frames, device)
@@ -85,11 +85,11 @@ class DeviceLoader(Loader):
 
 
 class StreamLoader(Loader):
-    """Frames outside of the device; threads assemble the crops of the next steps."""
+    """Frames are elsewhere; threads assemble the crops of the next steps."""
 
     @abstractmethod
     def _read(self, clip: Tensor, draw: Tensor, out: Float16[np.ndarray, "B T F"]) -> None:
-        """Fill the frames of some crops; is called in several threads at once."""
+        """Fill the frames of some crops; called in several threads at once."""
 
     def empty_batch(self, batch_size: int) -> Float16[Tensor, "B T F"]:
         """Return a tensor for the frames of the crops."""
@@ -115,7 +115,7 @@ class StreamLoader(Loader):
             pool.shutdown(cancel_futures=True)
 
     def _job(self, clip: Tensor, draw: Tensor) -> Callable[[], Tensor]:
-        """Return what a thread shall do; the memory is taken here, where the GPU is known."""
+        """Return a thread's job; memory is allocated here, in the thread that uses the GPU."""
         shape = len(clip), self.crop_frames, self.features.n_mels
         pinned = self.device.type == "cuda"  # torch reuses the memory once it has been copied
         frames = torch.empty(shape, dtype=torch.float16, pin_memory=pinned)
@@ -187,7 +187,7 @@ def crop_rows(
     draw: Float[Tensor, " B"],
     length: int,
 ) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Return the number of each frame of some crops, and whether silence takes its place."""
+    """Return the number of each frame of some crops, and whether it is padding."""
     first, real = locate_crops(start, clip, draw, length)
     frame = torch.arange(length, device=clip.device)
     rows = first[:, None] + frame.clamp_max(real[:, None] - 1)
@@ -195,7 +195,7 @@ def crop_rows(
 
 
 def open_for_crops(paths: list[Path]) -> list[int]:
-    """Open files to read small parts of them, as many as there are."""
+    """Open files for random access, raising the limit of open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(paths) + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -215,10 +215,10 @@ def close_all(descriptors: list[int]) -> None:
 
 
 def read_at(descriptor: int, byte: int, out: Float16[np.ndarray, "T F"], file: FrameFile) -> None:
-    """Fill an array with the bytes of a file from one on, without Python's lock.
+    """Fill an array with the bytes of a file from an offset, without holding Python's lock.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file is too short.
     """
     left = out.data.cast("B")
     while left:
@@ -235,10 +235,9 @@ def read_at(descriptor: int, byte: int, out: Float16[np.ndarray, "T F"], file: F
 def choose_loader(
     features: Features, crop_frames: int, device: torch.device, where: str, processes: int = 1
 ) -> Loader:
-    """Return a feed from device, host or disk; `auto` is the first that leaves half of it free.
+    """Return a loader from device, host or disk; `auto`: the first that leaves half of it free.
 
-    `processes` share the memory of this machine, each with a feed of its own. The memory of a GPU
-    is that of one process.
+    `processes` share the memory of this machine, each with its own loader. Each has its own GPU.
     """
     host = available_memory() // processes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
@@ -257,7 +256,7 @@ def choose_loader(
 
 
 def available_memory() -> int:
-    """Return the bytes of host memory that may be taken: what is free, or the limit of a job."""
+    """Return the bytes of host memory that may be used: what is free, or a job's limit."""
     return min([psutil.virtual_memory().available, *group_limits()])
 
 

@@ -1,8 +1,8 @@
-"""Going on after an interruption: states of a run on disk, and a stop that ends a step first.
+"""Resuming after an interruption: training states on disk, and a stop between two steps.
 
-    <folder>/step-<number, nine digits>.pt      written aside, then renamed; the last few are kept
+    <folder>/step-<number, nine digits>.pt      written aside, then renamed; the last few stay
 
-A file holds tensors, numbers and text only: it is read without running any code from it.
+A file holds tensors, numbers and text only; reading it runs no code.
 """
 
 import logging
@@ -28,7 +28,7 @@ FORGOTTEN_DAYS = 30  # after which the states of another run are removed
 
 
 class TrainingStates:
-    """States of one run in a folder, written every so many minutes."""
+    """The states of one run in a folder, written every few minutes."""
 
     def __init__(self, folder: Path, minutes: float, keep: int) -> None:
         self.folder = folder
@@ -40,13 +40,13 @@ class TrainingStates:
             unfinished.unlink()
 
     def due(self) -> bool:
-        """Tell whether it is time for the next one."""
+        """Return whether it is time for the next state."""
         return time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state of a run after `step` steps and remove the oldest.
 
-        A full disk does not end the run: it is logged, and the states before stay.
+        A full disk does not end the run: it is logged, and earlier states stay.
         """
         target = self.folder / f"step-{step:09d}.pt"
         aside = target.with_suffix(".new")
@@ -72,7 +72,7 @@ class TrainingStates:
     def newest(self) -> dict[str, Any] | None:
         """Return the latest state that can be read, on the CPU; None if there is none.
 
-        Damaged ones are put out of the way.
+        Damaged states are renamed.
         """
         for path in reversed(self._paths()):
             try:
@@ -95,7 +95,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def remove_forgotten(own: Path) -> None:
-    """Remove the states beside a run's `own` that nobody has gone on with for a month."""
+    """Remove the states of other runs that nobody has continued for a month."""
     limit = time.time() - 24 * 3600 * FORGOTTEN_DAYS
     for run in {path.parent for path in own.parent.glob("*/step-*.pt")} - {own}:
         if max(path.stat().st_mtime for path in run.iterdir()) < limit:
@@ -105,9 +105,9 @@ def remove_forgotten(own: Path) -> None:
 
 @contextmanager
 def stop_after_step() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM has come since.
+    """Yield a function that returns whether SIGINT or SIGTERM has been received.
 
-    The first signal only sets the flag, so that a step is never cut in two; the second interrupts.
+    The first signal only sets the flag, so that a step is never cut in two; a second interrupts.
     """
     requested = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What explains a run: the terms of the loss, norms, effective ranks, and how fast it went."""
+"""What explains a run: terms of the loss, norms, effective ranks, speed."""
 
 import math
 import time
@@ -48,7 +48,7 @@ def _norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
 class History:
     """Curves of a run: one row for each logged step, and one for each epoch.
 
-    Rows stay on the device until they are fetched, so that no step waits for it.
+    Rows stay on the device until they are fetched, so that no step waits.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class History:
         return len(self._pending)
 
     def log(self, row: dict[str, float], values: Float[Tensor, "6"]) -> None:
-        """Add a step: what the host knows of it, and TERMS and NORMS as a tensor of the device."""
+        """Add a step: what the host knows, and TERMS and NORMS as a tensor on the device."""
         self._pending.append((row, values))
 
     def fetch(self) -> None:
@@ -83,7 +83,7 @@ class History:
                 raise FloatingPointError(f"The loss is {row['loss']} since step {row['step']:.0f}")
 
     def table(self, params: LossParams, dim: int, batch_size: int) -> pd.DataFrame:
-        """Return the steps, with the part of the redundancy term that is chance (`noise_floor`)."""
+        """Return the steps, with the redundancy term expected by chance (`noise_floor`)."""
         self.fetch()
         table = pd.DataFrame(self.steps)
         floor = noise_floor(params, dim, batch_size)
@@ -101,14 +101,14 @@ class History:
 
 
 class Throughput:
-    """Samples per second and the share of time spent on waiting for data, between two marks."""
+    """Samples per second and the share of time spent waiting for data, between two marks."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._mark: tuple[int, float, float] | None = None
 
     def mark(self, step: int, batch_size: int, waited_s: float) -> None:
-        """Take the time at a step, when the host knows that the device has done it."""
+        """Record the time of a step that the device is known to have finished."""
         now = time.perf_counter()
         if self._mark is not None and step > self._mark[0] and now > self._mark[1]:
             first, began, waited_before = self._mark
@@ -123,5 +123,5 @@ class Throughput:
         self._mark = (step, now, waited_s)
 
     def table(self) -> pd.DataFrame:
-        """Return one row for each stretch."""
+        """Return one row for each pair of marks."""
         return pd.DataFrame(self.rows, columns=["step", "samples_per_s", "wait_share"])
