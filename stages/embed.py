@@ -12,7 +12,6 @@ import torch
 
 from pipeline.core import params
 from pipeline.core.device import choose_device
-from pipeline.core.params import check
 from pipeline.core.settings import ComputeParams, cores
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.encoders import checkpoint
@@ -20,7 +19,7 @@ from pipeline.hear.api.statistics import task_statistics
 from pipeline.hear.embed import cache as embedding_cache
 from pipeline.hear.embed.embed import check_sample_rate, write_embeddings
 from pipeline.hear.models import registry
-from pipeline.hear.params import BASELINES, TRAINED, ExtractionParams
+from pipeline.hear.params import BASELINES, TRAINED, read_extraction
 from pipeline.hear.tasks.task import read_task
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
@@ -29,16 +28,7 @@ SEED = 0  # of the dropout that `hear.mode = reference` leaves on
 def main(stage: Stage, name: str, model_name: str) -> None:
     """Run the stage."""
     task = read_task(Path("data/hear", name))
-    options = {
-        "mode": stage.value("hear.mode"),
-        "normalization": stage.value("hear.normalization"),
-        "window_ms": stage.value("hear.window_ms"),
-        "hop_ms": stage.value("hear.hop_ms"),
-        "edges": stage.value("hear.edges"),
-        "layers": stage.value("hear.layers"),
-        "mel_mean": stage.value("hear.mel_mean"),
-    }
-    extraction = check(options, ExtractionParams, prefix="hear")
+    extraction = read_extraction(stage)
     compute = params.load("compute", ComputeParams)
     workers = compute.local_workers or cores()
     folder, statistics = Path("data", model_name), None
@@ -56,7 +46,7 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:
         cache = None
         if embedding_cache.serves(name) and not module.batch_dependent:
-            settings = {"model": model_name, "statistics": statistics, **options}
+            settings = {"model": model_name, "statistics": statistics, **extraction.model_dump()}
             cache = embedding_cache.of_checkpoint(folder, settings, compute)
         write_embeddings(task, module, embeddings, workers, cache)
 

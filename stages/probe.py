@@ -17,7 +17,6 @@ import torch
 
 from pipeline.core import params
 from pipeline.core.device import choose_device
-from pipeline.core.params import check
 from pipeline.core.settings import ComputeParams, cores
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.encoders import checkpoint
@@ -25,7 +24,7 @@ from pipeline.hear import probe
 from pipeline.hear.api import model
 from pipeline.hear.api.statistics import task_statistics
 from pipeline.hear.embed.embed import HearModule, check_sample_rate
-from pipeline.hear.params import ExtractionParams
+from pipeline.hear.params import read_extraction
 from pipeline.hear.tasks.task import read_task
 
 logger = logging.getLogger(__name__)
@@ -38,16 +37,7 @@ def main(stage: Stage, name: str) -> None:
     """Run the stage."""
     task = read_task(Path("data/hear", name))
     encoders = probe.kept_encoders(PRETRAIN, RANDOM)
-    options = {
-        "mode": stage.value("hear.mode"),
-        "normalization": stage.value("hear.normalization"),
-        "window_ms": stage.value("hear.window_ms"),
-        "hop_ms": stage.value("hear.hop_ms"),
-        "edges": stage.value("hear.edges"),
-        "layers": stage.value("hear.layers"),
-        "mel_mean": stage.value("hear.mel_mean"),
-    }
-    extraction = check(options, ExtractionParams, prefix="hear")
+    extraction = read_extraction(stage)
     classifiers = {
         "neighbors": stage.value("probe.neighbors"),
         "inverse_l2": stage.value("probe.inverse_l2"),

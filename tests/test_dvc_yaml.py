@@ -81,13 +81,51 @@ def import_closure(script: Path) -> set[Path]:
     return {path for path in closure(script) if path.suffix == ".py"}
 
 
+def library_readers(script: Path) -> list[ast.FunctionDef]:
+    """Functions of the library that a script passes its `stage`, to read parameters with."""
+    tree = ast.parse((ROOT / script).read_text())
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    imported = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    found = []
+    for name in called_with_stage(tree) - own:
+        module, function = imported[name]
+        body = ast.parse((ROOT / module_file(module)).read_text()).body
+        (reader,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == function)
+        assert reader.args.args[0].arg == "stage", f"{name} must name its parameter `stage`"
+        assert not called_with_stage(reader), f"{name} must read the parameters itself"
+        found.append(reader)
+    return found
+
+
+def called_with_stage(tree: ast.AST) -> set[str]:
+    """What is called with `stage` as an argument."""
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for argument in [*node.args, *(keyword.value for keyword in node.keywords)]
+        if ast.unparse(argument) == "stage"
+    }
+
+
 def loaded_keys(script: Path) -> set[str]:
     """Keys that a script reads with stage.load, .value and .record, spelt as in dvc.yaml.
 
     In the key of one value, `{source}` stands for another that was read into `source`.
     """
+    trees = [ast.parse((ROOT / script).read_text()), *library_readers(script)]
+    return set().union(*map(keys_read, trees))
+
+
+def keys_read(tree: ast.AST) -> set[str]:
+    """Keys that a module or a function reads."""
     keys, read_into = set(), {}
-    nodes = list(ast.walk(ast.parse((ROOT / script).read_text())))
+    nodes = list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("stage.value("):
             read_into[ast.unparse(node.targets[0])] = ast.literal_eval(node.value.args[0])

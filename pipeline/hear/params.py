@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.core.params import Section, classes
+from pipeline.core.params import Section, check, classes
+from pipeline.core.stage import Stage
 from pipeline.features.params import LogMelParams
 
 MIN_FRAMES = 4  # that an encoder takes
@@ -72,6 +73,24 @@ class ExtractionParams(Section):
                 f"add{settings.replace('False', 'false')}."
             )
         return self
+
+
+def read_extraction(stage: Stage) -> ExtractionParams:
+    """Read what embeddings depend on: not all of `hear`, whose list of tasks may grow.
+
+    Raises:
+        ValueError: a value is missing or out of range.
+    """
+    values = {
+        "mode": stage.value("hear.mode"),
+        "normalization": stage.value("hear.normalization"),
+        "window_ms": stage.value("hear.window_ms"),
+        "hop_ms": stage.value("hear.hop_ms"),
+        "edges": stage.value("hear.edges"),
+        "layers": stage.value("hear.layers"),
+        "mel_mean": stage.value("hear.mel_mean"),
+    }
+    return check(values, ExtractionParams, prefix="hear")
 
 
 class CrepeParams(Section):
