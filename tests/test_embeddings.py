@@ -236,7 +236,7 @@ def returning(**changes):
         ),
         (
             {"timestamps": torch.tensor([[0.0, 2.0, 1.0]])},
-            "not rise: 2 ms is followed by 1 ms",
+            "not increase: 2 ms is followed by 1 ms",
         ),
         ({"timestamps": torch.tensor([[0.0, 1.0, torch.inf]])}, "'timestamps' .*not finite"),
         ({"timestamps": torch.tensor([[-50.0, 0.0, 950.0]])}, "'timestamps' begins at -50 ms"),

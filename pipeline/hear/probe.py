@@ -1,9 +1,9 @@
 """Quick scores of an encoder: two small classifiers on a task's scene embeddings.
 
 They learn from the training split and are scored on the validation split. The test split is not
-read, so that an epoch may be chosen by these scores without making HEAR's own score of it too
-good. In a k-fold task the first fold is the validation split and all others train; there each fold
-is also tested once, so that such a choice does favor the final score a little.
+read, so that choosing an epoch by these scores does not bias its HEAR score. In a k-fold task the
+first fold is the validation split and the others train. There each fold is also tested once, so
+such a choice does favor the final score a little.
 
     knn      share of the nearest training clips, by cosine distance, that have a label
     linear   logistic regression; one for each label where a clip may have several

@@ -1,8 +1,8 @@
-"""Embeddings by the content of their audio, so that what two tasks share is embedded once.
+"""A cache of embeddings by the content of their audio: what two tasks share is embedded once.
 
 NSynth's and Speech Commands' 5h tasks are parts of their larger ones, and Mridangam's stroke and
 tonic have the same audio. An entry belongs to one waveform and one `identity`, that of all else
-that an embedding depends on. The cache is no result: it may be removed at any time.
+that an embedding depends on. The cache is not a result and may be removed at any time.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Embedded = tuple[Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
 def identity(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """Return a digest of what embeddings depend on beside the audio.
+    """Return a digest of what embeddings depend on besides the audio.
 
     Args:
         files: those of the checkpoint, in an order that does not change.
@@ -39,7 +39,7 @@ def identity(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
 
 
 def serves(task: str) -> bool:
-    """Return whether another task of HEAR has audio of this one."""
+    """Return whether a task shares audio with another task of HEAR."""
     return task.startswith(SHARED)
 
 
@@ -55,7 +55,7 @@ def of_checkpoint(
 
 
 class EmbeddingCache:
-    """Embeddings of clips in a folder that several processes may use; the oldest make room."""
+    """Embeddings in a folder that several processes may use; the oldest are evicted."""
 
     def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
         self.identity = identity
@@ -64,14 +64,14 @@ class EmbeddingCache:
         )
 
     def get(self, wave: Float32[np.ndarray, " S"]) -> Embedded | None:
-        """Return the embeddings of a clip and their timestamps in ms, if any; None if not here."""
+        """Return the embeddings of a clip and any timestamps in ms; None if not cached."""
         content = self._cache.get(self._key(wave))
         if content is None:
             return None
         file = io.BytesIO(content)
         try:
             embeddings, timestamps = np.load(file), np.load(file)
-        except (EOFError, ValueError):  # a machine has crashed while it was written
+        except (EOFError, ValueError):  # truncated by a crash
             return None
         return embeddings, timestamps if len(timestamps) else None
 

@@ -1,4 +1,4 @@
-"""What a HEAR module returns, checked against the HEAR API before it is written."""
+"""Checks of a HEAR module's output against the HEAR API."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 API = "https://hearbenchmark.com/hear-api.html"
-SECONDS = 100  # last timestamps that are so many times shorter than the clip are none in ms
+SECONDS = 100  # a clip this many times longer than its last timestamp has them in seconds
 Output = tuple[Float32[np.ndarray, "B N D"], Float[np.ndarray, "B N"] | None]
 
 
@@ -24,8 +24,8 @@ def checked_output(
     """Return the embeddings of some files of one length as arrays, scenes as one row each.
 
     Raises:
-        ValueError: names the file, the field and its fault: type, shape, dtype, a value that is not
-            finite, or timestamps that do not rise, are negative or in seconds.
+        ValueError: names the file, the field and the fault: type, shape, dtype, a value that is not
+            finite, or timestamps that do not increase, are negative or in seconds.
     """
     _refuse_other_types(embeddings, "embeddings", torch.float32, files)
     if embedding_type == "scene":
@@ -42,17 +42,17 @@ def checked_output(
     falls = (np.diff(times, axis=1) <= 0).any(axis=1)
     if falls.any():
         path, row = files[int(falls.argmax())], times[int(falls.argmax())]
-        place = int((np.diff(row) <= 0).argmax())
+        i = int((np.diff(row) <= 0).argmax())
         raise ValueError(
-            f"{path}: field 'timestamps' does not rise: {row[place]:g} ms is followed by "
-            f"{row[place + 1]:g} ms. {_remedy()}"
+            f"{path}: field 'timestamps' does not increase: {row[i]:g} ms is followed by "
+            f"{row[i + 1]:g} ms. {_remedy()}"
         )
     _refuse_other_units(times, duration_ms, files)
     return found, times
 
 
 def check_size(embedding: Float32[np.ndarray, "N D"], size: int | None, where: str) -> None:
-    """Raise a ValueError if an embedding has not the size of those before it; None: it is first."""
+    """Raise a ValueError if an embedding has another size than earlier ones (None: no earlier)."""
     if size not in (None, embedding.shape[-1]):
         raise ValueError(
             f"{where} has {embedding.shape[-1]} values, those before it {size}: all of a task must "
@@ -81,12 +81,12 @@ def _refuse_other_types(
 ) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(
-            f"{_told(files)}: field {field!r} is a {type(value).__name__}, expected a torch "
+            f"{_describe(files)}: field {field!r} is a {type(value).__name__}, expected a torch "
             f"tensor. {_remedy()}"
         )
     if (dtype and value.dtype != dtype) or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(
-            f"{_told(files)}: field {field!r} has dtype {value.dtype}, expected "
+            f"{_describe(files)}: field {field!r} has dtype {value.dtype}, expected "
             f"{dtype or 'real numbers'}. {_remedy()}"
         )
 
@@ -98,7 +98,7 @@ def _refuse_other_shape(
     fits = len(found) == len(expected) and 0 not in found
     if not fits or any(isinstance(b, int) and a != b for a, b in zip(found, expected, strict=True)):
         raise ValueError(
-            f"{_told(files)}: field {field!r} has the shape {found}, expected "
+            f"{_describe(files)}: field {field!r} has the shape {found}, expected "
             f"[{', '.join(map(str, expected))}]. {_remedy()}"
         )
 
@@ -113,7 +113,7 @@ def _refuse_nonfinite(values: np.ndarray, field: str, files: Sequence[Path]) -> 
         )
 
 
-def _told(files: Sequence[Path]) -> str:
+def _describe(files: Sequence[Path]) -> str:
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     return f"{files[0]}{more}"
 

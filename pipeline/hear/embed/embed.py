@@ -25,10 +25,10 @@ from pipeline.hear.embed.checks import check_size, checked_output
 from pipeline.hear.tasks.audio import decoded
 from pipeline.hear.tasks.task import METADATA, VOCABULARY, Event, Labels, Metadata, Task
 
-BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless one clip is longer
-END_MS = 0.0001  # added to an event's end, so that a timestamp on it is inside
+BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless a clip is longer
+END_MS = 0.0001  # added to an event's end, so that it includes a timestamp there
 
-Decoded = tuple[int, tuple[Float32[np.ndarray, " S"], int]]  # place of a file, samples, rate
+Decoded = tuple[int, tuple[Float32[np.ndarray, " S"], int]]  # position of a file, samples, rate
 Embedded = tuple[int, Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
@@ -47,11 +47,11 @@ class HearModule:
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether the clips of one call decide together about their embeddings."""
+        """Whether a clip's embedding depends on the other clips of the call."""
         return bool(getattr(self.model, "batch_dependent", False))
 
     def __call__(self, waves: Float[Tensor, "B S"], embedding_type: str) -> tuple[Any, Any]:
-        """Return what the module does for clips of equal length: embeddings, then timestamps.
+        """Return the module's output for clips of equal length: embeddings, then timestamps.
 
         Timestamps, in ms, are None for scenes.
         """
@@ -78,7 +78,7 @@ def write_embeddings(
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: an audio file is faulty, or the module returns something that is no embedding.
+        ValueError: an audio file is invalid, or the module returns invalid embeddings.
     """
     shutil.copyfile(task.folder / METADATA, folder / METADATA)
     shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
@@ -103,17 +103,17 @@ def embed_files(
     batch_size: int | None = None,
     cache: EmbeddingCache | None = None,
 ) -> Iterator[Embedded]:
-    """Yield each file's place in `paths`, its embeddings and, for events, timestamps in ms.
+    """Yield each file's position in `paths`, its embeddings and, for events, timestamps in ms.
 
-    Those of scenes come in any order, since files of one length share a call; those of events in
-    the order of the files. With `batch_size`, calls have so many files that follow each other.
+    Scenes come in any order, since files of one length share a call; events in the order of the
+    files. With `batch_size`, each call has that many consecutive files.
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: an audio file is faulty, or the module returns something that is no embedding.
+        ValueError: an audio file is invalid, or the module returns invalid embeddings.
     """
     order = list(range(len(paths)))
-    if embedding_type == "scene" and batch_size is None:  # the size of a WAV tells its length
+    if embedding_type == "scene" and batch_size is None:  # a WAV's size gives its length
         order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
     clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
     known: list[Embedded] = []
@@ -136,7 +136,7 @@ def embed_files(
 def _without_known(
     clips: Iterator[Decoded], cache: EmbeddingCache, known: list[Embedded]
 ) -> Iterator[Decoded]:
-    """Yield the clips whose embedding is not in the cache; put the others' into `known`."""
+    """Yield the clips that are not in the cache; append the embeddings of the others to `known`."""
     for i, (wave, rate) in clips:
         found = cache.get(wave)
         if found is None:
@@ -146,7 +146,7 @@ def _without_known(
 
 
 def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool = False) -> None:
-    """Raise a ValueError if the task's audio has not the sample rate that the model takes.
+    """Raise a ValueError if the task's audio does not have the model's sample rate.
 
     Args:
         is_fixed: the model takes no other one, whatever logmel.sample_rate is.
@@ -158,8 +158,8 @@ def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool =
     if is_fixed:
         only = " only"
         remedy = (
-            f"Set logmel.sample_rate to {sample_rate}, with which features and encoders are made "
-            "anew; or remove the model from hear.models; or, for a HEAR module, name one in "
+            f"Set logmel.sample_rate to {sample_rate}, with which features and encoders are "
+            "recomputed; or remove the model from hear.models; or, for a HEAR module, name one in "
             "hear.module.import that resamples its audio itself."
         )
     raise ValueError(
@@ -171,7 +171,7 @@ def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool =
 def frame_labels(
     events: Sequence[Event], timestamps: Float[np.ndarray, " N"]
 ) -> list[list[str | int]]:
-    """Return the labels of the events that each timestamp lies in, starts and ends included."""
+    """Return the labels of the events at each timestamp, including their starts and ends."""
     labels: list[list[str | int]] = [[] for _ in timestamps]
     for event in events:
         first, end = np.searchsorted(timestamps, [event.start, event.end + END_MS])
@@ -224,7 +224,7 @@ def _batches(
     sample_rate: int,
     size: int | None,
 ) -> Iterator[dict[int, Float32[np.ndarray, " S"]]]:
-    """Yield the clips by their numbers, as many at a time as follow each other with one length."""
+    """Yield batches of consecutive clips of one length, by number."""
     batch: dict[int, Float32[np.ndarray, " S"]] = {}
     for i, (wave, rate) in clips:
         if rate != sample_rate:
@@ -242,7 +242,7 @@ def _batches(
 
 
 def _hearevals_batch(metadata: Metadata, sample_rate: int) -> int:
-    """Return how many clips hear-eval-kit gives a module at once."""
+    """Return how many clips hear-eval-kit passes to a module at once."""
     if metadata.sample_duration is None:
         return 1
     return max(1, int(0.7 * 120 / metadata.sample_duration * 16_000 / sample_rate))
