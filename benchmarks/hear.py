@@ -4,15 +4,14 @@
     python -m benchmarks.hear --scale 0.05 --tasks esc50 fsd50k      # a twentieth of the clips
     python -m benchmarks.hear --tasks fsd50k --profile  # where the time of `batched` goes
 
-The embeddings are noise around one centre for each label. Each engine runs in a process of its own,
-as in the stage, one after the other for each task. Both train every classifier for the same number
-of epochs, so that they do the same work; `--epochs 0` lets them stop as HEAR's protocol says. One
-line per task: wall seconds, CPU seconds and their ratios, heareval over batched.
+The embeddings are noise around one center per label. Each engine runs in its own process, as in the
+stage. Both train every classifier for the same number of epochs and so do the same work;
+`--epochs 0` applies HEAR's own stopping rule. One line per task: wall seconds, CPU seconds and
+their ratios, heareval over batched.
 """
 
 import argparse
 import json
-import pickle
 import resource
 import subprocess
 import sys
@@ -24,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.hear.embed import files
 from pipeline.hear.score import scores
 from pipeline.hear.score.params import ScoreParams
 
-FRAMES = 2401  # of a clip of an event task: 120 s with a hop of 50 ms
+FRAMES = 2401  # per clip of an event task: 120 s with a hop of 50 ms
 HOP_MS = 50.0
-EVENT_FRAMES = 10  # of one event
-FEWEST = 12  # rows of a split
+EVENT_FRAMES = 10  # per event
+MIN_CLIPS = 12  # of a scene task's split
 SCENE = ["top1_acc", "mAP", "d_prime", "aucroc"]
 PITCH = ["pitch_acc", "chroma_acc"]
 TAGS = ["mAP", "d_prime", "aucroc", "top1_acc"]
@@ -39,14 +39,14 @@ ENGINES = ("heareval", "batched")
 
 @dataclass(frozen=True)
 class Size:
-    """Clips of train, valid and test, or folds and the clips of one; what is predicted."""
+    """Clips of train, valid and test (of one fold, if there are folds), and what is predicted."""
 
     clips: tuple[int, ...]
     classes: int
     metrics: list[str]
     folds: int = 0
     multilabel: bool = False
-    events: int = 0  # of one clip; 0: a scene task
+    events: int = 0  # per clip; 0: a scene task
 
 
 SIZES = {  # rows and classes of HEAR's tasks
@@ -77,7 +77,7 @@ SIZES = {  # rows and classes of HEAR's tasks
         events=1200,
     ),
 }
-OWN: dict[str, dict[str, Any]] = {  # fields of the tasks' metadata
+OWN: dict[str, dict[str, Any]] = {  # fields that a task's metadata adds
     "maestro": {
         "use_scoring_for_early_stopping": False,
         "evaluation_params": {
@@ -93,8 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the clips")
-    parser.add_argument("--dim", type=int, default=768, help="of an embedding")
-    parser.add_argument("--epochs", type=int, default=12, help="of each classifier; 0: HEAR's rule")
+    parser.add_argument("--dim", type=int, default=768, help="dimensions of an embedding")
+    parser.add_argument("--epochs", type=int, default=12, help="per classifier; 0: HEAR's rule")
     parser.add_argument("--grid-points", type=int, default=8)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
@@ -122,28 +122,28 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return wall and CPU seconds of each engine."""
-    found = {}
+    seconds = {}
     for engine in options.engines:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.hear", "--engines", engine]
         command += ["--folder", str(folder), "--device", options.device]
         command += ["--grid-points", str(options.grid_points)]
         before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        found[engine] = time.perf_counter() - begin
+        seconds[engine] = time.perf_counter() - begin
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        found[f"{engine}_cpu"] = cpu
-    return found
+        seconds[f"{engine}_cpu"] = cpu
+    return seconds
 
 
 def with_ratios(seconds: dict[str, float]) -> dict[str, float]:
     """Return rounded seconds and, if both engines ran, the ratios."""
-    found = {f"{key}_s": round(value, 1) for key, value in seconds.items()}
+    result = {f"{key}_s": round(value, 1) for key, value in seconds.items()}
     for suffix in ("", "_cpu"):
         if all(f"{engine}{suffix}" in seconds for engine in ENGINES):
             ratio = seconds[f"heareval{suffix}"] / seconds[f"batched{suffix}"]
-            found[f"ratio{suffix}"] = round(ratio, 2)
-    return found
+            result[f"ratio{suffix}"] = round(ratio, 2)
+    return result
 
 
 def run_engine(folder: Path, engine: Any, options: argparse.Namespace) -> None:
@@ -154,14 +154,14 @@ def run_engine(folder: Path, engine: Any, options: argparse.Namespace) -> None:
 
 
 def profile(folder: Path, options: argparse.Namespace) -> None:
-    """Print which of torch's operations the batched engine spends its time in."""
+    """Print which torch operations the batched engine spends its time in."""
     from torch import profiler
 
-    with profiler.profile(acc_events=True) as found:
+    with profiler.profile(acc_events=True) as profiled:
         run_engine(folder, "batched", options)
-    by = "self_cuda_time_total" if options.device == "cuda" else "self_cpu_time_total"
+    sort_by = "self_cuda_time_total" if options.device == "cuda" else "self_cpu_time_total"
     print(folder.name)  # noqa: T201
-    print(found.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=40))  # noqa: T201
+    print(profiled.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=40))  # noqa: T201
 
 
 def write_task(folder: Path, name: str, scale: float, dim: int, epochs: int) -> int:
@@ -171,7 +171,7 @@ def write_task(folder: Path, name: str, scale: float, dim: int, epochs: int) -> 
     clips = size.clips
     if size.folds:
         splits, clips = [f"fold{i:02d}" for i in range(size.folds)], size.clips * size.folds
-    fewest = 1 if size.events else FEWEST
+    min_clips = 1 if size.events else MIN_CLIPS
     content = {
         "task_name": name,
         "embedding_type": "event" if size.events else "scene",
@@ -193,10 +193,12 @@ def write_task(folder: Path, name: str, scale: float, dim: int, epochs: int) -> 
     (folder / "task_metadata.json").write_text(json.dumps(content))
     labels = "".join(f"{i},l{i}\n" for i in range(size.classes))
     (folder / "labelvocabulary.csv").write_text(f"idx,label\n{labels}")
-    centres = rng.standard_normal((size.classes, dim), np.float32)
+    centers = rng.standard_normal((size.classes, dim), np.float32)
     total = 0
     for split, count in zip(splits, clips, strict=True):
-        total += write_split(folder, split, max(fewest, round(count * scale)), size, centres, rng)
+        total += write_split(
+            folder, split, max(min_clips, round(count * scale)), size, centers, rng
+        )
     return total
 
 
@@ -205,36 +207,44 @@ def write_split(
     split: str,
     clips: int,
     size: Size,
-    centres: np.ndarray,
+    centers: np.ndarray,
     rng: np.random.Generator,
 ) -> int:
-    """Write one split and return the number of its rows."""
+    """Write one split of random embeddings; return the number of its rows."""
     if size.events:
-        start = rng.random((clips * FRAMES, size.classes)) < size.events / FRAMES / size.classes
-        y = np.zeros_like(start)
+        starts = rng.random((clips * FRAMES, size.classes)) < size.events / FRAMES / size.classes
+        y = np.zeros_like(starts)
         for shift in range(EVENT_FRAMES):
-            y |= np.roll(start, shift, axis=0)
-        stamps = [[f"{i}.wav", HOP_MS * j] for i in range(clips) for j in range(FRAMES)]
-        (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+            y |= np.roll(starts, shift, axis=0)
     elif size.multilabel:
         y = rng.random((clips, size.classes)) < 1.5 / size.classes
     else:
         y = np.eye(size.classes, dtype=bool)[rng.integers(0, size.classes, clips)]
-    x = y.astype(np.float32) @ centres
+    x = y.astype(np.float32) @ centers
     x += 8 * rng.standard_normal(x.shape, np.float32)
-    (folder / f"{split}.embeddings.npy").write_bytes(x.tobytes())
-    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps(x.shape))
-    rows = [[f"l{label}" for label in np.flatnonzero(row)] for row in y]
-    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(rows))
-    files: dict[str, list[Any]] = {f"{i}.wav": row for i, row in enumerate(rows[:clips])}
+    labels = [[f"l{label}" for label in np.flatnonzero(row)] for row in y]
+    names = [f"{i}.wav" for i in range(clips)]
+    content: dict[str, Any] = dict(zip(names, labels, strict=False))
     if size.events:
-        files = {f"{i}.wav": [] for i in range(clips)}
-        for row, label in np.argwhere(start):
-            at = HOP_MS * (row % FRAMES)
-            event = {"label": f"l{label}", "start": at, "end": at + HOP_MS * (EVENT_FRAMES - 1)}
-            files[f"{row // FRAMES}.wav"].append(event)
-    (folder / f"{split}.json").write_text(json.dumps(files))
+        content = events_by_file(starts, names)
+    (folder / f"{split}.json").write_text(json.dumps(content))
+    embedding_type, frames, times = "scene", 1, None
+    if size.events:
+        embedding_type, frames, times = "event", FRAMES, HOP_MS * np.arange(FRAMES)
+    own = [slice(frames * i, frames * (i + 1)) for i in range(clips)]
+    rows = [files.ClipRows(i, names[i], x[own[i]], labels[own[i]], times) for i in range(clips)]
+    files.write_split(folder, split, rows, clips, embedding_type)
     return len(x)
+
+
+def events_by_file(starts: np.ndarray, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the events of each file of `FRAMES` frames, given where they start."""
+    events: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for row, label in np.argwhere(starts):
+        start = HOP_MS * (row % FRAMES)
+        end = start + HOP_MS * (EVENT_FRAMES - 1)
+        events[names[row // FRAMES]].append({"label": f"l{label}", "start": start, "end": end})
+    return events
 
 
 if __name__ == "__main__":

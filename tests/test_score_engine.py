@@ -267,6 +267,23 @@ def test_labels_that_would_run_code_are_refused(tmp_path):
         read_data(path.parent)
 
 
+@pytest.mark.parametrize("content", [5, [["l0"]] * 89 + ["l0"], [["l0"]] * 89 + [[0.5]], {}])
+def test_anything_but_lists_of_labels_is_refused(tmp_path, content):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.target-labels\.pkl must be a list of lists"):
+        read_data(path.parent)
+
+
+def test_truncated_labels_are_refused(tmp_path):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
+    content = path.read_bytes()
+    for size in (0, 1, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"train\.target-labels\.pkl is damaged or not a list"):
+            read_data(path.parent)
+
+
 def test_a_missing_row_of_labels_is_refused(tmp_path):
     path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
     path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes())[1:]))

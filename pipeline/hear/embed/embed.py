@@ -83,16 +83,17 @@ def write_embeddings(
     shutil.copyfile(task.folder / METADATA, folder / METADATA)
     shutil.copyfile(task.folder / VOCABULARY, folder / VOCABULARY)
     order = random.Random(0)
-    batch = _hearevals_batch(task.metadata, module.sample_rate) if module.batch_dependent else None
-    size = None  # of an embedding
+    batch_size = heareval_batch_size(task.metadata, module) if module.batch_dependent else None
+    embedding_type, size = task.metadata.embedding_type, None
     for split, labels in task.labels.items():
         shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")
         names = list(labels)
         order.shuffle(names)
         paths = [task.audio(module.sample_rate, split) / name for name in names]
-        found = embed_files(paths, module, task.metadata.embedding_type, workers, batch, cache)
-        progress = tqdm(found, split, len(names), unit="clip", disable=None)
-        size = _write_split(task, split, names, iter(progress), folder, size)
+        clips = embed_files(paths, module, embedding_type, workers, batch_size, cache)
+        progress = tqdm(clips, split, len(names), unit="clip", disable=None)
+        rows = _clip_rows(task, split, names, iter(progress), size)
+        size = files.write_split(folder, split, rows, len(names), embedding_type)
 
 
 def embed_files(
@@ -181,31 +182,15 @@ def frame_labels(
     return labels
 
 
-def _write_split(
-    task: Task,
-    split: str,
-    names: Sequence[str],
-    found: Iterator[Embedded],
-    folder: Path,
-    size: int | None,
-) -> int | None:
-    """Write one split; return the size of an embedding, which must be `size` if that is known."""
-    labels: list[list[list[str | int]]] = [[] for _ in names]  # of each clip's rows
-    stamps: list[tuple[str, float]] = []
-    with files.embeddings_path(folder, split).open("wb") as file:
-        for i, embeddings, timestamps in found:
-            check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
-            size = embeddings.shape[-1]
-            if timestamps is None:
-                file.seek(i * embeddings.nbytes)
-            else:
-                stamps += [(names[i], time) for time in timestamps.tolist()]
-            file.write(embeddings.tobytes())
-            labels[i] = _row_labels(task.labels[split][names[i]], timestamps)
-    rows = [row for clip in labels for row in clip]
-    is_event = task.metadata.embedding_type == "event"
-    files.write_index(folder, split, size, rows, stamps if is_event else None)
-    return size
+def _clip_rows(
+    task: Task, split: str, names: Sequence[str], clips: Iterator[Embedded], size: int | None
+) -> Iterator[files.ClipRows]:
+    """Yield the rows of each clip, whose embeddings must be of `size`, if earlier ones set it."""
+    for i, embeddings, timestamps in clips:
+        check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
+        size = embeddings.shape[1]
+        labels = _row_labels(task.labels[split][names[i]], timestamps)
+        yield files.ClipRows(i, names[i], embeddings, labels, timestamps)
 
 
 def _row_labels(
@@ -241,8 +226,8 @@ def _batches(
         yield batch
 
 
-def _hearevals_batch(metadata: Metadata, sample_rate: int) -> int:
+def heareval_batch_size(metadata: Metadata, module: HearModule) -> int:
     """Return how many clips hear-eval-kit passes to a module at once."""
     if metadata.sample_duration is None:
         return 1
-    return max(1, int(0.7 * 120 / metadata.sample_duration * 16_000 / sample_rate))
+    return max(1, int(0.7 * 120 / metadata.sample_duration * 16_000 / module.sample_rate))

@@ -8,50 +8,78 @@ One folder per task and model. For each split:
     <split>.filename-timestamps.json   events only: [[file, ms], ...], one per row
 
 and copies of task_metadata.json, labelvocabulary.csv and <split>.json. A scene task has one row
-per clip, an event task one per timestamp; the rows of a clip are consecutive.
+per clip, an event task one per timestamp; the rows of a clip are consecutive. hear-eval-kit
+unpickles the labels; they are read here without running any code that a pickle may contain.
 """
 
 import io
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from pipeline.hear.tasks.task import existing
 
 BLOCK = 2**14  # rows that are read and checked at a time
+DAMAGED = (  # what reading a damaged pickle raises
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 REMEDY = "Run `dvc repro` again to rebuild the embeddings."
 
 Labels = list[list[str | int]]  # of each row
 
 
-def embeddings_path(folder: Path, split: str) -> Path:
-    """Return the path of a split's embeddings."""
-    return folder / f"{split}.embeddings.npy"
+@dataclass(frozen=True)
+class ClipRows:
+    """The rows of one clip."""
+
+    position: int  # of the clip in its split
+    name: str  # of its audio file
+    embeddings: Float32[np.ndarray, "N D"]
+    labels: Labels
+    timestamps: Float[np.ndarray, " N"] | None  # ms; None: a scene, N = 1
 
 
-def write_index(
-    folder: Path,
-    split: str,
-    size: int | None,
-    labels: Labels,
-    timestamps: Sequence[tuple[str, float]] | None,
-) -> None:
-    """Write all files of a split but for its embeddings.
+def write_split(
+    folder: Path, split: str, clips: Iterable[ClipRows], count: int, embedding_type: str
+) -> int | None:
+    """Write the files of a split; return D, or None if there are no clips.
 
     Args:
-        size: D; None if the split has no rows.
-        labels: of each row.
-        timestamps: file and ms of each row of an event task, None for scenes.
+        clips: all clips of the split: scenes in any order, those of an event task in theirs.
+        count: of the clips.
+        embedding_type: scene | event.
     """
-    (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([len(labels), size]))
-    (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(labels))
-    if timestamps is not None:
-        (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(timestamps))
+    labels: list[Labels] = [[] for _ in range(count)]
+    timestamps: list[tuple[str, float]] = []
+    size = None
+    with _path(folder, split, "embeddings.npy").open("wb") as file:
+        for clip in clips:
+            if clip.timestamps is None:
+                file.seek(clip.position * clip.embeddings.nbytes)
+            else:
+                timestamps += [(clip.name, time_ms) for time_ms in clip.timestamps.tolist()]
+            file.write(clip.embeddings.tobytes())
+            labels[clip.position] = clip.labels
+            size = clip.embeddings.shape[1]
+    rows = [row for clip_labels in labels for row in clip_labels]
+    _path(folder, split, "embedding-dimensions.json").write_text(json.dumps([len(rows), size]))
+    _path(folder, split, "target-labels.pkl").write_bytes(pickle.dumps(rows))
+    if embedding_type == "event":
+        _path(folder, split, "filename-timestamps.json").write_text(json.dumps(timestamps))
+    return size
 
 
 def read_shape(folder: Path, split: str) -> tuple[int, int]:
@@ -61,7 +89,7 @@ def read_shape(folder: Path, split: str) -> tuple[int, int]:
         FileNotFoundError: a file is missing.
         ValueError: it does not hold two positive integers.
     """
-    path = folder / f"{split}.embedding-dimensions.json"
+    path = _path(folder, split, "embedding-dimensions.json")
     content = json.loads(existing(path).read_text())
     if not (
         isinstance(content, list)
@@ -79,7 +107,7 @@ def read_embeddings(folder: Path, split: str, out: Float32[np.ndarray, "N D"]) -
         FileNotFoundError: the file is missing.
         ValueError: it has another size, or an embedding is not finite.
     """
-    path = existing(embeddings_path(folder, split))
+    path = existing(_path(folder, split, "embeddings.npy"))
     size = path.stat().st_size
     if size != out.nbytes:
         raise ValueError(
@@ -107,11 +135,13 @@ def read_labels(folder: Path, split: str, rows: int) -> Labels:
         FileNotFoundError: the file is missing.
         ValueError: it holds anything but lists of labels, or another number of rows.
     """
-    path = folder / f"{split}.target-labels.pkl"
+    path = existing(labels_path(folder, split))
     try:
-        labels: Labels = _PlainUnpickler(io.BytesIO(existing(path).read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError) as error:
+        labels: Labels = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not a list of labels ({error}). {REMEDY}") from None
+    if not isinstance(labels, list) or not all(_are_labels(row) for row in labels):
+        raise ValueError(f"{path} must be a list of lists of text or integers. {REMEDY}")
     if len(labels) != rows:
         raise ValueError(f"{path}: labels of {len(labels)} rows for {rows} embeddings. {REMEDY}")
     return labels
@@ -124,20 +154,33 @@ def read_timestamps(folder: Path, split: str, rows: int) -> list[tuple[str, floa
         FileNotFoundError: the file is missing.
         ValueError: it has another number of rows.
     """
-    path = timestamps_path(folder, split)
-    timestamps = json.loads(existing(path).read_text())
+    path = existing(timestamps_path(folder, split))
+    timestamps = json.loads(path.read_text())
     if len(timestamps) != rows:
         raise ValueError(f"{path}: {len(timestamps)} timestamps for {rows} embeddings. {REMEDY}")
     return [(str(name), float(time_ms)) for name, time_ms in timestamps]
 
 
+def labels_path(folder: Path, split: str) -> Path:
+    """Return the path of a split's labels."""
+    return _path(folder, split, "target-labels.pkl")
+
+
 def timestamps_path(folder: Path, split: str) -> Path:
     """Return the path of a split's timestamps."""
-    return folder / f"{split}.filename-timestamps.json"
+    return _path(folder, split, "filename-timestamps.json")
+
+
+def _path(folder: Path, split: str, kind: str) -> Path:
+    return folder / f"{split}.{kind}"
+
+
+def _are_labels(row: Any) -> bool:
+    return isinstance(row, list) and all(isinstance(label, str | int) for label in row)
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, text and numbers only: a pickle may come from a remote."""
+    """Refuses whatever a pickle could import, and with it all code: it may come from a remote."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")

@@ -94,7 +94,7 @@ def check_batches(data: TaskData, grid: Sequence[Hyperparameters], folds: Sequen
 
 def _mark_labels(folder: Path, split: str, task: Task, y: UInt8[np.ndarray, "N C"]) -> None:
     """Mark the labels of each row in `y`, which is all zeros."""
-    path = folder / f"{split}.target-labels.pkl"
+    path = files.labels_path(folder, split)
     index = {label: i for i, label in enumerate(task.vocabulary)}
     for row, labels in enumerate(files.read_labels(folder, split, len(y))):
         for label in labels:
