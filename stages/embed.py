@@ -16,7 +16,7 @@ from pipeline.core.settings import ComputeParams, cores
 from pipeline.core.stage import Stage, arguments, run
 from pipeline.encoders import checkpoint
 from pipeline.hear.api.statistics import task_statistics
-from pipeline.hear.embed import cache as embedding_cache
+from pipeline.hear.embed.cache import open_cache, shares_audio
 from pipeline.hear.embed.embed import check_sample_rate, write_embeddings
 from pipeline.hear.models import registry
 from pipeline.hear.params import BASELINES, TRAINED, read_extraction
@@ -45,9 +45,9 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     torch.manual_seed(SEED)
     with stage.output(f"data/embeddings/{model_name}/{name}") as embeddings:
         cache = None
-        if embedding_cache.serves(name) and not module.batch_dependent:
+        if shares_audio(name) and not module.batch_dependent:
             settings = {"model": model_name, "statistics": statistics, **extraction.model_dump()}
-            cache = embedding_cache.of_checkpoint(folder, settings, compute)
+            cache = open_cache(folder, settings, compute)
         write_embeddings(task, module, embeddings, workers, cache)
 
 

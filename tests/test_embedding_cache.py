@@ -1,10 +1,11 @@
-"""The cache of embeddings: what was put is found, for the same audio and the same model only."""
+"""The cache of embeddings returns what was stored, for the same audio and model only."""
+
+import io
 
 import numpy as np
 import pytest
 
-from pipeline.hear.embed import cache as embedding_cache
-from pipeline.hear.embed.cache import EmbeddingCache, identity
+from pipeline.hear.embed.cache import EmbeddingCache, model_digest
 
 RNG = np.random.default_rng(0)
 WAVE = RNG.standard_normal(1600).astype(np.float32)
@@ -18,7 +19,7 @@ def opened(tmp_path, name="model", max_bytes=1 << 30):
 
 
 @pytest.mark.parametrize(("embeddings", "times"), [(SCENE, None), (EVENTS, TIMES)])
-def test_what_one_process_puts_another_gets(tmp_path, embeddings, times):
+def test_processes_share_the_cache(tmp_path, embeddings, times):
     first = opened(tmp_path)
     first.put(WAVE, embeddings, times)
     first.close()
@@ -29,7 +30,7 @@ def test_what_one_process_puts_another_gets(tmp_path, embeddings, times):
     np.testing.assert_array_equal(found_times, times)
 
 
-def test_other_audio_and_other_models_are_not_found(tmp_path):
+def test_other_audio_and_other_models_miss_the_cache(tmp_path):
     opened(tmp_path).put(WAVE, SCENE)
     other = WAVE.copy()
     other[-1] = np.nextafter(other[-1], np.float32(9))  # one bit
@@ -39,19 +40,19 @@ def test_other_audio_and_other_models_are_not_found(tmp_path):
     assert opened(tmp_path).get(WAVE.copy()) is not None
 
 
-def test_identity_changes_with_every_file_and_setting_and_with_nothing_else(tmp_path):
+def test_the_digest_changes_with_every_file_and_setting_and_with_nothing_else(tmp_path):
     files = [tmp_path / name for name in ("encoder.safetensors", "encoder.json")]
     for file in files:
         file.write_text(file.name)
     settings = {"window_ms": 950.0, "kind": "scene"}
-    before = identity(files, settings)
-    assert identity(files, dict(reversed(settings.items()))) == before
-    assert identity(files, settings | {"window_ms": 500.0}) != before
+    before = model_digest(files, settings)
+    assert model_digest(files, dict(reversed(settings.items()))) == before
+    assert model_digest(files, settings | {"window_ms": 500.0}) != before
     files[1].write_text("{}")
-    assert identity(files, settings) != before
+    assert model_digest(files, settings) != before
 
 
-def test_the_oldest_make_room(tmp_path):
+def test_the_oldest_are_evicted(tmp_path):
     cache = opened(tmp_path, max_bytes=1 << 20)
     waves = [np.full(4, i, np.float32) for i in range(40)]
     for wave in waves:
@@ -61,7 +62,7 @@ def test_the_oldest_make_room(tmp_path):
     assert sum(found) < 20
 
 
-def test_a_cut_entry_is_as_none(tmp_path, monkeypatch):
+def test_a_truncated_entry_counts_as_missing(tmp_path, monkeypatch):
     cache = opened(tmp_path)
     cache.put(WAVE, SCENE)
     content = cache._cache[cache._key(WAVE)]
@@ -70,10 +71,10 @@ def test_a_cut_entry_is_as_none(tmp_path, monkeypatch):
         assert cache.get(WAVE) is None
 
 
-def test_nothing_is_read_that_could_run_code(tmp_path):
+def test_pickled_entries_are_not_read(tmp_path):
     cache = opened(tmp_path)
     cache.put(WAVE, SCENE)
-    file = embedding_cache.io.BytesIO()
+    file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     cache._cache[cache._key(WAVE)] = file.getvalue()
     assert cache.get(WAVE) is None

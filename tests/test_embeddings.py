@@ -1,4 +1,4 @@
-"""Embedding files: the same as those of heareval's own runner, and faults are named."""
+"""Embedding files equal those of heareval's own runner; faults are named."""
 
 import json
 import pickle
@@ -26,8 +26,7 @@ from synthetic_hear import (
 from torch import nn
 
 from pipeline.hear import api
-from pipeline.hear.embed import cache as embedding_cache
-from pipeline.hear.embed.cache import EmbeddingCache
+from pipeline.hear.embed.cache import EmbeddingCache, shares_audio
 from pipeline.hear.embed.embed import HearModule, frame_labels, write_embeddings
 from pipeline.hear.tasks.task import Event, read_task
 
@@ -68,7 +67,7 @@ def module(checkpoint_folder):
     return HearModule(api, api.load_model(str(checkpoint_folder)))
 
 
-def written(folder: Path, module, target: Path) -> Path:
+def embed(folder: Path, module, target: Path) -> Path:
     target.mkdir()
     write_embeddings(read_task(folder), module, target)
     return target
@@ -101,7 +100,7 @@ def test_the_files_are_those_of_heareval(tmp_path, module, checkpoint_folder, ta
     """Values, row order, labels and timestamps, for a scene, an event and a k-fold task."""
     embedded = embedded_by_heareval(checkpoint_folder, task_folders["scene"].parent, tmp_path)
     for name, folder in task_folders.items():
-        ours, theirs = written(folder, module, tmp_path / name), embedded / name
+        ours, theirs = embed(folder, module, tmp_path / name), embedded / name
         splits = list(read_task(folder).labels)
         for split in splits:
             assert_same_split(ours, theirs, split)
@@ -110,7 +109,7 @@ def test_the_files_are_those_of_heareval(tmp_path, module, checkpoint_folder, ta
 
 
 def test_nothing_else_is_written(tmp_path, module, task_folders):
-    folder = written(task_folders["scene"], module, tmp_path / "scene")
+    folder = embed(task_folders["scene"], module, tmp_path / "scene")
     endings = ("json", "embedding-dimensions.json", "embeddings.npy", "target-labels.pkl")
     names = {f"{split}.{end}" for split in ("train", "valid", "test") for end in endings}
     names |= {"task_metadata.json", "labelvocabulary.csv"}
@@ -118,13 +117,13 @@ def test_nothing_else_is_written(tmp_path, module, task_folders):
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path, module, task_folders):
-    folders = [written(task_folders["event"], module, tmp_path / str(i)) for i in range(2)]
+    folders = [embed(task_folders["event"], module, tmp_path / str(i)) for i in range(2)]
     first, second = ({p.name: p.read_bytes() for p in f.iterdir()} for f in folders)
     assert first == second
 
 
 def test_an_event_task_has_a_row_per_timestamp(tmp_path, module, task_folders):
-    folder = written(task_folders["event"], module, tmp_path / "event")
+    folder = embed(task_folders["event"], module, tmp_path / "event")
     rows = 3 * 21  # clips of 1 s
     assert read_split(folder, "train").shape == (rows, 80)
     assert len(row_labels(folder, "train")) == rows
@@ -132,7 +131,7 @@ def test_an_event_task_has_a_row_per_timestamp(tmp_path, module, task_folders):
     assert (folder / "train.embeddings.npy").stat().st_size == rows * 80 * 4
 
 
-def test_a_frame_has_the_labels_of_the_events_it_lies_in_starts_and_ends_included():
+def test_a_frame_has_the_labels_of_its_events_including_their_starts_and_ends():
     events = [
         Event(label="low", start=50.0, end=150.0),
         Event(label="high", start=100.0, end=101.0),
@@ -160,7 +159,7 @@ def length_module() -> HearModule:
     return HearModule(api, LengthModel())
 
 
-def test_clips_of_equal_length_share_a_call_wherever_they_stand_and_any_hear_module_will_do(
+def test_clips_of_equal_length_share_a_call_in_any_order_and_with_any_hear_module(
     tmp_path,
 ):
     folder = write_scene_task(tmp_path / "toy")
@@ -168,7 +167,7 @@ def test_clips_of_equal_length_share_a_call_wherever_they_stand_and_any_hear_mod
     for name in ("2.wav", "4.wav"):
         soundfile.write(folder / "16000/train" / name, wave("low", 0.3, generator), RATE)
     module = length_module()
-    target = written(folder, module, tmp_path / "out")
+    target = embed(folder, module, tmp_path / "out")
     assert module.api.calls == [(2, 4800), (4, 8000), (4, 8000), (4, 8000)]
     order = list(read_task(folder).labels["train"])
     random.Random(0).shuffle(order)
@@ -177,7 +176,7 @@ def test_clips_of_equal_length_share_a_call_wherever_they_stand_and_any_hear_mod
     np.testing.assert_array_equal(read_split(target, "train"), np.array(expected, np.float32))
 
 
-def test_threads_that_read_ahead_change_nothing(tmp_path, monkeypatch):
+def test_threads_that_read_ahead_do_not_change_the_embeddings(tmp_path, monkeypatch):
     folder = write_scene_task(tmp_path / "toy")
     monkeypatch.setattr("pipeline.hear.tasks.audio.AHEAD_BYTES", 20_000)
     for workers in (1, 3):
@@ -187,27 +186,27 @@ def test_threads_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_no_call_gets_more_than_two_minutes(tmp_path, monkeypatch):
+def test_no_call_gets_more_than_two_minutes_of_audio(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.hear.embed.embed.BATCH_SAMPLES", 17_000)
     module = length_module()
-    written(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
+    embed(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
     assert {n for n, _ in module.api.calls} == {2}
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(0.5, 168), (120.0, 1), (30.0, 2), (5.0, 16)])
-def test_a_model_that_embeds_clips_jointly_gets_hear_eval_kits_batches(tmp_path, seconds, size):
+def test_a_batch_dependent_model_gets_hear_eval_kits_batches(tmp_path, seconds, size):
     folder = write_scene_task(tmp_path / "toy")
     path = folder / "task_metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_duration": seconds}))
     module = length_module()
     module.model.batch_dependent = True
-    written(folder, module, tmp_path / "out")
+    embed(folder, module, tmp_path / "out")
     calls = 6 // min(size, 6)
     assert [n for n, _ in module.api.calls[:calls]] == [min(size, 6)] * calls
 
 
 def returning(**changes):
-    """A module of events whose answers are correct but for `changes`."""
+    """A module for events whose output is correct except for `changes`."""
     times = torch.tensor([[0.0, 500.0, 1000.0]])
     correct = {"embeddings": torch.zeros(1, 3, 2), "timestamps": times}
     module = length_module()
@@ -247,18 +246,16 @@ def returning(**changes):
         ({"timestamps": None}, "'timestamps' is a NoneType"),
     ],
 )
-def test_a_module_that_returns_no_embeddings_is_refused(tmp_path, changes, message):
-    """The message names task, file and field."""
+def test_a_module_that_returns_invalid_embeddings_is_refused(tmp_path, changes, message):
+    """With a message that names task, file and field."""
     with pytest.raises(ValueError, match=rf"toy/16000/train/\d\.wav.*{message}"):
-        written(
-            write_event_task(tmp_path / "toy", (1, 1, 1)), returning(**changes), tmp_path / "out"
-        )
+        embed(write_event_task(tmp_path / "toy", (1, 1, 1)), returning(**changes), tmp_path / "out")
 
 
-def test_one_timestamp_may_be_anywhere_in_the_clip(tmp_path):
+def test_a_single_timestamp_may_be_anywhere_in_the_clip(tmp_path):
     answer = {"embeddings": torch.zeros(1, 1, 2), "timestamps": torch.zeros(1, 1)}
     task = write_event_task(tmp_path / "toy", (1, 1, 1))
-    assert written(task, returning(**answer), tmp_path / "out").is_dir()
+    assert embed(task, returning(**answer), tmp_path / "out").is_dir()
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -271,15 +268,15 @@ def test_an_embedding_of_another_size_is_refused(tmp_path, monkeypatch, split):
         torch.zeros(1, 2, next(sizes)), torch.tensor([[0.0, 500.0]]))  # fmt: skip
     message = rf"toy: an embedding of {split}/\d\.wav has 3 values, those before it 2"
     with pytest.raises(ValueError, match=message):
-        written(write_event_task(tmp_path / "toy", (2, 2, 2)), module, tmp_path / "out")
+        embed(write_event_task(tmp_path / "toy", (2, 2, 2)), module, tmp_path / "out")
 
 
-def test_scenes_for_another_number_of_clips_are_refused(tmp_path):
+def test_the_wrong_number_of_scenes_is_refused(tmp_path):
     module = length_module()
     module.api.get_scene_embeddings = lambda audio, model: torch.zeros(5, 3)
     message = r"toy/16000/train/\d\.wav and 5 more: .*shape \[5, 3\], expected \[6, size\]"
     with pytest.raises(ValueError, match=message):
-        written(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
+        embed(write_scene_task(tmp_path / "toy"), module, tmp_path / "out")
 
 
 def test_audio_of_another_rate_than_the_models_is_refused(tmp_path):
@@ -287,17 +284,17 @@ def test_audio_of_another_rate_than_the_models_is_refused(tmp_path):
     path = folder / "16000/train/0.wav"
     soundfile.write(path, wave("low", 0.5, np.random.default_rng(0), 8000), 8000)
     with pytest.raises(ValueError, match=r"0\.wav has 8000 Hz, the model takes 16000 Hz"):
-        written(folder, length_module(), tmp_path / "out")
+        embed(folder, length_module(), tmp_path / "out")
 
 
 def test_a_missing_file_is_named(tmp_path):
     folder = write_scene_task(tmp_path / "toy")
     shutil.rmtree(folder / "16000/valid")
     with pytest.raises(FileNotFoundError, match=r"16000/valid/.* is missing"):
-        written(folder, length_module(), tmp_path / "out")
+        embed(folder, length_module(), tmp_path / "out")
 
 
-def test_audio_that_another_task_has_had_is_not_embedded_again(tmp_path, task_folders):
+def test_audio_of_an_earlier_task_is_not_embedded_again(tmp_path, task_folders):
     calls = []
 
     class Api(ModuleType):
@@ -321,9 +318,9 @@ def test_audio_that_another_task_has_had_is_not_embedded_again(tmp_path, task_fo
 
 
 @pytest.mark.parametrize(
-    ("task", "served"),
+    ("task", "is_shared"),
     [("nsynth_pitch-v2.2.3-5h", True), ("speech_commands-v0.0.2-full", True),
      ("mridangam_tonic-v1.5-full", True), ("esc50-v2.0.0-full", False)],
 )  # fmt: skip
-def test_only_tasks_that_share_audio_are_kept(task, served):
-    assert embedding_cache.serves(task) == served
+def test_only_tasks_that_share_audio_are_cached(task, is_shared):
+    assert shares_audio(task) == is_shared

@@ -18,7 +18,7 @@ import stages.hear_tasks
 import stages.score
 from pipeline.config import load_config
 from pipeline.core.stage import run
-from pipeline.hear.embed.cache import serves
+from pipeline.hear.embed.cache import shares_audio
 from pipeline.report import score_table
 from pipeline.report.paper.columns import GROUPS
 from pipeline.report.paper.comparison import compare
@@ -90,7 +90,7 @@ def test_the_scores_stand_in_the_paper_s_tables(scored):
 
 def test_audio_of_two_tasks_was_embedded_once(scored, repository):
     """The entries of the cache are the different clips of the tasks that share audio."""
-    clips = {p.read_bytes() for name in TASKS if serves(name)
+    clips = {p.read_bytes() for name in TASKS if shares_audio(name)
              for p in (repository / "data/hear" / name).glob("16000/*/*")}  # fmt: skip
     with diskcache.Cache(str(repository / ".work/embeddings-cache")) as cache:
         assert len(cache) == len(clips)

@@ -1,8 +1,8 @@
 """A cache of embeddings by the content of their audio: what two tasks share is embedded once.
 
 NSynth's and Speech Commands' 5h tasks are parts of their larger ones, and Mridangam's stroke and
-tonic have the same audio. An entry belongs to one waveform and one `identity`, that of all else
-that an embedding depends on. The cache is not a result and may be removed at any time.
+tonic have the same audio. An entry belongs to one waveform and one model digest, which covers all
+else that an embedding depends on. The cache is not a result and may be removed at any time.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from pipeline.core.code_identity import code_identity
+from pipeline.core.files import sha256
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import root
 
@@ -26,39 +27,39 @@ CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # files, whe
 Embedded = tuple[Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
-def identity(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+def model_digest(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     """Return a digest of what embeddings depend on besides the audio.
 
     Args:
         files: those of the checkpoint, in an order that does not change.
         settings: everything else, plain values: window, hop, kind of embedding, device, code.
     """
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    digests = [sha256(path) for path in files]
     text = json.dumps([digests, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def serves(task: str) -> bool:
+def shares_audio(task: str) -> bool:
     """Return whether a task shares audio with another task of HEAR."""
     return task.startswith(SHARED)
 
 
-def of_checkpoint(
+def open_cache(
     folder: Path, settings: Mapping[str, Any], compute: ComputeParams
 ) -> "EmbeddingCache":
-    """Return the cache for a model's folder, `compute.embedding_cache_gb` large at most."""
+    """Return the cache for a model's folder, of at most `compute.embedding_cache_gb`."""
     files = [folder / name for name in CHECKPOINT if (folder / name).exists()]
     code = code_identity("pipeline.hear.models.registry", LIBRARIES)
-    key = identity(files, {**settings, "device": compute.device, "code": code})
+    digest = model_digest(files, {**settings, "device": compute.device, "code": code})
     size = round(compute.embedding_cache_gb * 1e9)
-    return EmbeddingCache(root() / ".work" / "embeddings-cache", key, size)
+    return EmbeddingCache(root() / ".work" / "embeddings-cache", digest, size)
 
 
 class EmbeddingCache:
     """Embeddings in a folder that several processes may use; the oldest are evicted."""
 
-    def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
-        self.identity = identity
+    def __init__(self, folder: Path, model: str, max_bytes: int) -> None:
+        self._model = model
         self._cache = diskcache.Cache(
             str(folder), size_limit=max_bytes, eviction_policy="least-recently-used"
         )
@@ -92,4 +93,4 @@ class EmbeddingCache:
         self._cache.close()
 
     def _key(self, wave: Float32[np.ndarray, " S"]) -> str:
-        return f"{self.identity} {hashlib.sha256(wave.tobytes()).hexdigest()}"
+        return f"{self._model} {hashlib.sha256(wave.tobytes()).hexdigest()}"
