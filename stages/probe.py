@@ -1,4 +1,4 @@
-"""Stage `probe <task>`: quick scores of every encoder that pre-training has kept.
+"""Stage `probe <task>`: quick scores of every encoder that pre-training saved.
 
 Reads   data/hear/<task> (never a test split; of a k-fold task the first fold validates),
         data/random, data/pretrained with its snapshots
@@ -36,7 +36,7 @@ PRETRAIN, RANDOM = Path("data/pretrained"), Path("data/random")
 def main(stage: Stage, name: str) -> None:
     """Run the stage."""
     task = read_task(Path("data/hear", name))
-    encoders = probe.kept_encoders(PRETRAIN, RANDOM)
+    encoders = probe.encoder_folders(PRETRAIN, RANDOM)
     extraction = read_extraction(stage)
     classifiers = {
         "neighbors": stage.value("probe.neighbors"),

@@ -1,4 +1,4 @@
-"""The probe: scores as scikit-learn's own pipelines give them, of the right splits and encoders."""
+"""The probe scores as scikit-learn's own pipelines do, on the right splits and encoders."""
 
 import shutil
 import signal
@@ -48,7 +48,7 @@ TASK = "toy-v1-small"
 
 @pytest.fixture
 def splits():
-    """Three overlapping classes; validation is shifted and wider, so that its statistics differ."""
+    """Three overlapping classes; validation has another mean and standard deviation."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(3, 20))
 
@@ -64,7 +64,7 @@ def splits():
 
 @pytest.fixture
 def multilabel_splits(splits):
-    """As above, with clips of two labels and of none, one label only in training, one in all."""
+    """As above with clips of two labels or none, a label only in training and one on all clips."""
 
     def with_more(split, row, absent):
         y = split.y | np.roll(split.y, 1, axis=1) & (np.arange(len(split.y)) % 4 == 0)[:, None]
@@ -91,7 +91,7 @@ def test_multiclass_scores_are_those_of_scikit_learns_pipelines(splits, neighbor
         expected[name] = model.score(valid.x, valid.y.argmax(axis=1))
     found = probe.score(train, valid, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
     assert found == pytest.approx(expected, abs=1e-6)
-    assert all(0.34 < value < 0.99 for value in expected.values())  # neither chance nor certain
+    assert all(0.34 < value < 0.99 for value in expected.values())  # neither chance nor perfect
     assert (
         probe.score(valid, train, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
         != found
@@ -100,7 +100,7 @@ def test_multiclass_scores_are_those_of_scikit_learns_pipelines(splits, neighbor
 
 def test_multilabel_scores_are_those_of_scikit_learns_pipelines(multilabel_splits):
     train, valid = multilabel_splits
-    kinds = [0, 1, 2]  # of the other two labels, one is not in validation and one is always there
+    kinds = [0, 1, 2]  # label 3 is absent from validation, label 4 is on every clip
     model = make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression(max_iter=1000)))
     linear = model.fit(train.x, train.y[:, kinds]).predict_proba(valid.x)
     model = make_pipeline(StandardScaler(), KNeighborsClassifier(10, metric="cosine"))
@@ -117,11 +117,11 @@ def test_multilabel_scores_are_those_of_scikit_learns_pipelines(multilabel_split
 def test_average_precision_by_hand():
     y = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.0, 0.0], [0.7, 0.3, 0.0], [0.6, 0.2, 0.0]])
-    first, second = (1 / 1 + 2 / 3) / 2, 1 / 4  # of the third there is no clip
+    first, second = (1 / 1 + 2 / 3) / 2, 1 / 4  # the third has no clips
     assert probe.map_of_present_labels(y, scores) == pytest.approx((first + second) / 2)
 
 
-def test_the_nearest_clips_decide_by_angle_after_standardization():
+def test_neighbors_are_nearest_by_angle_after_standardization():
     x = np.array([[2.0, 0.1], [0.1, 1.0], [-2.0, -0.1], [-0.1, -1.0]], np.float32)
     train = EmbeddedSplit(x, np.eye(4, dtype=bool))
     far = EmbeddedSplit(
@@ -130,7 +130,7 @@ def test_the_nearest_clips_decide_by_angle_after_standardization():
     assert probe.score(train, far, multilabel=False, neighbors=1, inverse_l2=1.0)["knn"] == 1.0
 
 
-def test_more_neighbors_than_clips_are_all_clips(splits):
+def test_with_fewer_clips_than_neighbors_all_clips_are_neighbors(splits):
     train, valid = splits
     few = EmbeddedSplit(train.x[:7], train.y[:7])
     scores = [
@@ -187,7 +187,7 @@ def test_the_test_split_is_never_read(tmp_path, module, write, train, valid, unu
     assert_is_embedded(found[1], task, valid, module)
 
 
-def test_labels_that_are_numbers_are_labels(tmp_path, module):
+def test_labels_may_be_numbers(tmp_path, module):
     labels = {split: {"a.wav": [2], "b.wav": [0]} for split in ("train", "valid", "test")}
     folder = write_task(tmp_path / "task", labels)
     (folder / "labelvocabulary.csv").write_text("idx,label\n0,0\n1,1\n2,2\n")
@@ -196,19 +196,19 @@ def test_labels_that_are_numbers_are_labels(tmp_path, module):
     assert sorted(train.y.tolist()) == sorted(valid.y.tolist()) == [[False, True], [True, False]]
 
 
-def test_the_kept_encoders_are_the_first_the_snapshots_and_the_last(tmp_path):
+def test_the_encoders_are_the_initial_one_the_snapshots_and_the_final_one(tmp_path):
     pretrain, random = tmp_path / "pretrain", tmp_path / "random"
     for epoch in (10, 5):
         (pretrain / "snapshots" / f"epoch-{epoch:05d}").mkdir(parents=True)
     (pretrain / "epochs.csv").write_text("epoch,loss\n1,3.5\n10,2.5\n")
-    kept = probe.kept_encoders(pretrain, random)
-    assert list(kept.items()) == [
+    folders = probe.encoder_folders(pretrain, random)
+    assert list(folders.items()) == [
         (0, random),
         (5, pretrain / "snapshots" / "epoch-00005"),
         (10, pretrain),
     ]
     shutil.rmtree(pretrain / "snapshots")
-    assert probe.kept_encoders(pretrain, random) == {0: random, 10: pretrain}
+    assert probe.encoder_folders(pretrain, random) == {0: random, 10: pretrain}
 
 
 # ---- the stage --------------------------------------------------------------------------------
@@ -231,22 +231,22 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_stage_writes_one_row_for_each_encoder(repository, monkeypatch):
-    given = []
+    calls = []
 
     def score(train, valid, **options):
-        given.append((len(train.x), len(valid.x), options))
-        return {"knn": 0.25, "linear": 0.5 + len(given) / 100}
+        calls.append((len(train.x), len(valid.x), options))
+        return {"knn": 0.25, "linear": 0.5 + len(calls) / 100}
 
     monkeypatch.setattr(probe, "score", score)
     run("probe", partial(stages.probe.main, name=TASK), TASK)
     curve = pd.read_csv(repository / f"reports/probe/{TASK}.csv")
     assert curve.columns.tolist() == probe_table.COLUMNS
     assert curve.to_numpy().tolist() == [[0, 0.25, 0.51], [4, 0.25, 0.52], [8, 0.25, 0.53]]
-    assert given == [(12, 9, {"multilabel": False, "neighbors": 10, "inverse_l2": 1.0})] * 3
+    assert calls == [(12, 9, {"multilabel": False, "neighbors": 10, "inverse_l2": 1.0})] * 3
     assert not list((repository / ".work").rglob("*.npy"))
 
 
-def test_the_stage_gives_the_same_scores_every_time(repository):
+def test_the_stage_is_deterministic(repository):
     texts = []
     for _ in range(2):
         run("probe", partial(stages.probe.main, name=TASK), TASK)
@@ -258,7 +258,7 @@ def test_the_stage_gives_the_same_scores_every_time(repository):
 # ---- parameters -------------------------------------------------------------------------------
 
 
-def test_a_task_to_probe_must_be_prepared():
+def test_a_probed_task_must_be_among_the_tasks():
     content = changed("probe.tasks", ["esc50-v2.0.0-full"])
     with pytest.raises(ValueError, match=r"probe\.tasks: esc50-v2\.0\.0-full must be among hear"):
         check(content, Config)
@@ -287,7 +287,7 @@ def write_curve(folder, task, linear, every=5):
     (folder / f"{task}.csv").write_text("\n".join(["epoch,knn,linear", *rows]) + "\n")
 
 
-def test_the_best_epoch_is_that_of_the_mean_over_the_tasks(tmp_path):
+def test_the_best_epoch_has_the_highest_mean_over_the_tasks(tmp_path):
     write_curve(tmp_path, "a", [0.2, 0.6, 0.9, 0.7])
     write_curve(tmp_path, "b", [0.2, 0.8, 0.4, 0.7])
     table = probe_table.read_probe(tmp_path, ["a", "b"], epochs=15, snapshot_epochs=5)
@@ -298,7 +298,7 @@ def test_the_best_epoch_is_that_of_the_mean_over_the_tasks(tmp_path):
     assert table.missing_tasks == table.missing_epochs == []
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_tasks_and_epochs_are_named(tmp_path):
     write_curve(tmp_path, "a", [0.2, 0.6, 0.9])
     table = probe_table.read_probe(tmp_path, ["a", "b"], epochs=23, snapshot_epochs=5)
     assert table.missing_tasks == ["b"]
@@ -330,5 +330,5 @@ def test_a_label_without_clips_counts_for_hear_but_not_for_the_probe():
     y = np.array([[True, False], [False, False]])
     scores = np.array([[0.9, 0.2], [0.1, 0.3]])
     assert probe.map_of_present_labels(y, scores) == 1.0
-    of_hear = mean_average_precision(torch.from_numpy(scores)[None], torch.from_numpy(y).int())
-    assert of_hear.tolist() == [0.5]
+    hear_map = mean_average_precision(torch.from_numpy(scores)[None], torch.from_numpy(y).int())
+    assert hear_map.tolist() == [0.5]

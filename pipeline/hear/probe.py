@@ -1,15 +1,15 @@
 """Quick scores of an encoder: two small classifiers on a task's scene embeddings.
 
-They learn from the training split and are scored on the validation split. The test split is not
+They train on the training split and are scored on the validation split. The test split is not
 read, so that choosing an epoch by these scores does not bias its HEAR score. In a k-fold task the
 first fold is the validation split and the others train. There each fold is also tested once, so
 such a choice does favor the final score a little.
 
     knn      share of the nearest training clips, by cosine distance, that have a label
-    linear   logistic regression; one for each label where a clip may have several
+    linear   logistic regression; one per label if a clip may have several
 
-Embeddings are standardized by the training split. The score is the accuracy, or, where a clip may
-have several labels, the mean average precision over the labels that the validation split has.
+Embeddings are standardized by the training split's statistics. The score is the accuracy or, if a
+clip may have several labels, the mean average precision over the labels in the validation split.
 """
 
 from collections.abc import Sequence
@@ -30,25 +30,25 @@ from pipeline.hear.embed import files
 from pipeline.hear.embed.embed import HearModule, write_embeddings
 from pipeline.hear.tasks.task import Event, Task
 
-MAX_ITERATIONS = 1000  # of the solver, which needs some 50
+MAX_ITERATIONS = 1000  # of the solver; about 50 are needed
 
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
-    """Embeddings of clips, and which labels each of them has."""
+    """Embeddings of clips and the labels of each."""
 
     x: Float[np.ndarray, "N D"]
     y: Bool[np.ndarray, "N L"]
 
 
-def kept_encoders(pretrain: Path, random: Path) -> dict[int, Path]:
-    """Return the folders of the initial encoder, the snapshots and the final one, by epoch."""
+def encoder_folders(pretrain: Path, random: Path) -> dict[int, Path]:
+    """Return the folders of the initial encoder, the snapshots and the final encoder, by epoch."""
     last = int(pd.read_csv(pretrain / "epochs.csv")["epoch"].iloc[-1])
     return {0: random, **find_snapshots(pretrain), last: pretrain}
 
 
 def training_and_validation(task: Task) -> tuple[list[str], str]:
-    """Return the names of the splits to learn from and of the one to score on.
+    """Return the names of the splits to train on and of the one to score on.
 
     Raises:
         ValueError: it is an event task.
@@ -72,7 +72,7 @@ def embed_splits(
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: it is an event task, an audio file is faulty, or an embedding is not finite.
+        ValueError: it is an event task, an audio file is invalid, or an embedding is not finite.
     """
     train, valid = training_and_validation(task)
     labels = {split: task.labels[split] for split in (*train, valid)}
@@ -100,18 +100,18 @@ def score(
     """Return the scores of both classifiers, from 0 to 1.
 
     Args:
-        neighbors: that the kNN classifier asks; all, where there are fewer.
-        inverse_l2: inverse strength of the L2 penalty of the logistic regression.
+        neighbors: of the kNN classifier; all training clips if there are fewer.
+        inverse_l2: inverse strength of the logistic regression's L2 penalty.
     """
     scaler = StandardScaler().fit(train.x)
     x, x_valid = scaler.transform(train.x), scaler.transform(valid.x)
     with threadpool_limits(1):  # 25 times faster where other work shares the cores
-        found = {
+        predictions = {
             "knn": _nearest(x, train.y, x_valid, neighbors),
             "linear": _linear(x, train.y, x_valid, inverse_l2, multilabel),
         }
     measure = map_of_present_labels if multilabel else accuracy
-    return {name: round(measure(valid.y, scores), 6) for name, scores in found.items()}
+    return {name: round(measure(valid.y, scores), 6) for name, scores in predictions.items()}
 
 
 def _nearest(
@@ -120,8 +120,8 @@ def _nearest(
     x_valid: Float[np.ndarray, "M D"],
     neighbors: int,
 ) -> Float[np.ndarray, "M L"]:
-    found = NearestNeighbors(n_neighbors=min(neighbors, len(x)), metric="cosine").fit(x)
-    return y[found.kneighbors(x_valid, return_distance=False)].mean(axis=1)
+    search = NearestNeighbors(n_neighbors=min(neighbors, len(x)), metric="cosine").fit(x)
+    return y[search.kneighbors(x_valid, return_distance=False)].mean(axis=1)
 
 
 def _linear(
@@ -137,7 +137,7 @@ def _linear(
         model.fit(x, y.argmax(axis=1))
         scores[:, model.classes_] = model.predict_proba(x_valid)
         return scores
-    for label in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):  # the others have but one class
+    for label in np.flatnonzero(y.any(axis=0) & ~y.all(axis=0)):  # the others have a single class
         scores[:, label] = model.fit(x, y[:, label]).predict_proba(x_valid)[:, 1]
     return scores
 
@@ -150,7 +150,7 @@ def accuracy(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> fl
 def map_of_present_labels(y: Bool[np.ndarray, "N L"], scores: Float[np.ndarray, "N L"]) -> float:
     """Return the mean average precision over the labels that occur.
 
-    hear-eval-kit's own mean (`pipeline.hear.score.metrics`) counts a label that does not as 0.
+    hear-eval-kit's own mean (`pipeline.hear.score.metrics`) counts labels that do not as 0.
     """
     present = y.any(axis=0)
     return float(average_precision_score(y[:, present], scores[:, present], average="macro"))

@@ -23,7 +23,7 @@ from pipeline.core.stage import root
 
 SHARED = ("nsynth_pitch", "speech_commands", "mridangam_stroke", "mridangam_tonic")
 LIBRARIES = ("torch", "torchaudio")  # whose versions count as code
-CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # files, where there are any
+CHECKPOINT = ("encoder.json", "encoder.safetensors", "model.json")  # where they exist
 Embedded = tuple[Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None]
 
 
@@ -32,7 +32,7 @@ def model_digest(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
 
     Args:
         files: those of the checkpoint, in an order that does not change.
-        settings: everything else, plain values: window, hop, kind of embedding, device, code.
+        settings: everything else as plain values, including device and code.
     """
     digests = [sha256(path) for path in files]
     text = json.dumps([digests, settings], sort_keys=True)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-API = "https://hearbenchmark.com/hear-api.html"
-SECONDS = 100  # a clip this many times longer than its last timestamp has them in seconds
+REMEDY = "Correct the HEAR module (https://hearbenchmark.com/hear-api.html)."
+SECONDS = 100  # if a clip is this many times longer than its last timestamp, these are seconds
 Output = tuple[Float32[np.ndarray, "B N D"], Float[np.ndarray, "B N"] | None]
 
 
@@ -30,34 +30,38 @@ def checked_output(
     _refuse_other_types(embeddings, "embeddings", torch.float32, files)
     if embedding_type == "scene":
         _refuse_other_shape(embeddings, "embeddings", [len(files), "size"], files)
-        found = embeddings[:, None].cpu().numpy()
-        _refuse_nonfinite(found, "embeddings", files)
-        return found, None
+        values = embeddings[:, None].cpu().numpy()
+        _refuse_nonfinite(values, "embeddings", files)
+        return values, None
     _refuse_other_shape(embeddings, "embeddings", [len(files), "timestamps", "size"], files)
     _refuse_other_types(timestamps, "timestamps", None, files)
     _refuse_other_shape(timestamps, "timestamps", list(embeddings.shape[:2]), files)
-    found, times = embeddings.cpu().numpy(), timestamps.double().cpu().numpy()
-    _refuse_nonfinite(found, "embeddings", files)
+    values, times = embeddings.cpu().numpy(), timestamps.double().cpu().numpy()
+    _refuse_nonfinite(values, "embeddings", files)
     _refuse_nonfinite(times, "timestamps", files)
-    falls = (np.diff(times, axis=1) <= 0).any(axis=1)
-    if falls.any():
-        path, row = files[int(falls.argmax())], times[int(falls.argmax())]
-        i = int((np.diff(row) <= 0).argmax())
-        raise ValueError(
-            f"{path}: field 'timestamps' does not increase: {row[i]:g} ms is followed by "
-            f"{row[i + 1]:g} ms. {_remedy()}"
-        )
+    _refuse_disorder(times, files)
     _refuse_other_units(times, duration_ms, files)
-    return found, times
+    return values, times
 
 
 def check_size(embedding: Float32[np.ndarray, "N D"], size: int | None, where: str) -> None:
-    """Raise a ValueError if an embedding has another size than earlier ones (None: no earlier)."""
+    """Raise a ValueError if an embedding differs in size from earlier ones, if any."""
     if size not in (None, embedding.shape[-1]):
         raise ValueError(
-            f"{where} has {embedding.shape[-1]} values, those before it {size}: all of a task must "
-            f"have one size. {_remedy()}"
+            f"{where} has {embedding.shape[-1]} values, those before it {size}: all of a task "
+            f"must have one size. {REMEDY}"
         )
+
+
+def _refuse_disorder(times: Float[np.ndarray, "B N"], files: Sequence[Path]) -> None:
+    for path, row in zip(files, times, strict=True):
+        falls = np.diff(row) <= 0
+        if falls.any():
+            i = int(falls.argmax())
+            raise ValueError(
+                f"{path}: field 'timestamps' does not increase: {row[i]:g} ms is followed by "
+                f"{row[i + 1]:g} ms. {REMEDY}"
+            )
 
 
 def _refuse_other_units(
@@ -66,13 +70,12 @@ def _refuse_other_units(
     for path, row in zip(files, times, strict=True):
         if row[0] < 0:
             raise ValueError(
-                f"{path}: field 'timestamps' begins at {row[0]:g} ms, expected 0 or more. "
-                f"{_remedy()}"
+                f"{path}: field 'timestamps' begins at {row[0]:g} ms, expected 0 or more. {REMEDY}"
             )
         if len(row) > 1 and row[-1] * SECONDS < duration_ms:
             raise ValueError(
                 f"{path}: field 'timestamps' ends at {row[-1]:g} ms in a clip of {duration_ms:g} "
-                f"ms, expected ms: are these seconds? {_remedy()}"
+                f"ms, expected ms: are these seconds? {REMEDY}"
             )
 
 
@@ -82,24 +85,24 @@ def _refuse_other_types(
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{_describe(files)}: field {field!r} is a {type(value).__name__}, expected a torch "
-            f"tensor. {_remedy()}"
+            f"tensor. {REMEDY}"
         )
     if (dtype and value.dtype != dtype) or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(
             f"{_describe(files)}: field {field!r} has dtype {value.dtype}, expected "
-            f"{dtype or 'real numbers'}. {_remedy()}"
+            f"{dtype or 'real numbers'}. {REMEDY}"
         )
 
 
 def _refuse_other_shape(
     value: Tensor, field: str, expected: list[int | str], files: Sequence[Path]
 ) -> None:
-    found = list(value.shape)
-    fits = len(found) == len(expected) and 0 not in found
-    if not fits or any(isinstance(b, int) and a != b for a, b in zip(found, expected, strict=True)):
+    shape = list(value.shape)
+    fits = len(shape) == len(expected) and 0 not in shape
+    if not fits or any(isinstance(b, int) and a != b for a, b in zip(shape, expected, strict=True)):
         raise ValueError(
-            f"{_describe(files)}: field {field!r} has the shape {found}, expected "
-            f"[{', '.join(map(str, expected))}]. {_remedy()}"
+            f"{_describe(files)}: field {field!r} has the shape {shape}, expected "
+            f"[{', '.join(map(str, expected))}]. {REMEDY}"
         )
 
 
@@ -109,14 +112,10 @@ def _refuse_nonfinite(values: np.ndarray, field: str, files: Sequence[Path]) -> 
         raise ValueError(
             f"{files[int(faulty.argmax())]}: field {field!r} has values that are not finite. "
             "Has our encoder diverged? See the curves in data/pretrained/history.csv. "
-            f"{_remedy()}"
+            f"{REMEDY}"
         )
 
 
 def _describe(files: Sequence[Path]) -> str:
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     return f"{files[0]}{more}"
-
-
-def _remedy() -> str:
-    return f"Correct the HEAR module ({API})."

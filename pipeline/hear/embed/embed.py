@@ -1,7 +1,7 @@
 """Embeddings of a HEAR task by any module with the HEAR API.
 
-The clips of a split are embedded in the order that hear-eval-kit's own embeddings have: shuffled by
-one `Random(0)` per task, split after split.
+The clips of a split are in the order of hear-eval-kit's own embeddings: all splits of a task, in
+turn, are shuffled by one `Random(0)`.
 """
 
 import random
@@ -34,7 +34,7 @@ Embedded = tuple[int, Float32[np.ndarray, "N D"], Float[np.ndarray, " N"] | None
 
 @dataclass(frozen=True)
 class HearModule:
-    """A module with the HEAR API and the model that it has loaded."""
+    """A module with the HEAR API and the model that it loaded."""
 
     api: ModuleType
     model: nn.Module
@@ -59,8 +59,8 @@ class HearModule:
         with torch.inference_mode():
             if embedding_type == "scene":
                 return self.api.get_scene_embeddings(waves, self.model), None
-            found: tuple[Any, Any] = self.api.get_timestamp_embeddings(waves, self.model)
-            return found
+            output: tuple[Any, Any] = self.api.get_timestamp_embeddings(waves, self.model)
+            return output
 
 
 def write_embeddings(
@@ -74,7 +74,7 @@ def write_embeddings(
 
     Args:
         workers: threads that decode audio.
-        cache: of scene embeddings that an earlier task may have made.
+        cache: of scene embeddings, which tasks with the same audio share.
 
     Raises:
         FileNotFoundError: an audio file is missing.
@@ -117,8 +117,8 @@ def embed_files(
     if embedding_type == "scene" and batch_size is None:  # a WAV's size gives its length
         order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
     clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
-    known: list[Embedded] = []
-    new = _without_known(clips, cache, known) if cache else clips
+    cached: list[Embedded] = []
+    new = _not_cached(clips, cache, cached) if cache else clips
     for batch in _batches(new, paths, module.sample_rate, batch_size):
         waves = torch.from_numpy(np.stack(list(batch.values())))
         output = module(waves, embedding_type)
@@ -129,21 +129,21 @@ def embed_files(
             if cache:
                 cache.put(wave, embeddings[row])
             yield i, embeddings[row], None if timestamps is None else timestamps[row]
-        yield from known
-        known.clear()
-    yield from known
+        yield from cached
+        cached.clear()
+    yield from cached
 
 
-def _without_known(
-    clips: Iterator[Decoded], cache: EmbeddingCache, known: list[Embedded]
+def _not_cached(
+    clips: Iterator[Decoded], cache: EmbeddingCache, cached: list[Embedded]
 ) -> Iterator[Decoded]:
-    """Yield the clips that are not in the cache; append the embeddings of the others to `known`."""
+    """Yield the clips that are not in the cache; append the others' embeddings to `cached`."""
     for i, (wave, rate) in clips:
-        found = cache.get(wave)
-        if found is None:
+        entry = cache.get(wave)
+        if entry is None:
             yield i, (wave, rate)
         else:
-            known.append((i, found[0], None))
+            cached.append((i, entry[0], None))
 
 
 def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool = False) -> None:
@@ -209,7 +209,7 @@ def _batches(
     sample_rate: int,
     size: int | None,
 ) -> Iterator[dict[int, Float32[np.ndarray, " S"]]]:
-    """Yield batches of consecutive clips of one length, by number."""
+    """Yield batches of consecutive clips of one length, keyed by position."""
     batch: dict[int, Float32[np.ndarray, " S"]] = {}
     for i, (wave, rate) in clips:
         if rate != sample_rate:
