@@ -11,7 +11,7 @@ from heareval.score import available_scores
 from kit_in_process import write_embedded_task
 from sklearn.metrics import average_precision_score
 
-from pipeline.hear.score.batches import Batch, batches
+from pipeline.hear.score.batches import Batch, epoch_batches
 from pipeline.hear.score.data import check_batches, read_data
 from pipeline.hear.score.engine import evaluate
 from pipeline.hear.score.ensemble import EnsembleAdam, MLPEnsemble, initial_state
@@ -181,12 +181,12 @@ def test_padding_and_absence_change_nothing():
     shared = batch_of(20, 1)
     streams = RandomStreams(0, CPU)
     ragged = EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0))
-    for each in batches(rows, 8, CPU):
-        ragged.step(each.batch(shared.x, shared.target, torch.float64), True, streams)
+    for each in epoch_batches(rows, 8, CPU):
+        ragged.step(each.gather(shared.x, shared.target, torch.float64), True, streams)
     for number, own in enumerate(rows):
         alone = EnsembleAdam(ensemble_of([number], streams, dropout=0.0))
-        for each in batches([own], 8, CPU):
-            alone.step(each.batch(shared.x, shared.target, torch.float64), True, streams)
+        for each in epoch_batches([own], 8, CPU):
+            alone.step(each.gather(shared.x, shared.target, torch.float64), True, streams)
         for name, tensor in alone.ensemble.tensors.items():
             torch.testing.assert_close(
                 ragged.ensemble.tensors[name][number], tensor[0], atol=1e-8, rtol=0
@@ -199,7 +199,9 @@ def test_a_batch_has_the_rows_of_its_folds_in_whatever_order_they_are_stored(fol
     x, target = torch.arange(50.0)[:, None], torch.arange(50)
     rows = np.concatenate([np.arange(10 * fold, 10 * fold + 10) for fold in folds])
     for size in (7, 20, 64):
-        found = [b.batch(x, target, torch.float32) for b in batches([rows] * 2, size, x.device)]
+        found = [
+            b.gather(x, target, torch.float32) for b in epoch_batches([rows] * 2, size, x.device)
+        ]
         assert torch.cat([batch.target for batch in found]).tolist() == rows.tolist()
         assert torch.cat([batch.x for batch in found])[:, 0].tolist() == rows.tolist()
 

@@ -19,7 +19,7 @@ from kit_in_process import Replay, run_kit, write_embedded_task
 
 from pipeline.hear.score import data, engine, ensemble, fitting, heareval_seed, protocol
 from pipeline.hear.score.data import read_data
-from pipeline.hear.score.events import THRESHOLD, best_postprocessing, files_of_frames, find_events
+from pipeline.hear.score.events import THRESHOLD, best_postprocessing, find_events, group_by_file
 from pipeline.hear.score.fitting import Trial
 from pipeline.hear.score.params import ScoreParams
 from pipeline.hear.score.protocol import Fold, best, hyperparameter_grid, postprocessings
@@ -169,12 +169,12 @@ def turn_folds(patch):
 
 
 def later_of_equals(patch):
-    patch.setattr(fitting, "better", lambda v, b, up: v >= b if up else v <= b)
+    patch.setattr(fitting, "is_better", lambda v, b, up: v >= b if up else v <= b)
 
 
 def last_batch_left_out(patch):
-    batches = fitting.batches
-    patch.setattr(fitting, "batches", lambda *arguments: batches(*arguments)[:-1])
+    epoch_batches = fitting.epoch_batches
+    patch.setattr(fitting, "epoch_batches", lambda *arguments: epoch_batches(*arguments)[:-1])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_events_are_hear_eval_kits(tmp_path, median_filter_ms, hop):
         {key: [value] for key, value in settings.items()},
     )
     active = probabilities.numpy() > THRESHOLD
-    found = find_events(active, files_of_frames(stamps, tmp_path), labels, **settings)
+    found = find_events(active, group_by_file(stamps, tmp_path), labels, **settings)
     assert found == next(iter(expected.values()))
     assert median_filter_ms > 10 * hop or any(found.values())
 

@@ -20,20 +20,22 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """The rows of a batch."""
 
     index: slice | Int[Tensor, " B"] | Int[Tensor, "G B"]
     counts: tuple[int, ...]
     weight: Float[Tensor, "G 1 B"] | None
 
-    def batch(self, x: Float[Tensor, "N D"], target: Tensor, dtype: torch.dtype) -> Batch:
-        """Return the batch itself, given all embeddings and their targets."""
+    def gather(self, x: Float[Tensor, "N D"], target: Tensor, dtype: torch.dtype) -> Batch:
+        """Return the batch, given all embeddings and their targets."""
         weight = None if self.weight is None else self.weight.to(dtype)
         return Batch(x[self.index].to(dtype), target[self.index], self.counts, weight)
 
 
-def batches(rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.device) -> list[Rows]:
+def epoch_batches(
+    rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.device
+) -> list[BatchRows]:
     """Return an epoch's batches.
 
     Args:
@@ -47,21 +49,21 @@ def batches(rows: Sequence[Int[np.ndarray, " _"]], size: int, device: torch.devi
     return [_per_classifier([r[start : start + size] for r in rows], device) for start in starts]
 
 
-def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device) -> Rows:
+def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device) -> BatchRows:
     first, end = int(rows[0]), int(rows[0]) + len(rows)
     counts = (len(rows),) * classifiers
     if np.array_equal(rows, np.arange(first, end)):  # consecutive: no copy is needed
-        return Rows(slice(first, end), counts, None)
-    return Rows(torch.from_numpy(rows).to(device), counts, None)
+        return BatchRows(slice(first, end), counts, None)
+    return BatchRows(torch.from_numpy(rows).to(device), counts, None)
 
 
-def _per_classifier(rows: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> Rows:
+def _per_classifier(rows: Sequence[Int[np.ndarray, " _"]], device: torch.device) -> BatchRows:
     counts = tuple(map(len, rows))
     index = np.zeros((len(rows), max(counts)), np.int64)
     weight = np.zeros((len(rows), 1, max(counts)))
-    for position, own in enumerate(rows):
-        index[position, : len(own)] = own
-        weight[position, 0, : len(own)] = 1 / max(len(own), 1)
+    for i, classifier_rows in enumerate(rows):
+        index[i, : counts[i]] = classifier_rows
+        weight[i, 0, : counts[i]] = 1 / max(counts[i], 1)
     is_padded = len(set(counts)) > 1
     weights = torch.from_numpy(weight).to(device) if is_padded else None
-    return Rows(torch.from_numpy(index).to(device), counts, weights)
+    return BatchRows(torch.from_numpy(index).to(device), counts, weights)

@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 
 from pipeline.hear.embed import files
 from pipeline.hear.embed.files import REMEDY
-from pipeline.hear.score.events import FileFrames, files_of_frames
+from pipeline.hear.score.events import FileFrames, group_by_file
 from pipeline.hear.score.protocol import Fold, Hyperparameters
 from pipeline.hear.tasks.task import Event, Task, read_task
 
@@ -67,7 +67,7 @@ def read_data(folder: Path) -> TaskData:
     if task.metadata.embedding_type == "event":
         for name in names:
             timestamps = files.read_timestamps(folder, name, len(rows[name]))
-            frames[name] = files_of_frames(timestamps, files.timestamps_path(folder, name))
+            frames[name] = group_by_file(timestamps, files.timestamps_path(folder, name))
     return TaskData(task, x, y, rows, frames)
 
 
@@ -114,7 +114,7 @@ def _mark_labels(folder: Path, split: str, task: Task, y: UInt8[np.ndarray, "N C
             )
 
 
-def events_of(task: Task, split: str) -> dict[str, list[dict[str, object]]]:
+def reference_events(task: Task, split: str) -> dict[str, list[dict[str, object]]]:
     """Return the events that a split's files have: label, start and end in ms."""
     return {
         name: [event.model_dump() for event in events if isinstance(event, Event)]

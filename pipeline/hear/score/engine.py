@@ -48,39 +48,38 @@ def evaluate(
     Raises:
         ValueError: the task cannot be scored.
     """
-    metadata = data.task.metadata
-    grid = hyperparameter_grid(params.grid, params.grid_points, metadata)
-    parts = folds(metadata)
-    check_batches(data, grid, parts)
+    grid = hyperparameter_grid(params.grid, params.grid_points, data.task.metadata)
+    first, *further = folds(data.task.metadata)
+    check_batches(data, grid, [first, *further])
     size = AT_ONCE.get(device.type, 0) if at_once is None else at_once
     trainer = EnsembleTrainer(data, device, dtype, size)
-    tried = [Trial(number, hparams, parts[0]) for number, hparams in enumerate(grid)]
-    trainer.fit(tried, streams)
-    _refuse_without_validation(tried, data)
-    chosen = best(tried, [trial.value for trial in tried], trainer.scorer.maximize)
-    others = [Trial(len(tried) + i, chosen.hparams, part) for i, part in enumerate(parts[1:])]
+    searched = [Trial(number, hparams, first) for number, hparams in enumerate(grid)]
+    trainer.fit(searched, streams)
+    _refuse_without_validation(searched, data)
+    chosen = best(searched, [trial.value for trial in searched], trainer.scorer.maximize)
+    others = [Trial(len(searched) + i, chosen.hparams, fold) for i, fold in enumerate(further)]
     trainer.fit(others, streams)
     tests = {trial.fold.test: (trial, *trainer.test(trial)) for trial in [chosen, *others]}
-    raw: dict[str, Any] = {
+    raw = {
         name: scores | {"validation_score": trial.value, "epoch": trial.epoch}
         for name, (trial, scores, _) in tests.items()
     }
-    if others:
-        raw["aggregated_scores"] = _aggregated(raw)
-    raw |= {
+    logits = {name: logits for name, (_, _, logits) in tests.items()}
+    choice = {
         "hparams": chosen.hparams,
         "postprocessing": list(chosen.postprocessing),
         "score_mode": "max" if trainer.scorer.maximize else "min",
     }
-    logits = {name: logits for name, (_, _, logits) in tests.items()}
-    return Result(raw, [*tried, *others], logits)
+    return Result(raw | _aggregated(raw) | choice, [*searched, *others], logits)
 
 
-def _aggregated(folds: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return the mean and the sample standard deviation of every score over the folds."""
+def _aggregated(folds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the mean and the sample standard deviation of every score, if there are folds."""
+    if len(folds) == 1:
+        return {}
     table = pd.DataFrame.from_dict(folds, orient="index")
     mean, std = table.mean().add_suffix("_mean"), table.std().add_suffix("_std")
-    return {**mean.to_dict(), **std.to_dict()}
+    return {"aggregated_scores": {**mean.to_dict(), **std.to_dict()}}
 
 
 def _refuse_without_validation(trials: list[Trial], data: TaskData) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import (
-    maximum_bipartite_matching,
-)
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from sed_eval import metric
 
 Event = Mapping[str, Any]  # label; start and end in ms
@@ -30,32 +28,34 @@ class EventScore:
     t_collar: float = 0.2  # seconds between two times that are about the same
     percentage_of_length: float = 0.5  # ... or, of ends, share of the reference event's duration
 
-    def __call__(self, found: Events, wanted: Events) -> tuple[tuple[str, float], ...]:
-        """Return the scores of the files in `found`."""
-        right, given, there = 0, 0, 0
-        for name, events in found.items():
-            reference = wanted.get(name, [])
-            given += len(events)
-            there += len(reference)
-            if events and reference:
-                hits = csr_array(self._hits(reference, events))
-                right += int((maximum_bipartite_matching(hits) >= 0).sum())
-        precision, recall = metric.precision(right, given), metric.recall(right, there)
+    def __call__(self, estimated: Events, reference: Events) -> tuple[tuple[str, float], ...]:
+        """Return the scores of the files in `estimated`."""
+        n_correct, n_estimated, n_reference = 0, 0, 0
+        for name, events in estimated.items():
+            expected = reference.get(name, [])
+            n_estimated += len(events)
+            n_reference += len(expected)
+            if events and expected:
+                matches = csr_array(self._matches(expected, events))
+                n_correct += int((maximum_bipartite_matching(matches) >= 0).sum())
+        precision = metric.precision(n_correct, n_estimated)
+        recall = metric.recall(n_correct, n_reference)
         f_measure = metric.f_measure(precision, recall)
         return ("f_measure", f_measure), ("precision", precision), ("recall", recall)
 
-    def _hits(self, reference: Sequence[Event], found: Sequence[Event]) -> Bool[np.ndarray, "R E"]:
-        hits = np.equal.outer(_labels(reference), _labels(found))
+    def _matches(
+        self, reference: Sequence[Event], estimated: Sequence[Event]
+    ) -> Bool[np.ndarray, "R E"]:
+        matches = np.equal.outer(_labels(reference), _labels(estimated))
         if self.evaluate_onset:
-            apart = np.abs(
-                np.subtract.outer(_seconds(reference, "start"), _seconds(found, "start"))
-            )
-            hits &= apart <= self.t_collar
+            start, estimated_start = _seconds(reference, "start"), _seconds(estimated, "start")
+            matches &= np.abs(np.subtract.outer(start, estimated_start)) <= self.t_collar
         if self.evaluate_offset:
             start, end = _seconds(reference, "start"), _seconds(reference, "end")
             collar = np.maximum(self.t_collar, self.percentage_of_length * (end - start))
-            hits &= np.abs(np.subtract.outer(end, _seconds(found, "end"))) <= collar[:, None]
-        return hits
+            apart = np.abs(np.subtract.outer(end, _seconds(estimated, "end")))
+            matches &= apart <= collar[:, None]
+        return matches
 
 
 def _labels(events: Sequence[Event]) -> np.ndarray:

@@ -32,20 +32,20 @@ class FileFrames:
         return float(np.mean(np.diff(self.times)))
 
 
-def files_of_frames(stamps: Iterable[Sequence[str | float]], path: Path) -> list[FileFrames]:
+def group_by_file(timestamps: Iterable[Sequence[str | float]], path: Path) -> list[FileFrames]:
     """Return the files of a split, in the order of their first frames.
 
     Args:
-        stamps: file and time in ms of each row; of two rows with one time, the latter counts.
+        timestamps: file and time in ms of each row; of two rows with one time, the latter counts.
         path: where they are from.
 
     Raises:
         ValueError: a file has a single time, so that the distance of two is unknown.
     """
     files: dict[str, dict[float, int]] = {}
-    for row, (name, time) in enumerate(stamps):
+    for row, (name, time) in enumerate(timestamps):
         files.setdefault(PurePath(str(name)).name, {})[float(time)] = row
-    found = []
+    groups = []
     for name, by_time in files.items():
         if len(by_time) < 2:
             raise ValueError(
@@ -53,8 +53,8 @@ def files_of_frames(stamps: Iterable[Sequence[str | float]], path: Path) -> list
                 "Set hear.hop_ms to less than half of the file's duration."
             )
         times = np.array(sorted(by_time))
-        found.append(FileFrames(name, np.array([by_time[time] for time in times]), times))
-    return found
+        groups.append(FileFrames(name, np.array([by_time[time] for time in times]), times))
+    return groups
 
 
 def median_above(active: Bool[np.ndarray, "T C"], width: int) -> Bool[np.ndarray, "T C"]:
@@ -87,17 +87,17 @@ def find_events(
             are hear-eval-kit's, for a task whose grid lacks them.
         min_duration: ms.
     """
-    found = {}
+    events = {}
     for file in files:
         frames = active[file.rows]
         width = round(median_filter_ms / file.hop) if median_filter_ms else 0
         if width > 1:
             frames = median_above(frames, width)
-        found[file.name] = _runs(frames, file.times, vocabulary, min_duration)
-    return found
+        events[file.name] = _events_of_runs(frames, file.times, vocabulary, min_duration)
+    return events
 
 
-def _runs(
+def _events_of_runs(
     active: Bool[np.ndarray, "T C"],
     times: Float64[np.ndarray, " T"],
     vocabulary: Sequence[str],
@@ -107,8 +107,8 @@ def _runs(
     label, first = np.nonzero(edges == 1)
     last = np.nonzero(edges == -1)[1] - 1
     start, end = times[first], times[last]
-    kept = np.flatnonzero(end - start >= min_duration)
-    order = kept[np.argsort(start[kept], kind="stable")]
+    long_enough = np.flatnonzero(end - start >= min_duration)
+    order = long_enough[np.argsort(start[long_enough], kind="stable")]
     return [
         {"label": vocabulary[label[i]], "start": float(start[i]), "end": float(end[i])}
         for i in order

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.hear.score.batches import Rows, batches
+from pipeline.hear.score.batches import BatchRows, epoch_batches
 from pipeline.hear.score.data import TaskData
 from pipeline.hear.score.ensemble import EnsembleAdam, MLPEnsemble, State, initial_state
 from pipeline.hear.score.events import Postprocessing
-from pipeline.hear.score.protocol import Fold, Hyperparameters, better
+from pipeline.hear.score.protocol import Fold, Hyperparameters, is_better
 from pipeline.hear.score.random_streams import RandomStreams
 from pipeline.hear.score.scoring import Scorer
 
@@ -47,7 +47,7 @@ class Trial:
         value = float(np.float32(value))
         first = not self.history
         self.history.append(value)
-        if not first and not better(value, self.value, maximize):
+        if not first and not is_better(value, self.value, maximize):
             self.waited += 1
             return False
         self.waited = 0
@@ -96,7 +96,7 @@ class EnsembleTrainer:
         epochs = max(trial.hparams["max_epochs"] for trial in trials)
         for epoch in tqdm(range(epochs), desc=f"{len(trials)} classifiers", disable=None):
             for batch_rows in rows:
-                batch = batch_rows.batch(self.x, self.scorer.target, self.dtype)
+                batch = batch_rows.gather(self.x, self.scorer.target, self.dtype)
                 optimizer.step(batch, self.scorer.multiclass, streams)
             unfinished = self._validate(optimizer.ensemble, trials, epoch)
             if not unfinished:
@@ -119,9 +119,9 @@ class EnsembleTrainer:
             self.device,
         )
 
-    def _batches(self, trials: Sequence[Trial]) -> list[Rows]:
+    def _batches(self, trials: Sequence[Trial]) -> list[BatchRows]:
         rows = [self.data.select(trial.fold.train) for trial in trials]
-        return batches(rows, trials[0].hparams["batch_size"], self.device)
+        return epoch_batches(rows, trials[0].hparams["batch_size"], self.device)
 
     def _validate(self, ensemble: MLPEnsemble, trials: Sequence[Trial], epoch: int) -> list[int]:
         """Validate the classifiers that are due; return the positions of those to train further."""

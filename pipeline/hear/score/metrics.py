@@ -51,23 +51,23 @@ class Metrics:
 
     def test(self, predictions: Any, targets: Any) -> dict[str, float]:
         """Return all metrics with hear-eval-kit's names, `test_score` first."""
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for name, function in self.functions.items():
             value = function(predictions, targets)
             parts: Mapping[str, float] = dict(value) if isinstance(value, tuple) else {}
-            found[f"test_{name}"] = float(value[0][1] if parts else value)
-            found |= {f"test_{name}_{part}": float(number) for part, number in parts.items()}
-        return {"test_score": found[f"test_{self.name}"], **found}
+            scores[f"test_{name}"] = float(value[0][1] if parts else value)
+            scores |= {f"test_{name}_{part}": float(number) for part, number in parts.items()}
+        return {"test_score": scores[f"test_{self.name}"], **scores}
 
 
 def accuracy(
     probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"], modulus: int | None
 ) -> Float[Tensor, " G"]:
     """Return the share of rows whose most probable class is their first one, both by a modulus."""
-    found, wanted = probabilities.argmax(dim=2), y.argmax(dim=1)
+    predicted, expected = probabilities.argmax(dim=2), y.argmax(dim=1)
     if modulus:
-        found, wanted = found % modulus, wanted % modulus
-    return (found == wanted).sum(dim=1).double() / len(y)
+        predicted, expected = predicted % modulus, expected % modulus
+    return (predicted == expected).sum(dim=1).double() / len(y)
 
 
 def mean_average_precision(
@@ -79,10 +79,10 @@ def mean_average_precision(
     as this one.
     """
     ranked, order = probabilities.transpose(1, 2).contiguous().sort(dim=2, descending=True)
-    hit = y.T[torch.arange(y.shape[1], device=y.device)[:, None], order].double()  # [G, C, N]
-    place = torch.arange(1, len(y) + 1, device=y.device)
-    last = torch.ones_like(ranked, dtype=torch.bool)  # of rows that are equally probable
-    last[..., :-1] = ranked[..., 1:] != ranked[..., :-1]
-    until = torch.where(last, place, len(y)).flip(2).cummin(dim=2).values.flip(2)
-    precision = hit.cumsum(dim=2).gather(2, until - 1) / until
-    return ((precision * hit).sum(dim=2) / hit.sum(dim=2).clamp(min=1)).mean(dim=1)
+    relevant = y.T[torch.arange(y.shape[1], device=y.device)[:, None], order].double()  # [G, C, N]
+    rank = torch.arange(1, len(y) + 1, device=y.device)
+    is_last = torch.ones_like(ranked, dtype=torch.bool)  # of equally probable rows
+    is_last[..., :-1] = ranked[..., 1:] != ranked[..., :-1]
+    tie_rank = torch.where(is_last, rank, len(y)).flip(2).cummin(dim=2).values.flip(2)
+    precision = relevant.cumsum(dim=2).gather(2, tie_rank - 1) / tie_rank
+    return ((precision * relevant).sum(dim=2) / relevant.sum(dim=2).clamp(min=1)).mean(dim=1)

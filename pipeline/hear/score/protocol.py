@@ -101,7 +101,7 @@ def folds(metadata: Metadata) -> list[Fold]:
     ]
 
 
-def better(value: float, best: float, maximize: bool) -> bool:
+def is_better(value: float, best: float, maximize: bool) -> bool:
     """Return whether a validation score is strictly better than the best one."""
     return value > best if maximize else value < best
 

@@ -35,8 +35,8 @@ ROOT = Path(__file__).parents[3]
 SEED = 42  # hear-eval-kit's, of the first repetition
 LOG_LINES = 15  # of a failed run that the message shows
 ALL_FOLDS = "aggregated_scores"
-NO_SPLITS = {ALL_FOLDS, "hparams", "postprocessing", "score_mode", "embedding_path"}
-NO_METRICS = {"test_score", "test_loss"}  # test_score repeats the first metric
+NOT_SPLITS = {ALL_FOLDS, "hparams", "postprocessing", "score_mode", "embedding_path"}
+NOT_METRICS = {"test_score", "test_loss"}  # test_score repeats the first metric
 GPUS = {"cuda": ["--gpus", "[0]"], "cpu": ["--gpus", "null"], "auto": []}  # auto: heareval's choice
 ENVIRONMENT = {
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # its checkpoints hold classes, not weights only
@@ -77,9 +77,9 @@ def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> 
     from pipeline.hear.score.engine import evaluate
     from pipeline.hear.score.random_streams import RandomStreams  # these take seconds to import
 
-    place = choose_device(device)
+    chosen = choose_device(device)
     with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly
-        return [evaluate(data, params, place, RandomStreams(seed, place)).raw for seed in seeds]
+        return [evaluate(data, params, chosen, RandomStreams(seed, chosen)).raw for seed in seeds]
 
 
 def run_heareval(
@@ -108,7 +108,7 @@ def run_heareval(
     if code or not result.exists():
         raise RuntimeError(
             f"hear-eval-kit failed on {task.name} with exit status {code}; the end of its log:\n"
-            f"{_end(log)}"
+            f"{_last_lines(log)}"
         )
     return json.loads(result.read_text())
 
@@ -136,7 +136,7 @@ def _run(command: list[str], folder: Path, log: Path) -> int:
         ).returncode
 
 
-def _end(log: Path) -> str:
+def _last_lines(log: Path) -> str:
     """Return the last lines of a log; each state of a progress bar is a line."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     return "\n".join(text.strip().splitlines()[-LOG_LINES:])
@@ -150,26 +150,26 @@ def summarize_seeds(
     `score`, `std` and `metrics` are means over the seeds, None where one of them has none (`notes`
     say why), and `per_seed` has those of each seed; what else there is belongs to the first seed.
     """
-    each = [summarize(raw, task, model, metric, params) for raw in raws]
-    scores = [summary["score"] for summary in each]
+    summaries = [summarize(raw, task, model, metric, params) for raw in raws]
+    scores = [summary["score"] for summary in summaries]
     names = ("score", "std", "metrics", "hparams", "postprocessing", "notes")
     several = len(scores) > 1 and None not in scores
-    return each[0] | {
+    return summaries[0] | {
         "score": _mean(scores),
-        "std": _mean([summary["std"] for summary in each]),
+        "std": _mean([summary["std"] for summary in summaries]),
         "notes": {
-            name: note for summary in reversed(each) for name, note in summary["notes"].items()
+            name: note for summary in reversed(summaries) for name, note in summary["notes"].items()
         },
         "metrics": {
-            name: _mean([summary["metrics"][name] for summary in each])
-            for name in each[0]["metrics"]
+            name: _mean([summary["metrics"][name] for summary in summaries])
+            for name in summaries[0]["metrics"]
         },
         "engine": params.engine,
         "seeds": params.seeds,
         "seeds_std": float(f"{statistics.stdev(scores):.{DIGITS}g}") if several else None,
         "per_seed": [
             {"seed": SEED + i} | {name: summary[name] for name in names}
-            for i, summary in enumerate(each)
+            for i, summary in enumerate(summaries)
         ],
     }
 
@@ -190,17 +190,19 @@ def summarize(
     standard deviation of the score. A number that is not finite becomes None, and so does a mean
     over less than all folds, with the cause under its dotted name in `notes`.
     """
-    splits = {name: values for name, values in raw.items() if name not in NO_SPLITS}
+    splits = {name: values for name, values in raw.items() if name not in NOT_SPLITS}
     folds = raw.get(ALL_FOLDS)
-    whole = {key: folds[f"{key}_mean"] for key in raw[next(iter(splits))]} if folds else raw["test"]
+    overall = (
+        {key: folds[f"{key}_mean"] for key in raw[next(iter(splits))]} if folds else raw["test"]
+    )
     notes = _partial_means(folds, splits) if folds else {}
     summary = {
         "task": task,
         "model": model,
         "metric": metric,
-        "score": whole["test_score"],
+        "score": overall["test_score"],
         "std": folds["test_score_std"] if folds else None,
-        "metrics": _metrics(whole),
+        "metrics": _metrics(overall),
         "splits": {name: _split(values) for name, values in splits.items()},
         "grid": params.grid,
         "grid_points": params.grid_points,
@@ -214,15 +216,15 @@ def summarize(
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = [key for key in values if key.startswith("test_") and key not in NO_METRICS]
+    names = [key for key in values if key.startswith("test_") and key not in NOT_METRICS]
     return {key.removeprefix("test_"): values[key] for key in names}
 
 
 def _split(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the score of one split and how it came about."""
-    kept = {key: values[f"test_{key}"] for key in ("score", "loss")}
-    kept |= {key: values[key] for key in ("validation_score", "epoch")}
-    return kept | _metrics(values)
+    result = {key: values[f"test_{key}"] for key in ("score", "loss")}
+    result |= {key: values[key] for key in ("validation_score", "epoch")}
+    return result | _metrics(values)
 
 
 def _partial_means(

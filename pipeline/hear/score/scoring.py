@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from pipeline.hear.score.data import TaskData, events_of
+from pipeline.hear.score.data import TaskData, reference_events
 from pipeline.hear.score.ensemble import row_losses
 from pipeline.hear.score.events import (
     THRESHOLD,
@@ -71,9 +71,9 @@ class Scorer:
     def _validate_events(
         self, active: Bool[ndarray, "N C"], split: str
     ) -> tuple[float, Postprocessing]:
-        wanted = events_of(self.data.task, split)
+        reference = reference_events(self.data.task, split)
         values = {
-            each: self.metrics.primary(self._events(active, split, each), wanted)
+            each: self.metrics.primary(self._events(active, split, each), reference)
             for each in self.postprocessings
         }
         best = best_postprocessing(values)
@@ -91,8 +91,8 @@ class Scorer:
         """Return loss and metrics of one classifier with hear-eval-kit's names."""
         probabilities = self.probabilities(logits)[0].cpu().numpy()
         if self.data.frames:
-            found = self._events(probabilities > THRESHOLD, split, postprocessing)
-            metrics = self.metrics.test(found, events_of(self.data.task, split))
+            events = self._events(probabilities > THRESHOLD, split, postprocessing)
+            metrics = self.metrics.test(events, reference_events(self.data.task, split))
         else:
             metrics = self.metrics.test(probabilities, self.data.y[self.data.rows_of(split)])
         return {"test_loss": self.loss(logits, split)[0].item(), **metrics}
