@@ -1,4 +1,4 @@
-"""The batches of an epoch: the same in all epochs, rows in stored order."""
+"""The batches of an epoch: rows in stored order, the same in every epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to train on: the same for all classifiers, or those of each, padded at their ends."""
+    """Rows to train on: shared by all classifiers, or of each one, padded at the end."""
 
     x: Float[Tensor, "B D"] | Float[Tensor, "G B D"]
     target: Tensor  # [B ...] or [G B ...]
-    counts: tuple[int, ...]  # rows of each classifier; 0: it takes no step
+    counts: tuple[int, ...]  # rows of each classifier; with 0 rows it takes no step
     weight: Float[Tensor, "G 1 B"] | None = None  # 1 / count, 0 for padding; None: no padding
 
 
@@ -39,8 +39,8 @@ def epoch_batches(
     """Return an epoch's batches.
 
     Args:
-        rows: of each classifier's training data, in order.
-        size: rows of a batch.
+        rows: each classifier's training rows, in order.
+        size: of a batch.
     """
     if all(np.array_equal(rows[0], other) for other in rows[1:]):
         starts = range(0, len(rows[0]), size)
@@ -52,7 +52,7 @@ def epoch_batches(
 def _shared(rows: Int[np.ndarray, " B"], classifiers: int, device: torch.device) -> BatchRows:
     first, end = int(rows[0]), int(rows[0]) + len(rows)
     counts = (len(rows),) * classifiers
-    if np.array_equal(rows, np.arange(first, end)):  # consecutive: no copy is needed
+    if np.array_equal(rows, np.arange(first, end)):  # consecutive: a view, not a copy
         return BatchRows(slice(first, end), counts, None)
     return BatchRows(torch.from_numpy(rows).to(device), counts, None)
 

@@ -1,8 +1,8 @@
 """A task's embeddings and labels in memory, checked before anything is trained.
 
-All rows of a task are one array, split after split; `TaskData.rows` says where each split is. The
-rows of a split keep the order in which they are stored: hear-eval-kit does not shuffle, although it
-means to (it compares the list of training splits with the text "train").
+All splits of a task are one array, end to end; `TaskData.rows` says where each split is. Rows keep
+their stored order, since hear-eval-kit does not shuffle them either, although it means to: it
+compares the list of training splits with the string "train".
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ class TaskData:
     x: Float32[np.ndarray, "N D"]
     y: UInt8[np.ndarray, "N C"]  # 1: the row has the label
     rows: Mapping[str, range]  # of each split
-    frames: Mapping[str, Sequence[FileFrames]]  # files of each split
+    frames: Mapping[str, Sequence[FileFrames]]  # of each file of each split
 
     def rows_of(self, split: str) -> slice:
         """Return the rows of a split."""
         return slice(self.rows[split].start, self.rows[split].stop)
 
     def select(self, names: Sequence[str]) -> np.ndarray:
-        """Return the numbers of the rows of some splits, one split after the other."""
+        """Return the row numbers of several splits, in order."""
         return np.concatenate([np.asarray(self.rows[name]) for name in names])
 
 
@@ -72,10 +72,10 @@ def read_data(folder: Path) -> TaskData:
 
 
 def check_batches(data: TaskData, grid: Sequence[Hyperparameters], folds: Sequence[Fold]) -> None:
-    """Refuse a training split that leaves a batch of one row, which batch norm cannot take.
+    """Refuse training splits that leave a batch of one row, which batch norm cannot normalize.
 
     Raises:
-        ValueError: there is one; hear-eval-kit fails there as well.
+        ValueError: there is such a batch; hear-eval-kit fails on it as well.
     """
     sizes = sorted({hparams["batch_size"] for hparams in grid if hparams["hidden_layers"]})
     for fold in folds:
@@ -85,9 +85,9 @@ def check_batches(data: TaskData, grid: Sequence[Hyperparameters], folds: Sequen
                 names = ", ".join(f"{name}.embeddings.npy" for name in fold.train)
                 raise ValueError(
                     f"{data.task.name}: {names} in {data.task.folder} have {count} rows to train "
-                    f"on, one more than a multiple of batch_size = {size}, so that the last batch "
-                    "has a single row, which batch norm refuses (in hear-eval-kit as well). Take a "
-                    f"file out of {fold.train[-1]}.json, or set another batch_size in "
+                    f"on, one more than a multiple of batch_size = {size}: the last batch would "
+                    "have one row, which batch norm refuses (in hear-eval-kit as well). Remove a "
+                    f"file from {fold.train[-1]}.json, or set another batch_size in "
                     "'evaluation_params.task_specific_param_grid' of task_metadata.json."
                 )
 
@@ -115,7 +115,7 @@ def _mark_labels(folder: Path, split: str, task: Task, y: UInt8[np.ndarray, "N C
 
 
 def reference_events(task: Task, split: str) -> dict[str, list[dict[str, object]]]:
-    """Return the events that a split's files have: label, start and end in ms."""
+    """Return the events of each file of a split: label, start and end in ms."""
     return {
         name: [event.model_dump() for event in events if isinstance(event, Event)]
         for name, events in task.labels[split].items()

@@ -1,7 +1,7 @@
 """Score a task as hear-eval-kit does: all hyperparameters at once, then all folds at once.
 
-The hyperparameters are tried on the first fold. Those with the best validation, the first of
-equals, also train on the other folds. The result has the shape of hear-eval-kit's.
+The hyperparameters are tried on the first fold. Those with the best validation score (the first, if
+tied) are then used on the other folds. The result has the shape of hear-eval-kit's.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipeline.hear.score.protocol import best, folds, hyperparameter_grid
 from pipeline.hear.score.random_streams import RandomStreams
 from pipeline.hear.tasks.task import METADATA
 
-AT_ONCE = {"cpu": 1}  # more classifiers do not fit into the caches and are 5 % slower
+AT_ONCE = {"cpu": 1}  # classifiers; more exceed the caches and are 5 % slower
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def evaluate(
     """Score a task.
 
     Args:
-        streams: random numbers; a call uses them up.
-        at_once: classifiers to train together; 0: as many as have one shape, None: what suits the
-            device.
+        streams: random numbers, which the call consumes.
+        at_once: classifiers to train together; 0: all of one shape, None: what suits the device.
 
     Raises:
         ValueError: the task cannot be scored.

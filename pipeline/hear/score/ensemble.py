@@ -1,8 +1,8 @@
 """Classifiers of one shape as one module: weights [G, out, in], activations [G, units, rows].
 
-A classifier is a multilayer perceptron: for each hidden layer a linear map, batch norm, dropout and
-ReLU, then a last linear map. Rows are the last dimension, so that the batch norms of all
-classifiers are one call for G * H channels, and a first layer on shared rows is one matrix product.
+A classifier is a multilayer perceptron: each hidden layer is linear, batch norm, dropout and ReLU;
+the last layer is linear. With rows as the last dimension, the batch norms of all classifiers are
+one call on G * H channels, and a first layer on shared rows is one matrix product.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def initial_state(
     classes: int,
     dtype: torch.dtype,
 ) -> State:
-    """Return a classifier before training; its batch norms start as torch's do."""
+    """Return a classifier before training, its batch norms initialized as torch's."""
     state = streams.weights(number, hparams, dim, classes)
     for layer in range(hparams["hidden_layers"]):
         state[f"gain{layer}"] = torch.ones(hparams["hidden_dim"])
@@ -48,8 +48,8 @@ class MLPEnsemble:
         """Combine classifiers.
 
         Args:
-            numbers: of their random streams.
-            tensors: weights and statistics by name, the first dimension is G.
+            numbers: which of the random streams each one uses.
+            tensors: weights and statistics by name; their first dimension is G.
         """
         self.numbers = list(numbers)
         self.grid = list(grid)
@@ -74,7 +74,7 @@ class MLPEnsemble:
         return cls(numbers, grid, tensors)
 
     def subset(self, members: Sequence[int]) -> "MLPEnsemble":
-        """Return the classifiers at some positions; for all positions, the ensemble itself."""
+        """Return the ensemble of some of the classifiers, or itself if they are all."""
         if list(members) == list(range(len(self.grid))):
             return self
         index = torch.tensor(members, device=self.dropout.device)
@@ -123,22 +123,22 @@ class MLPEnsemble:
     def _batch_norm_padded(
         self, h: Float[Tensor, "G H B"], layer: int, weight: Float[Tensor, "G 1 B"]
     ) -> Float[Tensor, "G H B"]:
-        """Batch norm in training by the rows that are not padding."""
+        """Batch norm in training, over the rows that are not padding."""
         mean = (h * weight).sum(2, keepdim=True)
-        centred = h - mean
-        variance = (centred.square() * weight).sum(2, keepdim=True)
+        centered = h - mean
+        variance = (centered.square() * weight).sum(2, keepdim=True)
         with torch.no_grad():
-            share = weight.amax(2)  # 1 / rows; 0: no rows, and nothing is learned
+            share = weight.amax(2)  # 1 / rows; 0 if there are none, which updates nothing
             momentum = MOMENTUM * (share > 0).to(h.dtype)
             unbiased = variance[..., 0] / (1 - share)
             self.tensors[f"mean{layer}"].lerp_(mean[..., 0], momentum)
             self.tensors[f"variance{layer}"].lerp_(unbiased, momentum)
         gain, shift = (self.tensors[f"{name}{layer}"][..., None] for name in ("gain", "shift"))
-        return centred * (variance + EPS).rsqrt() * gain + shift
+        return centered * (variance + EPS).rsqrt() * gain + shift
 
 
 class EnsembleAdam:
-    """torch's Adam for an ensemble, with each classifier's part of a tensor as a parameter."""
+    """torch's Adam for an ensemble: each classifier's slice of a tensor is a parameter."""
 
     def __init__(self, ensemble: MLPEnsemble) -> None:
         self.ensemble = ensemble
@@ -153,7 +153,7 @@ class EnsembleAdam:
         self.adam = torch.optim.Adam(groups, fused=True)
 
     def subset(self, members: Sequence[int]) -> "EnsembleAdam":
-        """Return the optimizer of the classifiers at some positions, with its state."""
+        """Return the optimizer of some of the classifiers, with its state."""
         optimizer = EnsembleAdam(self.ensemble.subset(members))
         for parts, member in zip(optimizer.parts, members, strict=True):
             for part, was in zip(parts, self.parts[member], strict=True):
@@ -161,10 +161,10 @@ class EnsembleAdam:
         return optimizer
 
     def step(self, batch: Batch, multiclass: bool, streams: RandomStreams) -> None:
-        """Take one step with each classifier that has rows."""
+        """Update each classifier that has rows."""
         loss = row_losses(self.ensemble.logits(batch.x, batch, streams), batch.target, multiclass)
         each = loss.mean(1) if batch.weight is None else (loss * batch.weight[:, 0]).sum(1)
-        each.sum().backward()  # the sum keeps the classifiers' gradients apart
+        each.sum().backward()  # of a sum: each classifier gets its own gradients
         for position, name in enumerate(self.ensemble.learned):
             tensor = self.ensemble.tensors[name]
             assert tensor.grad is not None
@@ -178,8 +178,8 @@ def row_losses(logits: Float[Tensor, "G C B"], target: Tensor, multiclass: bool)
     """Return the loss of each row [G, B]: cross-entropy, or binary, averaged over the classes.
 
     Args:
-        target: index of the class [B] or [G, B]; of binary losses, which classes a row has,
-            [B, C] or [G, B, C].
+        target: classes as indices [B] or [G, B], or for binary losses as 0 and 1 [B, C] or
+            [G, B, C].
     """
     if multiclass:
         classes = target.expand(len(logits), -1)

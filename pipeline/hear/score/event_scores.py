@@ -1,8 +1,8 @@
 """sed_eval's event-based scores, counted with arrays.
 
-An estimated event is right if a reference event of the same label and file begins, and where that
-is asked for, ends at about the same time; each event counts once. sed_eval compares all pairs of a
-file's events in Python, seconds for a file of 1,200 notes; the counts here are the same.
+An estimated event is correct if a reference event of the same label and file starts and, if the
+metric includes offsets, ends at about the same time; each event is matched once. sed_eval compares
+all pairs of a file's events in Python, which takes seconds for 1,200 notes; its counts are equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ class EventScore:
 
     evaluate_onset: bool = True
     evaluate_offset: bool = True
-    t_collar: float = 0.2  # seconds between two times that are about the same
-    percentage_of_length: float = 0.5  # ... or, of ends, share of the reference event's duration
+    t_collar: float = 0.2  # seconds by which times may differ
+    percentage_of_length: float = 0.5  # ... or, for ends, share of the reference duration
 
     def __call__(self, estimated: Events, reference: Events) -> tuple[tuple[str, float], ...]:
         """Return the scores of the files in `estimated`."""

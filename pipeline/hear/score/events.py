@@ -1,9 +1,9 @@
 """Sound events from the probabilities of frames, as hear-eval-kit makes them.
 
-Per file and label: a median filter over time, then a threshold of 0.5; frames in a row are one
-event, from the time of the first to that of the last; events shorter than `min_duration` are left
-out. A median is above the threshold if more than half of the values are (of an even number: at
-least half), so that the filter is a moving sum of the frames above the threshold.
+Per file and label: a median filter over time, then a threshold of 0.5. A run of frames above it is
+one event, from the time of the first frame to that of the last; events shorter than `min_duration`
+are dropped. A median is above the threshold if more than half of the values are (at least half, if
+their number is even), so the filter is a moving sum of the frames above the threshold.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 Event = dict[str, str | float]  # label; start and end in ms
-Postprocessing = tuple[tuple[str, int | float], ...]  # name and value of its settings
+Postprocessing = tuple[tuple[str, int | float], ...]  # its settings, as name and value
 THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class FileFrames:
-    """Where the frames of a file are in its split, in the order of their times."""
+    """The rows of a file's frames in its split, in order of time."""
 
     name: str
     rows: Int[np.ndarray, " T"]
@@ -36,11 +36,11 @@ def group_by_file(timestamps: Iterable[Sequence[str | float]], path: Path) -> li
     """Return the files of a split, in the order of their first frames.
 
     Args:
-        timestamps: file and time in ms of each row; of two rows with one time, the latter counts.
-        path: where they are from.
+        timestamps: file and time in ms of each row; of rows with equal times, the last counts.
+        path: of the file that holds them.
 
     Raises:
-        ValueError: a file has a single time, so that the distance of two is unknown.
+        ValueError: a file has a single timestamp, so the hop is unknown.
     """
     files: dict[str, dict[float, int]] = {}
     for row, (name, time) in enumerate(timestamps):
@@ -58,11 +58,11 @@ def group_by_file(timestamps: Iterable[Sequence[str | float]], path: Path) -> li
 
 
 def median_above(active: Bool[np.ndarray, "T C"], width: int) -> Bool[np.ndarray, "T C"]:
-    """Return where a median filter over time leaves more than the threshold.
+    """Return where the median over time is above the threshold.
 
     Args:
         active: where the values are above it.
-        width: frames that a median is taken of; the first ones and the last ones are mirrored.
+        width: of the filter in frames; the edges are mirrored.
     """
     padded = np.pad(active, [(width // 2, (width - 1) // 2), (0, 0)], mode="symmetric")
     total = np.zeros((len(padded) + 1, active.shape[1]), np.int32)
@@ -77,14 +77,14 @@ def find_events(
     median_filter_ms: int | float = 150,
     min_duration: int | float = 60,
 ) -> dict[str, list[Event]]:
-    """Return the events of each file, by their starts.
+    """Return the events of each file, in order of their starts.
 
     Args:
         active: where the probabilities of a split's rows are above the threshold.
         files: the files of this split.
-        vocabulary: labels by their indices.
-        median_filter_ms: duration of the filter; 0: none. Its default and that of `min_duration`
-            are hear-eval-kit's, for a task whose grid lacks them.
+        vocabulary: labels by index.
+        median_filter_ms: width of the filter; 0: none. This default and that of `min_duration` are
+            hear-eval-kit's, for a task whose grid lacks them.
         min_duration: ms.
     """
     events = {}
@@ -116,8 +116,8 @@ def _events_of_runs(
 
 
 def best_postprocessing(scores: Mapping[Postprocessing, float]) -> Postprocessing:
-    """Return the postprocessing with the highest score, of equals the one with larger numbers.
+    """Return the postprocessing with the highest score; if tied, the one with larger settings.
 
-    hear-eval-kit takes the highest also of a score that is better when it is low, and nan as 0.
+    As in hear-eval-kit, the highest wins even if lower scores are better, and nan counts as 0.
     """
     return max(scores, key=lambda key: (0.0 if np.isnan(scores[key]) else scores[key], key))

@@ -2,8 +2,8 @@
 
 Each classifier is trained as in hear-eval-kit. An epoch takes the rows in stored order; its last
 batch may be smaller. Every `check_val_every_n_epoch` epochs the validation split is scored, and the
-state with the best score, the first of equals, is kept. Training ends after `patience` validations
-without an improvement, after a score that is not finite, or at `max_epochs`. Scores are compared as
+state with the best score (the first, if tied) is kept. Training ends after `patience` validations
+without improvement, after a score that is not finite, or at `max_epochs`. Scores are compared in
 float32.
 """
 
@@ -25,7 +25,7 @@ from pipeline.hear.score.protocol import Fold, Hyperparameters, is_better
 from pipeline.hear.score.random_streams import RandomStreams
 from pipeline.hear.score.scoring import Scorer
 
-SHAPE = ("hidden_layers", "hidden_dim", "batch_size")  # equal for all of an ensemble
+SHAPE = ("hidden_layers", "hidden_dim", "batch_size")  # equal for all classifiers of an ensemble
 
 
 @dataclass
@@ -70,7 +70,7 @@ class EnsembleTrainer:
 
         Args:
             dtype: of weights and activations.
-            at_once: classifiers to train together; 0: as many as have one shape.
+            at_once: classifiers to train together; 0: all of one shape.
         """
         self.data = data
         self.device = device
@@ -80,7 +80,7 @@ class EnsembleTrainer:
         self.x = torch.from_numpy(data.x).to(device)
 
     def fit(self, trials: Sequence[Trial], streams: RandomStreams) -> None:
-        """Train classifiers and write their results into `trials`."""
+        """Train classifiers and record their results in `trials`."""
         groups: dict[tuple[int, ...], list[Trial]] = {}
         for trial in trials:
             shape = tuple(trial.hparams[key] for key in SHAPE)
@@ -150,7 +150,7 @@ class EnsembleTrainer:
         return torch.cat(parts, dim=2).transpose(1, 2)
 
     def test(self, trial: Trial) -> tuple[dict[str, float], Float[Tensor, "N C"]]:
-        """Return the best state's scores of the test split, and its logits."""
+        """Return the best state's scores on the test split and its logits."""
         numbers, hparams, states = [trial.number], [trial.hparams], [trial.state]
         ensemble = MLPEnsemble.from_states(numbers, hparams, states, self.device)
         logits = self.logits(ensemble, trial.fold.test)

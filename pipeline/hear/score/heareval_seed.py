@@ -1,9 +1,12 @@
-"""hear-eval-kit's predictions with another seed.
+"""Run hear-eval-kit's predictions with a seed other than its own.
 
-    python -m pipeline.hear.score.heareval_seed SEED ...
+    python -m pipeline.hear.score.heareval_seed SEED <arguments of heareval.predictions.runner>
 
-hear-eval-kit has one seed, 42, and no option for it. Here the same program draws initial weights
-and dropout by another one; which settings it tries, and in which order, stays the same.
+hear-eval-kit calls `seed_everything(42)` before each task and has no option for another seed.
+Python's generator must keep this one, since it shuffles the grid of hyperparameters; only torch's,
+which draws initial weights and dropout, may differ between repetitions. This module therefore
+replaces `seed_everything` by a function that calls it and then seeds torch again. It runs as a
+process of its own, so nothing else sees the replacement.
 """
 
 import sys
@@ -11,7 +14,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Run `heareval.predictions.runner` with the other arguments."""
+    """Seed torch by the first argument and pass the others to `heareval.predictions.runner`."""
     seed = int(sys.argv.pop(1))
     from heareval.predictions import runner, task_predictions
 

@@ -1,8 +1,7 @@
-"""hear-eval-kit's metrics: its own functions for the test, faster ones at each validation.
+"""hear-eval-kit's metrics: its own functions for testing, faster equal ones for validation.
 
-Accuracies and the mean average precision, which most tasks are validated by, are computed for all
-classifiers at once where the logits are; they equal hear-eval-kit's. Event-based scores are those
-of `event_scores` always.
+Accuracies and mean average precision, which validate most tasks, are computed for all classifiers
+at once, on the device of the logits. Event-based scores always come from `event_scores`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ ACCURACIES = {"top1_acc": None, "pitch_acc": None, "chroma_acc": 12}  # modulus 
 
 
 class Metrics:
-    """The metrics of a task; the first one counts."""
+    """The metrics of a task, the first of which is its score."""
 
     def __init__(self, names: Sequence[str], vocabulary: Sequence[str]) -> None:
         index = {label: i for i, label in enumerate(vocabulary)}
@@ -33,14 +32,14 @@ class Metrics:
         }
 
     def primary(self, predictions: Any, targets: Any) -> float:
-        """Return the metric that counts, by hear-eval-kit's function."""
+        """Return the first metric by hear-eval-kit's function."""
         value = self.functions[self.name](predictions, targets)
         return float(value[0][1] if isinstance(value, tuple) else value)
 
     def primary_of_all(
         self, probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"]
     ) -> list[float]:
-        """Return the metric that counts for each of the classifiers of a scene task."""
+        """Return the first metric of each classifier of a scene task."""
         fast: dict[str, Callable[..., Tensor]] = {"mAP": mean_average_precision} | {
             name: partial(accuracy, modulus=modulus) for name, modulus in ACCURACIES.items()
         }
@@ -63,7 +62,7 @@ class Metrics:
 def accuracy(
     probabilities: Float[Tensor, "G N C"], y: Integer[Tensor, "N C"], modulus: int | None
 ) -> Float[Tensor, " G"]:
-    """Return the share of rows whose most probable class is their first one, both by a modulus."""
+    """Return the share of rows whose most probable class is their first label, modulo `modulus`."""
     predicted, expected = probabilities.argmax(dim=2), y.argmax(dim=1)
     if modulus:
         predicted, expected = predicted % modulus, expected % modulus
@@ -75,8 +74,8 @@ def mean_average_precision(
 ) -> Float[Tensor, " G"]:
     """Return hear-eval-kit's mean average precision, in which a class without rows counts as 0.
 
-    It is the mean over a class's rows of the precision among all rows that are at least as probable
-    as this one.
+    A class's average precision is the mean, over its rows, of the precision among all rows that are
+    at least as probable.
     """
     ranked, order = probabilities.transpose(1, 2).contiguous().sort(dim=2, descending=True)
     relevant = y.T[torch.arange(y.shape[1], device=y.device)[:, None], order].double()  # [G, C, N]

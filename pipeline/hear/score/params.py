@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pipeline.core.params import Section
 
-GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # settings in hear-eval-kit's grids
+GRID_SIZES = {"default": 16, "fast": 64, "faster": 64}  # combinations in hear-eval-kit's grids
 
 
 class ScoreParams(Section):
@@ -14,8 +14,8 @@ class ScoreParams(Section):
 
     engine: Literal["heareval", "batched"]
     grid: Literal["default", "fast", "faster"]
-    grid_points: int = Field(ge=1)  # settings that are tried
-    seeds: int = Field(ge=1, le=100)  # repetitions with other random numbers
+    grid_points: int = Field(ge=1)  # combinations to try
+    seeds: int = Field(ge=1, le=100)  # repetitions, each with another seed
 
     @model_validator(mode="after")
     def _inside_the_grid(self) -> "ScoreParams":

@@ -1,8 +1,8 @@
 """hear-eval-kit's protocol: the hyperparameters to try, and the folds.
 
-The grid holds all combinations of its choices, in an order that is the same for all tasks; the
-first `score.grid_points` of them are tried. In a k-fold task each fold is tested once: the next
-fold validates, the others train. Hyperparameters are chosen on the first of these folds alone.
+The first `score.grid_points` combinations of the grid are tried, in an order that is the same for
+all tasks. In a k-fold task each fold is the test split once: the next fold validates, the others
+train. Hyperparameters are chosen with the first fold as the test split.
 """
 
 import random
@@ -84,13 +84,13 @@ def hyperparameter_grid(grid: str, grid_points: int, metadata: Metadata) -> list
 
 
 def postprocessings(metadata: Metadata) -> list[Hyperparameters]:
-    """Return the settings that turn probabilities into events, in hear-eval-kit's order."""
+    """Return the event postprocessings to try, in hear-eval-kit's order."""
     own = metadata.evaluation_params.event_postprocessing_grid
     return list(ParameterGrid(dict(POSTPROCESSING if own is None else own)))
 
 
 def folds(metadata: Metadata) -> list[Fold]:
-    """Return the one fold of a task with fixed splits, or all folds of a k-fold task."""
+    """Return all folds of a k-fold task, or the only one of a task with fixed splits."""
     if metadata.split_mode == "trainvaltest":
         return [Fold(("train",), "valid", "test")]
     names = sorted(metadata.splits)
@@ -107,6 +107,6 @@ def is_better(value: float, best: float, maximize: bool) -> bool:
 
 
 def best(items: Sequence[T], values: Sequence[float], maximize: bool) -> T:
-    """Return the item with the best value, the first of equals."""
+    """Return the item with the best value; if tied, the first."""
     chosen = (max if maximize else min)(range(len(items)), key=values.__getitem__)
     return items[chosen]

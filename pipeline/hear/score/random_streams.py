@@ -1,8 +1,8 @@
 """Random numbers of the classifiers: initial weights and dropout.
 
-Each classifier has a number that seeds its initial weights, so that they depend neither on other
-classifiers nor on the device. hear-eval-kit draws for all classifiers from one stream, where the
-draws of one depend on how long the others before it were trained; the distributions are the same.
+Each classifier's number seeds its initial weights, which therefore depend neither on other
+classifiers nor on the device. hear-eval-kit draws for all classifiers from one stream, in which the
+weights of one depend on how long earlier ones were trained; the distributions are the same.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.hear.score.protocol import Hyperparameters
 
-STEPS = 2**16  # to which a dropout's probability is rounded
+STEPS = 2**16  # resolution of a dropout probability
 
 
 class RandomStreams:
@@ -31,8 +31,8 @@ class RandomStreams:
     ) -> dict[str, Tensor]:
         """Return the initial weights of one classifier, by layer.
 
-        Xavier, with the gain of what precedes the layer: nothing or ReLU. Biases are uniform, as
-        torch's default is.
+        Xavier, with a gain of 1 for the first layer and of ReLU for the others. Biases are uniform,
+        as in torch's default.
         """
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
@@ -54,16 +54,16 @@ class RandomStreams:
         dropout: Float[Tensor, "G 1 1"],
         rows: Sequence[int],
     ) -> Bool[Tensor, "G H B"]:
-        """Return which units dropout leaves on.
+        """Return which units dropout keeps.
 
-        16 random bits decide on each unit (a dropout of 0.1 is 0.100006). This takes a third of the
-        time of torch's dropout.
+        16 random bits decide on each unit, so a dropout of 0.1 is 0.100006; this takes a third of
+        the time of torch's dropout.
 
         Args:
             numbers: of the classifiers.
             shape: of the result; G, H, B.
-            dropout: probability of each classifier's units to be dropped.
-            rows: of each classifier's batch, at most B.
+            dropout: probability that a unit of each classifier is dropped.
+            rows: in each classifier's batch, at most B.
         """
         size = math.prod(shape)
         bits = torch.empty(-(-size // 4), dtype=torch.int64, device=self.masks.device)

@@ -1,11 +1,10 @@
 """Scores of a task's embeddings by HEAR's protocol, as clean JSON.
 
-Small classifiers are trained on the training split, one is chosen by the validation split and
-scored on the test split: by hear-eval-kit itself, unmodified, or by `pipeline.batched`, which gives
-results of the same shape. hear-eval-kit is run as its own program in a scratch folder, since it
-leaves its checkpoints and logs where it runs. Its result contains times and memory addresses, and
-numbers that JSON does not know (NaN, Infinity); what is kept of it is finite, and the same on every
-run of one machine.
+Small classifiers are trained on the training split; the best one on the validation split is scored
+on the test split, either by hear-eval-kit itself, unmodified, or by `pipeline.hear.score.engine`,
+whose results have the same shape. hear-eval-kit runs as its own program in a scratch folder, where
+it leaves checkpoints and logs. Its result contains times, memory addresses and numbers that JSON
+lacks (NaN, Infinity); our summary has none of them and is the same on every run of one machine.
 """
 
 import json
@@ -32,36 +31,36 @@ logger = logging.getLogger(__name__)
 RESULT = "test.predicted-scores.json"
 LOG = "heareval.log"
 ROOT = Path(__file__).parents[3]
-SEED = 42  # hear-eval-kit's, of the first repetition
-LOG_LINES = 15  # of a failed run that the message shows
+SEED = 42  # of the first repetition; hear-eval-kit's own
+LOG_LINES = 15  # in the message of a failed run
 ALL_FOLDS = "aggregated_scores"
 NOT_SPLITS = {ALL_FOLDS, "hparams", "postprocessing", "score_mode", "embedding_path"}
 NOT_METRICS = {"test_score", "test_loss"}  # test_score repeats the first metric
 GPUS = {"cuda": ["--gpus", "[0]"], "cpu": ["--gpus", "null"], "auto": []}  # auto: heareval's choice
 ENVIRONMENT = {
-    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # its checkpoints hold classes, not weights only
-    "OMP_WAIT_POLICY": "PASSIVE",  # half the time where other work shares the cores
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # its checkpoints contain classes
+    "OMP_WAIT_POLICY": "PASSIVE",  # halves the time if other work shares the cores
 }
 REASONS = {  # part of a metric's name: usual cause of a value that is not finite
     "d_prime": "a class is separated perfectly or absent",
     "aucroc": "a class is absent",
     "event": "no event is predicted, or there is none",
 }
-DIGITS = 6  # significant ones; heareval's scores are float32
-OBJECT = re.compile(r"<(?:class '(?:\w+\.)*|function )(\w+).*>")  # as text, with its address
+DIGITS = 6  # significant; heareval's scores are float32
+OBJECT = re.compile(r"<(?:class '(?:\w+\.)*|function )(\w+).*>")  # printed, with its address
 
 
 def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> list[Any]:
-    """Score a folder of embeddings, and return one result in hear-eval-kit's shape for each seed.
+    """Score a folder of embeddings; return one result in hear-eval-kit's shape for each seed.
 
     Args:
-        embeddings: folder of one task, left as it is.
+        embeddings: folder of one task, not modified.
         scratch: existing folder.
         device: `compute.device`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the task or its embeddings are faulty.
+        ValueError: the task or its embeddings are invalid.
         RuntimeError: hear-eval-kit failed.
     """
     data = read_data(embeddings)
@@ -75,20 +74,20 @@ def score(embeddings: Path, scratch: Path, params: ScoreParams, device: str) -> 
         return [run_heareval(embeddings, scratch, params, device, seed) for seed in seeds]
     from pipeline.core.device import choose_device
     from pipeline.hear.score.engine import evaluate
-    from pipeline.hear.score.random_streams import RandomStreams  # these take seconds to import
+    from pipeline.hear.score.random_streams import RandomStreams  # slow to import: seconds
 
     chosen = choose_device(device)
-    with np.errstate(invalid="ignore"):  # d prime is infinite where a class is separated perfectly
+    with np.errstate(invalid="ignore"):  # d prime is infinite if a class is separated perfectly
         return [evaluate(data, params, chosen, RandomStreams(seed, chosen)).raw for seed in seeds]
 
 
 def run_heareval(
     embeddings: Path, scratch: Path, params: ScoreParams, device: str, seed: int = SEED
 ) -> Any:
-    """Score a folder of embeddings and return hear-eval-kit's result as it is.
+    """Score a folder of embeddings; return hear-eval-kit's result unchanged.
 
     Args:
-        embeddings: folder of one task, left as it is.
+        embeddings: folder of one task, not modified.
         scratch: existing folder for what hear-eval-kit writes, including its log.
         device: `compute.device`.
         seed: of initial weights and dropout.
@@ -123,7 +122,7 @@ def heareval_command(task: str, params: ScoreParams, device: str, seed: int) -> 
 
 
 def _run(command: list[str], folder: Path, log: Path) -> int:
-    """Run a command in a folder, its output in a log; return its exit status."""
+    """Run a command in a folder, with its output to a log; return its exit status."""
     modules = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
     with log.open("w") as output:
         return subprocess.run(
@@ -137,7 +136,7 @@ def _run(command: list[str], folder: Path, log: Path) -> int:
 
 
 def _last_lines(log: Path) -> str:
-    """Return the last lines of a log; each state of a progress bar is a line."""
+    """Return the last lines of a log, counting each state of a progress bar as a line."""
     text = log.read_text(errors="replace").replace("\r", "\n")
     return "\n".join(text.strip().splitlines()[-LOG_LINES:])
 
@@ -145,10 +144,10 @@ def _last_lines(log: Path) -> str:
 def summarize_seeds(
     raws: Sequence[Mapping[str, Any]], task: str, model: str, metric: str, params: ScoreParams
 ) -> dict[str, Any]:
-    """Return what is kept of the results of all seeds.
+    """Summarize the results of all seeds.
 
-    `score`, `std` and `metrics` are means over the seeds, None where one of them has none (`notes`
-    say why), and `per_seed` has those of each seed; what else there is belongs to the first seed.
+    `score`, `std` and `metrics` are means over the seeds, or None if a seed lacks the value; see
+    `notes`. `per_seed` has the values of each seed. Everything else is of the first seed.
     """
     summaries = [summarize(raw, task, model, metric, params) for raw in raws]
     scores = [summary["score"] for summary in summaries]
@@ -184,11 +183,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def summarize(
     raw: Mapping[str, Any], task: str, model: str, metric: str, params: ScoreParams
 ) -> dict[str, Any]:
-    """Return what is kept of hear-eval-kit's result.
+    """Summarize one result.
 
     In a k-fold task, `score` and `metrics` are means over the folds and `std` is the sample
-    standard deviation of the score. A number that is not finite becomes None, and so does a mean
-    over less than all folds, with the cause under its dotted name in `notes`.
+    standard deviation of the score. Numbers that are not finite and means over only some of the
+    folds become None, with the cause under their dotted names in `notes`.
     """
     splits = {name: values for name, values in raw.items() if name not in NOT_SPLITS}
     folds = raw.get(ALL_FOLDS)
@@ -211,7 +210,7 @@ def summarize(
     }
     cleaned: dict[str, Any] = _clean(summary, "", notes)
     if cleaned["score"] is None:
-        notes["score"] = notes.get(f"metrics.{metric}", notes["score"])  # which knows the cause
+        notes["score"] = notes.get(f"metrics.{metric}", notes["score"])  # which has the cause
     return cleaned | {"notes": notes}
 
 
@@ -221,7 +220,7 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the score of one split and how it came about."""
+    """Return the scores of one split and the epoch they are from."""
     result = {key: values[f"test_{key}"] for key in ("score", "loss")}
     result |= {key: values[key] for key in ("validation_score", "epoch")}
     return result | _metrics(values)
@@ -230,7 +229,7 @@ def _split(values: Mapping[str, Any]) -> dict[str, Any]:
 def _partial_means(
     folds: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Return a note for every statistic from which heareval left out folds without a number."""
+    """Return a note for every statistic that heareval computed over only some of the folds."""
     notes = {}
     for key in next(iter(splits.values())):
         left_out = [name for name, values in splits.items() if math.isnan(values[key])]
@@ -244,7 +243,7 @@ def _partial_means(
 
 
 def _clean(value: Any, name: str, notes: dict[str, str]) -> Any:
-    """Return nested values as plain JSON, adding to `notes` what could not be kept."""
+    """Return nested values as plain JSON; explain in `notes` what became None."""
     if isinstance(value, Mapping):
         inner = {key: f"{name}.{key}".lstrip(".") for key in value}
         return {key: _clean(value[key], inner[key], notes) for key in value}

@@ -1,4 +1,4 @@
-"""Scores of classifiers' logits: what a validation compares, and the test."""
+"""Scores of classifiers from their logits, for validation and test."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,10 +23,10 @@ class Scorer:
     """Scores of a task; `y` and `target` are on the device of the logits."""
 
     def __init__(self, data: TaskData, device: torch.device) -> None:
-        """Take a task.
+        """Move a task's labels to a device.
 
         Raises:
-            ValueError: postprocessings are not compared, and there are several.
+            ValueError: there are several postprocessings, but they are not compared.
         """
         metadata = data.task.metadata
         self.data = data
@@ -38,7 +38,7 @@ class Scorer:
         if data.frames and not self.by_score and len(self.postprocessings) != 1:
             raise ValueError(
                 f"{METADATA} of {metadata.task_name}: use_scoring_for_early_stopping is false, so "
-                "that postprocessings are not compared, but evaluation_params."
+                "postprocessings are not compared, but evaluation_params."
                 f"event_postprocessing_grid makes {len(self.postprocessings)}. Leave one choice of "
                 "each setting."
             )
@@ -46,18 +46,18 @@ class Scorer:
         self.target = self.y.argmax(dim=1) if self.multiclass else self.y
 
     def loss(self, logits: Float[Tensor, "G N C"], split: str) -> Float[Tensor, " G"]:
-        """Return the mean loss of each classifier for a split."""
+        """Return the mean loss of each classifier on a split."""
         target = self.target[self.data.rows_of(split)]
         return row_losses(logits.transpose(1, 2), target, self.multiclass).mean(dim=1)
 
     def probabilities(self, logits: Float[Tensor, "G N C"]) -> Float[Tensor, "G N C"]:
-        """Return softmax over the classes, or, where a row may have several, the sigmoid."""
+        """Return the softmax over the classes, or their sigmoid if a row may have several."""
         return logits.softmax(dim=2) if self.multiclass else logits.sigmoid()
 
     def validate(
         self, logits: Float[Tensor, "G N C"], split: str
     ) -> list[tuple[float, Postprocessing]]:
-        """Return what each classifier is chosen by, and how its events are made best."""
+        """Return each classifier's validation score and best postprocessing."""
         if not self.by_score:
             first = self.postprocessings[0] if self.data.frames else ()
             return [(value, first) for value in self.loss(logits, split).tolist()]
@@ -88,7 +88,7 @@ class Scorer:
     def test(
         self, logits: Float[Tensor, "1 N C"], split: str, postprocessing: Postprocessing
     ) -> dict[str, float]:
-        """Return loss and metrics of one classifier with hear-eval-kit's names."""
+        """Return loss and metrics of one classifier under hear-eval-kit's names."""
         probabilities = self.probabilities(logits)[0].cpu().numpy()
         if self.data.frames:
             events = self._events(probabilities > THRESHOLD, split, postprocessing)
