@@ -94,9 +94,10 @@ def write_scene_task(folder: Path, clips: tuple[int, int, int] = (6, 4, 4)) -> P
     return write_task(folder, {split: scenes(n) for split, n in splits})
 
 
-def write_fold_task(folder: Path, folds: int = 3, clips: int = 4) -> Path:
+def write_fold_task(folder: Path, folds: int = 3, clips: int = 4, **metadata) -> Path:
     """A k-fold multiclass task."""
-    return write_task(folder, {f"fold{i:02d}": scenes(clips, f"f{i}_") for i in range(folds)})
+    labels = {f"fold{i:02d}": scenes(clips, f"f{i}_") for i in range(folds)}
+    return write_task(folder, labels, **metadata)
 
 
 def write_event_task(folder: Path, clips: tuple[int, int, int] = (3, 2, 2), **metadata) -> Path:

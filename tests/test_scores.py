@@ -1,10 +1,11 @@
-"""Scores: heareval is run as it is, and what is kept of its result is clean."""
+"""Scores: hear-eval-kit runs unmodified, and our summary of its result is clean."""
 
 import ast
 import copy
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ RESULT = "(task / 'test.predicted-scores.json').write_text(json.dumps(seen))\n"
 
 @pytest.fixture
 def fake_heareval(tmp_path, monkeypatch):
-    """Return a function that makes `python -m heareval.predictions.runner` run other code."""
+    """A function that replaces the code of `python -m heareval.predictions.runner`."""
 
     def install(code: str) -> None:
         package = tmp_path / "site" / "heareval" / "predictions"
@@ -66,7 +67,7 @@ def scratch(tmp_path):
 @pytest.mark.parametrize(
     ("device", "gpus"), [("auto", []), ("cpu", ["--gpus", "null"]), ("cuda", ["--gpus", "[0]"])]
 )
-def test_heareval_is_given_its_own_options(fake_heareval, embeddings, scratch, device, gpus):
+def test_heareval_gets_its_own_options(fake_heareval, embeddings, scratch, device, gpus):
     fake_heareval(RESULT)
     seen = run_heareval(embeddings, scratch, FAST, device)
     options = ["--grid", "fast", "--grid-points", "2"]
@@ -84,9 +85,7 @@ def test_heareval_works_in_the_scratch_folder_and_leaves_the_embeddings_alone(
     assert (scratch / "42" / "toy-v1-full" / "prediction.log").exists()
 
 
-def test_the_unsafe_way_to_load_checkpoints_is_open_to_heareval_alone(
-    fake_heareval, embeddings, scratch
-):
+def test_only_heareval_may_load_checkpoints_unsafely(fake_heareval, embeddings, scratch):
     fake_heareval(RESULT)
     assert run_heareval(embeddings, scratch, FAST, "auto")["flag"] == "1"
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
@@ -106,7 +105,7 @@ def test_a_run_without_a_result_is_a_failure(fake_heareval, embeddings, scratch)
         run_heareval(embeddings, scratch, FAST, "auto")
 
 
-def test_a_further_seed_is_given_to_the_same_program(fake_heareval, embeddings, scratch):
+def test_another_seed_goes_to_the_same_program(fake_heareval, embeddings, scratch):
     fake_heareval(RESULT + "runner = list\n")
     seen = run_heareval(embeddings, scratch, FAST, "auto", seed=43)
     assert seen["arguments"] == ["toy-v1-full", "--grid", "fast", "--grid-points", "2"]
@@ -123,7 +122,7 @@ HPARAMS = {
 
 
 def split(score, **metrics):
-    """One split of heareval's result, with d' beside the accuracy."""
+    """One split of heareval's result, with d' and accuracy."""
     return {
         "test_loss": 1.25,
         "test_score": score,
@@ -149,7 +148,7 @@ def result(**changes):
 
 
 def fold_result(**folds):
-    """What heareval writes for a k-fold task; its means leave out NaN."""
+    """What heareval writes for a k-fold task; its means skip NaN."""
     aggregated = {}
     for key in next(iter(folds.values())):
         values = [f[key] for f in folds.values() if not math.isnan(f[key])]
@@ -167,7 +166,7 @@ def summary_of(raw, metric="top1_acc"):
     return summary
 
 
-def test_what_is_kept_of_a_result():
+def test_the_summary_of_a_result():
     assert summary_of(result(postprocessing=[["median_filter_ms", 150]])) == {
         "task": "toy",
         "model": "pretrained",
@@ -199,7 +198,7 @@ def test_what_is_kept_of_a_result():
     }
 
 
-def test_times_and_addresses_make_no_difference():
+def test_times_and_addresses_do_not_change_the_summary():
     other = copy.deepcopy(result())
     other["test"]["time_in_min"] = 9.0
     other["hparams"]["initialization"] = "<function xavier_uniform_ at 0x7fffffffffff>"
@@ -239,7 +238,7 @@ def test_folds_give_mean_and_standard_deviation():
     assert summary["notes"] == {}
 
 
-def test_a_mean_over_less_than_all_folds_is_null_and_says_so():
+def test_a_mean_over_only_some_folds_is_null_and_noted():
     raw = fold_result(fold00=split(0.5), fold01=split(math.nan), fold02=split(1.0))
     summary = summary_of(raw)
     assert summary["score"] is None
@@ -284,7 +283,7 @@ def test_the_standard_deviation_over_folds_is_averaged_over_the_seeds():
     assert (summary["score"], summary["std"], summary["seeds_std"]) == (0.5, 0.125, 0.0)
 
 
-def test_a_seed_without_a_score_leaves_no_mean():
+def test_if_a_seed_has_no_score_there_is_no_mean():
     summary = seeds_of(result(test=split(0.5)), result(test=split(math.nan)))
     assert summary["score"] is None
     assert summary["seeds_std"] is None
@@ -313,7 +312,7 @@ def test_both_engines_give_results_of_one_shape(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["heareval", "batched"])
-def test_embeddings_that_are_not_finite_reach_no_engine(tmp_path, engine):
+def test_no_engine_gets_embeddings_that_are_not_finite(tmp_path, engine):
     folder = write_embedded_task(tmp_path / "toy", {"train": 30, "valid": 9, "test": 9})
     path = folder / "valid.embeddings.npy"
     path.write_bytes(np.full(9 * 6, np.nan, np.float32).tobytes())
@@ -322,32 +321,10 @@ def test_embeddings_that_are_not_finite_reach_no_engine(tmp_path, engine):
         scores.score(folder, tmp_path, params, "cpu")
 
 
-@pytest.fixture(scope="module")
-def module(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "audiontt"
-    write_checkpoint(folder, "audiontt", **SMALL)
-    return HearModule(model, model.load_model(str(folder)))
-
-
-def score(folder, module, tmp_path):
-    """Return heareval's own result and ours."""
-    task = read_task(folder)
-    embedded = tmp_path / "embedded" / task.name
-    scratch = tmp_path / "scratch"
-    embedded.mkdir(parents=True)
-    scratch.mkdir()
-    write_embeddings(task, module, embedded)
-    raw = run_heareval(embedded, scratch, QUICK, "cpu")
-    metric = task.metadata.evaluation[0]
-    summary = summarize(raw, task.name, "random", metric, QUICK)
-    json.dumps(summary, allow_nan=False)
-    return raw, summary
-
-
 def test_the_sizes_of_the_grids_are_those_of_hear_eval_kit():
     folder = Path(find_spec("heareval").submodule_search_locations[0])
     tree = ast.parse((folder / "predictions" / "task_predictions.py").read_text())
-    grids = {}  # name: choices of each setting; PARAM_GRID is assigned, the others update a copy
+    grids = {}  # name: choices per setting; PARAM_GRID is assigned, the others update a copy
     for node in tree.body:
         value = getattr(node, "value", None)
         if isinstance(node, ast.Assign) and isinstance(value, ast.Dict):
@@ -367,9 +344,40 @@ def test_the_sizes_of_the_grids_are_those_of_hear_eval_kit():
     } == GRID_SIZES
 
 
+POSTPROCESSING = {"median_filter_ms": [50], "min_duration": [0]}
+
+
+@pytest.fixture(scope="module")
+def heareval_results(tmp_path_factory):
+    """Result and summary of heareval itself for a k-fold and an event task, run side by side."""
+    folder = tmp_path_factory.mktemp("heareval")
+    write_checkpoint(folder / "audiontt", "audiontt", **SMALL)
+    module = HearModule(model, model.load_model(str(folder / "audiontt")))
+    grid = {"task_specific_param_grid": {"max_epochs": [2]}}  # most of the time is its imports
+    write_fold_task(folder / "folds", clips=6, evaluation_params=grid)
+    event = grid | {"event_postprocessing_grid": POSTPROCESSING}
+    write_event_task(folder / "event", evaluation_params=event)
+
+    tasks = [read_task(folder / name) for name in ("folds", "event")]
+    for task in tasks:
+        (folder / "embeddings" / task.name).mkdir(parents=True)
+        (folder / "scratch" / task.name).mkdir(parents=True)
+        write_embeddings(task, module, folder / "embeddings" / task.name)
+
+    def score(task):
+        scratch = folder / "scratch" / task.name
+        raw = run_heareval(folder / "embeddings" / task.name, scratch, QUICK, "cpu")
+        summary = summarize(raw, task.name, "random", task.metadata.evaluation[0], QUICK)
+        json.dumps(summary, allow_nan=False)
+        return raw, summary
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(("folds", "event"), threads.map(score, tasks), strict=True))
+
+
 @pytest.mark.slow
-def test_heareval_scores_our_embeddings_of_a_fold_task(tmp_path, module):
-    raw, summary = score(write_fold_task(tmp_path / "toy", clips=6), module, tmp_path)
+def test_heareval_scores_our_embeddings_of_a_fold_task(heareval_results):
+    raw, summary = heareval_results["folds"]
     assert list(summary["splits"]) == ["fold00", "fold01", "fold02"]
     assert summary["score"] == pytest.approx(raw["aggregated_scores"]["test_score_mean"], rel=1e-5)
     assert summary["std"] == pytest.approx(raw["aggregated_scores"]["test_score_std"], rel=1e-5)
@@ -378,14 +386,11 @@ def test_heareval_scores_our_embeddings_of_a_fold_task(tmp_path, module):
 
 
 @pytest.mark.slow
-def test_heareval_scores_our_embeddings_of_an_event_task(tmp_path, module):
-    grid = {"median_filter_ms": [50], "min_duration": [0]}
-    folder = write_event_task(
-        tmp_path / "toy", evaluation_params={"event_postprocessing_grid": grid}
-    )
-    raw, summary = score(folder, module, tmp_path)
+def test_heareval_scores_our_embeddings_of_an_event_task(heareval_results):
+    raw, summary = heareval_results["event"]
     assert summary["postprocessing"] == {"median_filter_ms": 50, "min_duration": 0}
     expected = raw["test"]["test_segment_1s_er"]
+    assert math.isfinite(expected)
     assert summary["metrics"]["segment_1s_er"] == pytest.approx(expected, rel=1e-5)
     assert {"event_onset_200ms_fms_precision", "event_onset_200ms_fms_recall"} <= set(
         summary["metrics"]
