@@ -1,13 +1,13 @@
-"""hear-eval-kit in this process, so that what it draws can be given to the engine of ours.
+"""hear-eval-kit in this process, with its random numbers recorded for our engine to replay.
 
     kit = run_kit(monkeypatch, folder, "default", points=2, precision=64)
     kit.raw         test.predicted-scores.json
-    kit.trials      one per training: initial weights, dropout masks, scores of all validations
+    kit.trials      one per training: initial weights, dropout masks, validation scores
     kit.logits      of each test split
-    Replay(kit)     these draws for `pipeline.hear.score`
+    Replay(kit)     these random numbers for `pipeline.hear.score`
 
-Its code is left as it is: the random parts it is built of (its classifier's constructor, torch's
-dropout) and two of Lightning's classes are replaced by subclasses that write down what happens.
+Its code is unmodified: the random parts it is built from (its classifier's constructor, torch's
+dropout) and two of Lightning's classes are replaced by subclasses that record what happens.
 """
 
 import json
@@ -25,7 +25,7 @@ from pipeline.hear.score.random_streams import RandomStreams
 
 
 @dataclass
-class KitFit:
+class KitTrial:
     """One training of hear-eval-kit."""
 
     weights: dict[str, torch.Tensor]
@@ -36,12 +36,12 @@ class KitFit:
 @dataclass
 class Kit:
     raw: dict
-    trials: list[KitFit]
+    trials: list[KitTrial]
     logits: dict[str, torch.Tensor]
 
 
 class RecordedDropout(nn.Dropout):
-    """Dropout that writes its masks down."""
+    """Dropout that records its masks."""
 
     def __init__(self, p, masks):
         super().__init__(p)
@@ -50,20 +50,20 @@ class RecordedDropout(nn.Dropout):
     def forward(self, x):
         if not self.training:
             return x
-        kept = torch.rand(x.shape) >= self.p
-        self.masks.append(kept)
-        return x * kept / (1 - self.p)
+        mask = torch.rand(x.shape) >= self.p
+        self.masks.append(mask)
+        return x * mask / (1 - self.p)
 
 
 def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -> Kit:
-    """Score a folder with hear-eval-kit; its working directory should be a scratch folder."""
+    """Score a folder with hear-eval-kit, which writes into the working directory."""
     from heareval.predictions import task_predictions as kit
 
-    trials: list[KitFit] = []
+    trials: list[KitTrial] = []
 
     class Classifier(kit.FullyConnectedPrediction):
         def __init__(self, *args, **kwargs):
-            trials.append(KitFit({}))
+            trials.append(KitTrial({}))
             super().__init__(*args, **kwargs)
             linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
             for i, layer in enumerate(linear):
@@ -83,7 +83,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         patch.setattr(kit.pl, "Trainer", trainer)
         patch.setattr(nn, "Dropout", lambda p: RecordedDropout(p, trials[-1].masks))
         patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        patch.setenv("PL_GLOBAL_SEED", "")  # it sets another
+        patch.setenv("PL_GLOBAL_SEED", "")  # which it overwrites
         dimensions = next(folder.glob("*.embedding-dimensions.json"))
         try:
             kit.task_predictions(
@@ -98,7 +98,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
             )
         finally:
             torch.use_deterministic_algorithms(False)
-            torch.set_default_dtype(torch.float32)  # which a failure leaves at float64
+            torch.set_default_dtype(torch.float32)  # a failure leaves float64
     raw = json.loads((folder / "test.predicted-scores.json").read_text())
     logits = {
         path.name.split(".")[0]: pickle.loads(path.read_bytes())["prediction_logit"]
@@ -108,7 +108,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
 
 
 class Replay(RandomStreams):
-    """What hear-eval-kit drew, for the classifiers that are numbered as its trainings."""
+    """The random numbers of hear-eval-kit; classifier i gets those of its training i."""
 
     def __init__(self, kit: Kit) -> None:
         self.trials = kit.trials
@@ -118,27 +118,27 @@ class Replay(RandomStreams):
         return {name: tensor.clone() for name, tensor in self.trials[number].weights.items()}
 
     def dropout_mask(self, numbers, shape, dropout, counts):
-        found = torch.ones(shape, dtype=torch.bool)
-        for place, (number, count) in enumerate(zip(numbers, counts, strict=True)):
+        result = torch.ones(shape, dtype=torch.bool)
+        for position, (number, count) in enumerate(zip(numbers, counts, strict=True)):
             if count:
                 masks = self.trials[number].masks
                 assert self.used[number] < len(masks), "more steps than hear-eval-kit took"
                 mask = masks[self.used[number]]
                 assert mask.shape == (count, shape[1])
-                found[place, :, :count] = mask.T
+                result[position, :, :count] = mask.T
                 self.used[number] += 1
-        return found
+        return result
 
 
 def write_embedded_task(
     folder: Path, rows: dict[str, int], kind: str = "multiclass", noise: float = 0.8, **metadata
 ) -> Path:
-    """Embeddings of a task as `pipeline.hear.embed` writes them; of events, 20 frames per file.
+    """A task's embeddings as `pipeline.hear.embed` writes them; for events, 20 frames per file.
 
     Args:
         rows: of each split.
-        kind: multiclass | multilabel | event | one class: multiclass, the fold00 has one alone.
-        noise: of the embeddings, beside differences of about 2 between the labels.
+        kind: multiclass | multilabel | event | one class (multiclass, but fold00 has a single one).
+        noise: of the embeddings; those of different labels are about 2 apart.
     """
     rng = np.random.default_rng(0)
     classes, dim, hop, per_file = 3, 6, 50.0, 20
@@ -163,28 +163,28 @@ def write_embedded_task(
     (folder / "task_metadata.json").write_text(json.dumps(content))
     table = [f"{i},{label}" for i, label in enumerate(labels)]
     (folder / "labelvocabulary.csv").write_text("\n".join(["idx,label", *table]) + "\n")
-    centres = rng.standard_normal((classes, dim))
+    centers = rng.standard_normal((classes, dim))
     for split, count in rows.items():
         if kind == "event":
             starts = rng.integers(0, per_file - 5, (count // per_file, classes))
-            place = np.arange(count) % per_file
-            begin = np.repeat(starts, per_file, axis=0)
-            y = (place[:, None] >= begin) & (place[:, None] < begin + 6)
+            frame = np.arange(count)[:, None] % per_file
+            first = np.repeat(starts, per_file, axis=0)
+            y = (frame >= first) & (frame < first + 6)
         elif kind == "multilabel":
             y = rng.random((count, classes)) < 0.4
         else:
             several = kind == "multiclass" or split != "fold00"
             y = np.eye(classes, dtype=bool)[rng.integers(0, classes if several else 1, count)]
-        x = y @ centres + noise * rng.standard_normal((count, dim))
+        x = y @ centers + noise * rng.standard_normal((count, dim))
         (folder / f"{split}.embeddings.npy").write_bytes(x.astype(np.float32).tobytes())
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([count, dim]))
-        found = [[labels[i] for i in np.flatnonzero(row)] for row in y]
-        (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(found))
+        row_labels = [[labels[i] for i in np.flatnonzero(row)] for row in y]
+        (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(row_labels))
         if kind != "event":
-            files = {f"{i}.wav": row for i, row in enumerate(found)}
+            files = {f"{i}.wav": row for i, row in enumerate(row_labels)}
         else:
-            stamps = [[f"{i // per_file}.wav", hop * (i % per_file)] for i in range(count)]
-            (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(stamps))
+            timestamps = [[f"{i // per_file}.wav", hop * (i % per_file)] for i in range(count)]
+            (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(timestamps))
             files = {
                 f"{i}.wav": [
                     {"label": labels[c], "start": hop * int(s), "end": hop * int(s + 5)}

@@ -1,4 +1,4 @@
-"""Stages hear_tasks, embed and score as they are run: what they publish and what they say."""
+"""Stages hear_tasks, embed and score: what they publish and their error messages."""
 
 import json
 import re
@@ -103,13 +103,13 @@ def set_params(repository, **values):
     YAML(typ="safe", pure=True).dump(content, path)
 
 
-def test_embed_reads_how_embeddings_are_made_from_the_parameters(repository, monkeypatch):
+def test_embed_passes_its_parameters_to_the_model(repository, monkeypatch):
     publish_task()
     options = {}
 
-    def load_model(path, **found):
-        options.update(found, path=path)
-        return original(path, **found)
+    def load_model(path, **arguments):
+        options.update(arguments, path=path)
+        return original(path, **arguments)
 
     original = api.load_model
     monkeypatch.setattr(api, "load_model", load_model)
@@ -124,7 +124,7 @@ def test_embed_reads_how_embeddings_are_made_from_the_parameters(repository, mon
 
 
 def test_reference_mode_gives_the_same_bytes_twice(repository):
-    """Its dropout is drawn from a seed."""
+    """Its dropout is seeded."""
     publish_task()
     set_params(repository, mode="reference", normalization="reference", edges="cut")
     files = []
@@ -149,7 +149,7 @@ def test_a_baseline_is_described_embedded_and_scored(repository, monkeypatch):
     assert json.loads((repository / f"reports/scores/mel/{TASK}.json").read_text())["score"] == 0.5
 
 
-def test_a_baseline_that_was_not_asked_for_is_not_embedded(repository, caplog):
+def test_a_baseline_that_was_not_requested_is_not_embedded(repository, caplog):
     publish_task()
     run("baselines", stages.baselines.main)
     text = message(caplog, embed, "mel")
@@ -157,7 +157,7 @@ def test_a_baseline_that_was_not_asked_for_is_not_embedded(repository, caplog):
 
 
 @pytest.mark.usefixtures("_heareval")
-def test_scratch_files_do_not_pile_up(repository, monkeypatch):
+def test_scratch_files_are_removed(repository, monkeypatch):
     def leave_a_file(embeddings, scratch, *_):
         (scratch / "large.ckpt").write_text("")
         return RESULT
@@ -170,7 +170,7 @@ def test_scratch_files_do_not_pile_up(repository, monkeypatch):
 
 
 def message(caplog, stage, *arguments) -> str:
-    """What a failing stage says; nothing else, and no traceback."""
+    """The message of a failing stage, which shows no traceback."""
     with pytest.raises(SystemExit) as error:
         stage(*arguments)
     assert error.value.code == 1
@@ -178,20 +178,22 @@ def message(caplog, stage, *arguments) -> str:
     return caplog.records[-1].getMessage()
 
 
-def test_an_unknown_task_is_answered_with_those_there_are(caplog):
+def test_an_unknown_task_is_answered_with_the_available_ones(caplog):
     assert f"'esc50' is no task in data/sample/tasks; available: {TASK}" in message(
         caplog, publish_task, "esc50"
     )
 
 
-def test_a_faulty_task_publishes_nothing(repository, caplog):
+def test_an_invalid_task_publishes_nothing(repository, caplog):
     (repository / "data/sample/tasks" / TASK / "16000/test/2.wav").write_bytes(b"")
     text = message(caplog, publish_task)
     assert f"data/sample/tasks/{TASK}/16000/test/2.wav: the file is empty" in text
     assert not (repository / "data/hear").exists()
 
 
-@pytest.mark.parametrize("rate", [22_050, 32_000])  # of the first, the window is no whole hops
+@pytest.mark.parametrize(
+    "rate", [22_050, 32_000]
+)  # at the first, the window is not a whole number of hops
 def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog, rate):
     publish_task()
     path = repository / "data/random/encoder.json"
@@ -204,7 +206,7 @@ def test_a_checkpoint_of_another_sample_rate_is_refused(repository, caplog, rate
     assert f"data/hear/{TASK} has 16000 Hz" in text
 
 
-def test_a_module_of_another_sample_rate_is_told_with_what_is_possible(monkeypatch, caplog):
+def test_a_module_of_another_sample_rate_is_refused_with_the_options(monkeypatch, caplog):
     publish_task()
     api = ModuleType("toy48k")
     model = torch.nn.Identity()

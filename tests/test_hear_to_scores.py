@@ -1,4 +1,4 @@
-"""All 18 tasks from their record over embeddings to scores, and to the paper's tables."""
+"""All 18 tasks, from their Zenodo record to embeddings, scores and the paper's tables."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ MODEL = "pretrained"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A folder with a small encoder, whose tasks are in a record on the loopback interface."""
+    """A folder with a small encoder; its tasks are in a record on the loopback interface."""
     folder = tmp_path_factory.mktemp("repository")
     handler = signal.getsignal(signal.SIGTERM)
     with (
@@ -52,13 +52,13 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(repository):
     """Score all tasks as the stages do; return the summaries by task."""
-    found = {}
+    summaries = {}
     for name in TASKS:
         run("hear_tasks", partial(stages.hear_tasks.main, name=name), name)
         for stage, main in (("embed", stages.embed.main), ("score", stages.score.main)):
             run(stage, partial(main, name=name, model_name=MODEL), name, MODEL)
-        found[name] = json.loads(Path(f"reports/scores/{MODEL}/{name}.json").read_text())
-    return found
+        summaries[name] = json.loads(Path(f"reports/scores/{MODEL}/{name}.json").read_text())
+    return summaries
 
 
 def test_every_task_ends_in_a_score_of_its_own_metric(scored):
@@ -77,7 +77,7 @@ def test_cross_validated_tasks_have_a_score_of_every_fold(scored):
         assert len(scored[name]["splits"]) == (task.folds or 1), name
 
 
-def test_the_scores_stand_in_the_paper_s_tables(scored):
+def test_the_scores_appear_in_the_paper_s_tables(scored):
     config = load_config()
     table = score_table.read_table(Path("reports/scores"), config.hear.tasks, config.score, [MODEL])
     params = flatten(YAML(typ="safe").load(Path("params.yaml")))
@@ -88,8 +88,8 @@ def test_the_scores_stand_in_the_paper_s_tables(scored):
     assert result.tables[0].mean(ours[0]) is not None
 
 
-def test_audio_of_two_tasks_was_embedded_once(scored, repository):
-    """The entries of the cache are the different clips of the tasks that share audio."""
+def test_audio_that_tasks_share_was_embedded_once(scored, repository):
+    """The cache has one entry per distinct clip of the tasks that share audio."""
     clips = {p.read_bytes() for name in TASKS if shares_audio(name)
              for p in (repository / "data/hear" / name).glob("16000/*/*")}  # fmt: skip
     with diskcache.Cache(str(repository / ".work/embeddings-cache")) as cache:

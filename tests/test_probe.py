@@ -89,12 +89,12 @@ def test_multiclass_scores_are_those_of_scikit_learns_pipelines(splits, neighbor
     for name, classifier in classifiers.items():
         model = make_pipeline(StandardScaler(), classifier).fit(train.x, train.y.argmax(axis=1))
         expected[name] = model.score(valid.x, valid.y.argmax(axis=1))
-    found = probe.score(train, valid, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
-    assert found == pytest.approx(expected, abs=1e-6)
+    result = probe.score(train, valid, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
+    assert result == pytest.approx(expected, abs=1e-6)
     assert all(0.34 < value < 0.99 for value in expected.values())  # neither chance nor perfect
     assert (
         probe.score(valid, train, multilabel=False, neighbors=neighbors, inverse_l2=inverse_l2)
-        != found
+        != result
     )
 
 
@@ -104,8 +104,8 @@ def test_multilabel_scores_are_those_of_scikit_learns_pipelines(multilabel_split
     model = make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression(max_iter=1000)))
     linear = model.fit(train.x, train.y[:, kinds]).predict_proba(valid.x)
     model = make_pipeline(StandardScaler(), KNeighborsClassifier(10, metric="cosine"))
-    found = model.fit(train.x, train.y[:, kinds]).predict_proba(valid.x)
-    knn = np.stack([label[:, 1] for label in found], axis=1)
+    result = model.fit(train.x, train.y[:, kinds]).predict_proba(valid.x)
+    knn = np.stack([label[:, 1] for label in result], axis=1)
     expected = {
         name: np.mean([*(average_precision_score(valid.y[:, i], s[:, i]) for i in kinds), 1.0])
         for name, s in (("knn", knn), ("linear", linear))
@@ -182,9 +182,9 @@ def test_the_test_split_is_never_read(tmp_path, module, write, train, valid, unu
         shutil.rmtree(folder / str(RATE) / unused)
     task = read_task(folder)
     (tmp_path / "scratch").mkdir()
-    found = probe.embed_splits(task, module, tmp_path / "scratch")
-    assert_is_embedded(found[0], task, train, module)
-    assert_is_embedded(found[1], task, valid, module)
+    result = probe.embed_splits(task, module, tmp_path / "scratch")
+    assert_is_embedded(result[0], task, train, module)
+    assert_is_embedded(result[1], task, valid, module)
 
 
 def test_labels_may_be_numbers(tmp_path, module):

@@ -1,4 +1,4 @@
-"""The batched engine: its metrics, its streams, what it refuses, and what its parts must not do."""
+"""The batched engine: its metrics, its random numbers, independent classifiers, refused input."""
 
 import json
 import math
@@ -29,7 +29,7 @@ FOLDS = {f"fold{i:02d}": 34 + i for i in range(4)}
 
 
 def predictions(ties: bool):
-    """Probabilities of three classifiers, and labels of which class 3 has none."""
+    """Probabilities of three classifiers, and labels, of which class 3 has none."""
     rng = np.random.default_rng(0)
     probabilities = rng.random((3, 60, 5)).astype(np.float32)
     y = (rng.random((60, 5)) < 0.3).astype(np.uint8)
@@ -41,9 +41,9 @@ def predictions(ties: bool):
 @pytest.mark.parametrize("ties", [False, True])
 def test_mean_average_precision_is_sklearns(ties):
     probabilities, y = predictions(ties)
-    found = mean_average_precision(torch.tensor(probabilities), torch.tensor(y))
+    result = mean_average_precision(torch.tensor(probabilities), torch.tensor(y))
     expected = [average_precision_score(y, each, average="macro") for each in probabilities]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
     assert 0 < min(expected) < max(expected) < 1
 
 
@@ -53,24 +53,24 @@ def test_accuracies_are_hear_eval_kits(name, modulus, ties):
     probabilities, y = predictions(ties)
     wide, labels = np.tile(probabilities, (1, 1, 5)), np.tile(y, (1, 5))
     wide += np.random.default_rng(1).integers(0, 3, wide.shape)
-    found = accuracy(torch.tensor(wide), torch.tensor(labels), modulus)
+    result = accuracy(torch.tensor(wide), torch.tensor(labels), modulus)
     function = available_scores[name](label_to_idx={})
-    assert found.tolist() == [function(each, labels) for each in wide]
+    assert result.tolist() == [function(each, labels) for each in wide]
 
 
 @pytest.mark.parametrize("name", ["top1_acc", "mAP", "aucroc"])
-def test_the_metric_that_counts_is_the_first_of_the_test(name):
+def test_validation_uses_the_first_metric_of_the_test(name):
     probabilities, y = predictions(ties=False)
     y[:, 3] = y[:, 2]
     metrics = Metrics([name, "d_prime"], list("abcde"))
-    found = metrics.primary_of_all(torch.tensor(probabilities), torch.tensor(y))
+    result = metrics.primary_of_all(torch.tensor(probabilities), torch.tensor(y))
     tests = [metrics.test(each, y) for each in probabilities]
-    assert found == pytest.approx([test["test_score"] for test in tests], rel=1e-12)
+    assert result == pytest.approx([test["test_score"] for test in tests], rel=1e-12)
     assert list(tests[0]) == ["test_score", f"test_{name}", "test_d_prime"]
 
 
-def some_events(rng, files, per_file):
-    """Events so dense that several may match one, on a grid so that some times are just equal."""
+def random_events(rng, files, per_file):
+    """Events so dense that several may match one, on a grid so that some times coincide."""
     names = [f"{i}.wav" for i in range(files)]
     starts = {name: rng.integers(0, 60, rng.integers(0, per_file + 1)) * 50.0 for name in names}
     return {
@@ -84,22 +84,22 @@ def some_events(rng, files, per_file):
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", ["both", "none found", "none there", "another file"])
+@pytest.mark.parametrize("kind", ["both", "none estimated", "no reference", "another file"])
 @pytest.mark.parametrize(
     "name",
     ["event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"],
 )
 def test_event_scores_are_sed_evals(name, kind, seed):
     rng = np.random.default_rng(seed)
-    found, wanted = some_events(rng, 3, 25), some_events(rng, 3, 25)
-    if kind == "none found":
-        found = {file: [] for file in found}
-    if kind == "none there":
-        wanted = {file: [] for file in wanted}
+    estimated, reference = random_events(rng, 3, 25), random_events(rng, 3, 25)
+    if kind == "none estimated":
+        estimated = {file: [] for file in estimated}
+    if kind == "no reference":
+        reference = {file: [] for file in reference}
     if kind == "another file":
-        wanted["9.wav"] = wanted.pop("1.wav")
-    expected = available_scores[name](label_to_idx={"l0": 0, "l1": 1})(found, wanted)
-    scores = Metrics([name], ["l0", "l1"]).functions[name](found, wanted)
+        reference["9.wav"] = reference.pop("1.wav")
+    expected = available_scores[name](label_to_idx={"l0": 0, "l1": 1})(estimated, reference)
+    scores = Metrics([name], ["l0", "l1"]).functions[name](estimated, reference)
     np.testing.assert_equal(scores, expected)
     assert [type(value) for _, value in scores] == [type(value) for _, value in expected]
 
@@ -131,12 +131,12 @@ def test_initial_weights_depend_on_seed_and_number_alone():
 
 def test_dropout_drops_each_classifiers_share():
     share = torch.tensor([0.0, 0.1, 0.5, 1.0])[:, None, None]
-    kept = RandomStreams(0, CPU).dropout_mask(range(4), (4, 301, 999), share, (999,) * 4).double()
-    found = 1 - kept.mean(dim=(1, 2))
-    assert found[0] == 0
-    assert found[1:3].tolist() == pytest.approx([0.1, 0.5], abs=0.003)
-    assert found[3] > 0.9999
-    columns = 1 - kept[1].mean(dim=0)  # no pattern along either dimension
+    mask = RandomStreams(0, CPU).dropout_mask(range(4), (4, 301, 999), share, (999,) * 4).double()
+    result = 1 - mask.mean(dim=(1, 2))
+    assert result[0] == 0
+    assert result[1:3].tolist() == pytest.approx([0.1, 0.5], abs=0.003)
+    assert result[3] > 0.9999
+    columns = 1 - mask[1].mean(dim=0)  # no pattern along either dimension
     assert columns.std() == pytest.approx(math.sqrt(0.09 / 301), rel=0.1)
 
 
@@ -152,7 +152,7 @@ def batch_of(rows, classifiers):
     return Batch(x, target, (rows,) * classifiers)
 
 
-def test_classifiers_of_an_ensemble_do_not_touch_each_other():
+def test_classifiers_of_an_ensemble_are_independent():
     streams = RandomStreams(0, CPU)
     together = EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0))
     alone = EnsembleAdam(ensemble_of([1], streams, dropout=0.0))
@@ -163,7 +163,7 @@ def test_classifiers_of_an_ensemble_do_not_touch_each_other():
         torch.testing.assert_close(together.ensemble.tensors[name][1], tensor[0], atol=1e-8, rtol=0)
 
 
-def test_those_that_go_on_keep_their_optimizer():
+def test_classifiers_that_continue_keep_their_optimizer_state():
     streams = RandomStreams(0, CPU)
     left, alone = (EnsembleAdam(ensemble_of([0, 1, 2], streams, dropout=0.0)) for _ in range(2))
     for step in range(6):
@@ -176,7 +176,7 @@ def test_those_that_go_on_keep_their_optimizer():
         torch.testing.assert_close(tensor, alone.ensemble.tensors[name][[0, 2]], atol=1e-8, rtol=0)
 
 
-def test_padding_and_absence_change_nothing():
+def test_padded_and_absent_rows_do_not_change_a_classifier():
     rows = [np.arange(20), np.arange(13), np.arange(8)]
     shared = batch_of(20, 1)
     streams = RandomStreams(0, CPU)
@@ -194,21 +194,21 @@ def test_padding_and_absence_change_nothing():
 
 
 @pytest.mark.parametrize("folds", [[0, 3, 2], [1, 2, 3, 0], [0, 1, 2]])
-def test_a_batch_has_the_rows_of_its_folds_in_whatever_order_they_are_stored(folds):
-    """Folds of equal sizes, of which a left-out one may lie between two to train on."""
+def test_batches_have_the_rows_of_their_folds_in_any_stored_order(folds):
+    """Folds of equal sizes; one that is left out may lie between two that train."""
     x, target = torch.arange(50.0)[:, None], torch.arange(50)
     rows = np.concatenate([np.arange(10 * fold, 10 * fold + 10) for fold in folds])
     for size in (7, 20, 64):
-        found = [
+        result = [
             b.gather(x, target, torch.float32) for b in epoch_batches([rows] * 2, size, x.device)
         ]
-        assert torch.cat([batch.target for batch in found]).tolist() == rows.tolist()
-        assert torch.cat([batch.x for batch in found])[:, 0].tolist() == rows.tolist()
+        assert torch.cat([batch.target for batch in result]).tolist() == rows.tolist()
+        assert torch.cat([batch.x for batch in result])[:, 0].tolist() == rows.tolist()
 
 
 @pytest.mark.parametrize("at_once", [0, 1])
 @pytest.mark.parametrize("rows", [USUAL, FOLDS])
-def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, rows, at_once):
+def test_scores_depend_on_the_seed_alone(tmp_path, rows, at_once):
     data = read_data(write_embedded_task(tmp_path / "toy", rows, **METADATA))
     results = [
         evaluate(data, PARAMS, CPU, RandomStreams(s, CPU), at_once=at_once) for s in (42, 42, 43)
@@ -219,7 +219,7 @@ def test_a_seed_gives_the_same_scores_again_and_another_one_others(tmp_path, row
     assert first != other
 
 
-def test_an_encoder_that_knows_the_labels_is_seen(tmp_path):
+def test_embeddings_that_reveal_the_labels_score_high(tmp_path):
     own = {"evaluation_params": {"task_specific_param_grid": {**OWN, "max_epochs": [60]}}}
     data = read_data(write_embedded_task(tmp_path / "toy", USUAL, noise=0.05, **own))
     assert evaluate(data, PARAMS, CPU, RandomStreams(0, CPU)).raw["test"]["test_score"] > 0.9
@@ -255,7 +255,7 @@ def change(path, value):
         ("test.embedding-dimensions.json", [0, 6], r"must be \[rows, dimensions\], got \[0, 6\]"),
     ],
 )
-def test_faulty_files_are_refused_by_name(tmp_path, file, value, message):
+def test_invalid_files_are_refused_by_name(tmp_path, file, value, message):
     folder = write_embedded_task(tmp_path / "toy", USUAL)
     change(folder / file, value)
     with pytest.raises(ValueError, match=message):
@@ -294,16 +294,16 @@ def test_a_missing_row_of_labels_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stamps", "message"),
+    ("timestamps", "message"),
     [
         ([["0.wav", 0.0]] * 40, "valid.*'0.wav': one timestamp, at least two"),
         ([["0.wav", 0.0]], "1 timestamps for 40 embeddings"),
     ],
 )
-def test_faulty_timestamps_are_refused(tmp_path, stamps, message):
+def test_invalid_timestamps_are_refused(tmp_path, timestamps, message):
     rows = {"train": 40, "valid": 40, "test": 40}
     folder = write_embedded_task(tmp_path / "toy", rows, kind="event")
-    change(folder / "valid.filename-timestamps.json", stamps)
+    change(folder / "valid.filename-timestamps.json", timestamps)
     with pytest.raises(ValueError, match=message):
         read_data(folder)
 

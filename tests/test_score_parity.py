@@ -1,8 +1,8 @@
 """The batched engine gives hear-eval-kit's scores if both draw the same random numbers.
 
-hear-eval-kit runs unmodified in this process on small tasks; its initial weights and dropout masks
-are given to the engine. In float64 all validations, epochs, scores and logits are equal; what one
-planted difference changes is seen.
+hear-eval-kit runs unmodified in this process on small tasks; the engine replays its initial weights
+and dropout masks. In float64 all validations, epochs, scores and logits are equal, and any single
+planted difference is detected.
 """
 
 import contextlib
@@ -68,11 +68,11 @@ EXACT = [name for name in TASKS if not name.startswith("float32")]
 
 @pytest.fixture(scope="module")
 def kit_of(tmp_path_factory):
-    """A function that returns a task's folder, grid and hear-eval-kit's run of it, made once."""
-    made = {}
+    """A function that returns a task's folder, grid and hear-eval-kit's run, which happens once."""
+    runs = {}
 
     def run(name):
-        if name not in made:
+        if name not in runs:
             rows, kind, grid, metadata = TASKS[name]
             scratch = tmp_path_factory.mktemp("kit")
             metadata = {"evaluation_params": {"task_specific_param_grid": OWN}} | metadata
@@ -81,27 +81,27 @@ def kit_of(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
                 patch.chdir(scratch)  # it leaves its logs there
                 kit = run_kit(patch, scratch / "toy", grid, 2, precision)
-            made[name] = scratch / "toy", grid, kit
-        return made[name]
+            runs[name] = scratch / "toy", grid, kit
+        return runs[name]
 
     return run
 
 
 def compare(kit_of, name, at_once=0):
-    """Assert that the engine gives what hear-eval-kit gives."""
+    """Assert that the engine equals hear-eval-kit."""
     folder, grid, kit = kit_of(name)
     exact = name in EXACT
     params = ScoreParams(engine="batched", grid=grid, grid_points=2, seeds=1)
     dtype = torch.float64 if exact else torch.float32
-    found = engine.evaluate(read_data(folder), params, CPU, Replay(kit), dtype, at_once)
-    raw, expected = found.raw, kit.raw
+    result = engine.evaluate(read_data(folder), params, CPU, Replay(kit), dtype, at_once)
+    raw, expected = result.raw, kit.raw
     tolerance = 1e-6 if exact else 2e-3  # hear-eval-kit logs float32
     for key, value in raw["hparams"].items():
         assert str(value) in str(expected["hparams"][key])
     assert [list(pair) for pair in raw["postprocessing"]] == expected["postprocessing"]
     assert raw["score_mode"] == expected["score_mode"]
-    assert len(found.trials) == len(kit.trials)
-    for ours, theirs in zip(found.trials, kit.trials, strict=True):
+    assert len(result.trials) == len(kit.trials)
+    for ours, theirs in zip(result.trials, kit.trials, strict=True):
         assert len(ours.history) == len(theirs.history)
         np.testing.assert_allclose(ours.history, theirs.history, rtol=0, atol=tolerance)
     for split, logits in kit.logits.items():
@@ -109,9 +109,9 @@ def compare(kit_of, name, at_once=0):
         assert list(raw[split]) == list(theirs)
         if exact:
             assert raw[split]["epoch"] == theirs["epoch"]
-            torch.testing.assert_close(found.logits[split], logits, rtol=0, atol=1e-7)
+            torch.testing.assert_close(result.logits[split], logits, rtol=0, atol=1e-7)
         for key in raw[split].keys() - {"epoch"}:
-            # Three of 600 clips may change sides with a processor's rounding.
+            # Rounding, which depends on the processor, may flip three of 600 clips.
             flips = 5.1e-3 if key == "test_top1_acc" and not exact else tolerance
             assert raw[split][key] == pytest.approx(theirs[key], abs=flips, nan_ok=True), key
     assert ("aggregated_scores" in raw) == ("aggregated_scores" in expected)
@@ -119,7 +119,7 @@ def compare(kit_of, name, at_once=0):
         if exact or not key.startswith("epoch"):
             theirs = expected["aggregated_scores"][key]
             assert value == pytest.approx(theirs, abs=10 * tolerance, nan_ok=True), key
-    return found
+    return result
 
 
 @pytest.mark.parametrize("at_once", [0, 1])
@@ -128,7 +128,7 @@ def test_scores_equal_hear_eval_kits(kit_of, name, at_once):
     compare(kit_of, name, at_once)
 
 
-def test_the_tasks_reach_what_can_go_wrong(kit_of):
+def test_the_tasks_cover_patience_max_epochs_and_uneven_epochs(kit_of):
     trials = {name: kit_of(name)[2].trials for name in EXACT}
     validations = 18 // 3
     assert any(len(trial.history) < validations for trial in trials["multiclass"])  # patience
@@ -151,7 +151,7 @@ def set_default(key, value, patch):
 
 
 def set_own(key, value, patch):
-    """Change a setting that the tasks of this file set themselves."""
+    """Change a hyperparameter that the tasks of this file set themselves."""
 
     def changed(grid, points, metadata):
         return [{**hparams, key: value} for hparams in hyperparameter_grid(grid, points, metadata)]
@@ -159,20 +159,20 @@ def set_own(key, value, patch):
     patch.setattr(engine, "hyperparameter_grid", changed)
 
 
-def turn_folds(patch):
-    def turned(metadata):
+def rotate_folds_backwards(patch):
+    def rotated(metadata):
         folds = sorted(metadata.splits)
         pairs = zip(folds, [folds[-1], *folds[:-1]], strict=True)
         return [Fold(tuple(f for f in folds if f not in p), valid=p[1], test=p[0]) for p in pairs]
 
-    patch.setattr(engine, "folds", turned)
+    patch.setattr(engine, "folds", rotated)
 
 
-def later_of_equals(patch):
+def prefer_the_later_of_ties(patch):
     patch.setattr(fitting, "is_better", lambda v, b, up: v >= b if up else v <= b)
 
 
-def last_batch_left_out(patch):
+def drop_the_last_batch(patch):
     epoch_batches = fitting.epoch_batches
     patch.setattr(fitting, "epoch_batches", lambda *arguments: epoch_batches(*arguments)[:-1])
 
@@ -185,20 +185,20 @@ def last_batch_left_out(patch):
         ("multiclass", partial(set_own, "patience", 2)),
         ("multiclass", partial(set_own, "check_val_every_n_epoch", 2)),
         ("multiclass", partial(set_own, "lr", 0.00101)),
-        ("multiclass", later_of_equals),
-        ("multiclass", last_batch_left_out),
+        ("multiclass", prefer_the_later_of_ties),
+        ("multiclass", drop_the_last_batch),
         ("multiclass", lambda patch: patch.setattr(ensemble, "MOMENTUM", 0.11)),
         ("multilabel", shuffle_rows),
-        ("k-fold", turn_folds),
+        ("k-fold", rotate_folds_backwards),
         ("k-fold", shuffle_rows),
         ("event", shuffle_rows),
         ("event", partial(set_default, "dropout", 0.2)),
         ("float32 multiclass", shuffle_rows),
         ("float32 multiclass", partial(set_default, "dropout", 0.2)),
-        ("float32 k-fold", turn_folds),
+        ("float32 k-fold", rotate_folds_backwards),
     ],
 )
-def test_a_planted_difference_is_found(kit_of, monkeypatch, name, plant):
+def test_a_planted_difference_is_detected(kit_of, monkeypatch, name, plant):
     kit_of(name)
     plant(monkeypatch)
     with pytest.raises(AssertionError):
@@ -217,15 +217,15 @@ def as_text(value):
 
 @pytest.mark.parametrize("task", ["toy", "dcase2016_task2"])
 @pytest.mark.parametrize("grid", ["default", "fast", "faster"])
-def test_the_settings_and_their_order_are_hear_eval_kits(grid, task):
+def test_the_grids_and_their_order_are_hear_eval_kits(grid, task):
     kit = kit_module()
     names = {"default": "PARAM_GRID", "fast": "FAST_PARAM_GRID", "faster": "FASTER_PARAM_GRID"}
     choices = getattr(kit, names[grid]) | kit.TASK_SPECIFIC_PARAM_GRID.get(task, {})
     expected = list(kit.ParameterGrid(choices))
     random.Random(42).shuffle(expected)
     metadata = Metadata.model_construct(task_name=task, evaluation_params=no_params())
-    found = hyperparameter_grid(grid, 100, metadata)
-    assert found == [{k: as_text(v) for k, v in hparams.items()} for hparams in expected]
+    result = hyperparameter_grid(grid, 100, metadata)
+    assert result == [{k: as_text(v) for k, v in hparams.items()} for hparams in expected]
 
 
 def no_params():
@@ -243,25 +243,25 @@ def test_the_folds_rotate_as_in_hear_eval_kit(folds):
     names = [f"fold{i:02d}" for i in range(folds)]
     random.Random(0).shuffle(names)
     metadata = Metadata.model_construct(split_mode="new_split_kfold", splits=names)
-    found = [
-        {"train": list(split.train), "valid": [split.valid], "test": [split.test]}
-        for split in protocol.folds(metadata)
+    result = [
+        {"train": list(fold.train), "valid": [fold.valid], "test": [fold.test]}
+        for fold in protocol.folds(metadata)
     ]
-    assert found == kit_module().data_splits_from_folds(names)
+    assert result == kit_module().data_splits_from_folds(names)
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.75, 0.75], [0.5, -math.inf], [0.25, 0.25]])
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_the_best_setting_is_hear_eval_kits(values, mode):
+def test_the_best_hyperparameters_are_hear_eval_kits(values, mode):
     kit = kit_module()
     rest = dict.fromkeys(
         ("predictor", "model_path", "epoch", "time_in_min", "hparams", "postprocessing", "trainer")
     )
     points = [
-        kit.GridPointResult(**rest, validation_score=v, score_mode=mode, conf={"place": i})
+        kit.GridPointResult(**rest, validation_score=v, score_mode=mode, conf={"position": i})
         for i, v in enumerate(values)
     ]
-    expected = kit.sort_grid_points(points)[0].conf["place"]
+    expected = kit.sort_grid_points(points)[0].conf["position"]
     assert best(range(len(values)), values, mode == "max") == expected
 
 
@@ -274,37 +274,37 @@ def test_events_are_hear_eval_kits(tmp_path, median_filter_ms, hop):
     probabilities = torch.tensor(smooth, dtype=torch.float32)
     names = [f"folder/{i // frames}.wav" for i in range(2 * frames)]
     times = [hop * (i % frames) + float(rng.random()) for i in range(2 * frames)]
-    order = rng.permutation(2 * frames)  # the rows of a file may be in any order
-    stamps = [[names[i], times[i]] for i in order]
+    order = rng.permutation(2 * frames)  # rows of a file may be in any order
+    timestamps = [[names[i], times[i]] for i in order]
     settings = {"median_filter_ms": median_filter_ms, "min_duration": 2 * hop}
     expected = kit_module().get_events_for_all_files(
         probabilities,
-        [name for name, _ in stamps],
-        torch.tensor([time for _, time in stamps], dtype=torch.float64),
+        [name for name, _ in timestamps],
+        torch.tensor([time for _, time in timestamps], dtype=torch.float64),
         dict(enumerate(labels)),
         {key: [value] for key, value in settings.items()},
     )
     active = probabilities.numpy() > THRESHOLD
-    found = find_events(active, group_by_file(stamps, tmp_path), labels, **settings)
-    assert found == next(iter(expected.values()))
-    assert median_filter_ms > 10 * hop or any(found.values())
+    result = find_events(active, group_by_file(timestamps, tmp_path), labels, **settings)
+    assert result == next(iter(expected.values()))
+    assert median_filter_ms > 10 * hop or any(result.values())
 
 
-def test_of_equally_good_postprocessings_the_one_with_larger_numbers_is_taken():
+def test_of_tied_postprocessings_the_one_with_larger_settings_wins():
     short, long = (("a", 1), ("b", 125)), (("a", 1), ("b", 250))
     assert best_postprocessing({long: 0.5, short: 0.5}) == long
     assert best_postprocessing({short: 0.6, long: 0.5}) == short
     assert best_postprocessing({short: math.nan, long: -1.0}) == short  # nan counts as 0
 
 
-def test_a_score_that_is_no_number_ends_the_training():
+def test_a_score_that_is_not_a_number_ends_the_training():
     trial = Trial(0, {"patience": 20}, Fold(("train",), "valid", "test"))
-    assert trial.improves(math.nan, maximize=True)  # the first one is kept whatever it is
+    assert trial.improves(math.nan, maximize=True)  # the first is always kept
     assert trial.ended
     assert trial.value == -math.inf
 
 
-def test_another_seed_changes_the_draws_but_not_the_settings(monkeypatch):
+def test_another_seed_changes_the_random_numbers_but_not_the_grid(monkeypatch):
     kit = kit_module()
     from heareval.predictions import runner
 
@@ -332,6 +332,6 @@ def test_one_class_in_a_fold_is_scored_as_by_hear_eval_kit(kit_of, monkeypatch):
     rows, _, grid, metadata = TASKS["k-fold"]
     monkeypatch.setitem(TASKS, "one class", (rows, "one class", grid, metadata))
     monkeypatch.setattr("test_score_parity.EXACT", [*EXACT, "one class"])
-    found = compare(kit_of, "one class")
-    assert math.isnan(found.raw["fold00"]["test_aucroc"])
+    result = compare(kit_of, "one class")
+    assert math.isnan(result.raw["fold00"]["test_aucroc"])
     assert read_task(kit_of("one class")[0]).labels["fold00"]["0.wav"] == ["l0"]
