@@ -1,14 +1,13 @@
-"""Speed of embedding: scenes beside decoding alone, timestamps beside one window at a time.
+"""Speed of embedding: scenes against decoding alone, timestamps against one window at a time.
 
     python -m benchmarks.embed                        # a small AudioNTT
     python -m benchmarks.embed --size paper           # the paper's
     python -m benchmarks.embed --encoder vitc         # ViT_C tiny; base with --size paper
 
-`scenes`: clips per second from WAV files of `--clip-s` seconds to embeddings, and `decode`: the
-same files decoded only, `log_mel`: their log-mels alone. `timestamps`: windows per second of one
-long clip, every 50 ms, and `one_by_one`: the same windows cut first, each with its own STFT and
-forward pass (as many as `--windows`). Ratios are of one run; the weights are random, which changes
-no speed.
+`scenes`: clips per second from WAV files of `--clip-s` seconds to embeddings; `decode`: the same
+files, decoding only; `log_mel`: their log-mels only. `timestamps`: windows per second of one long
+clip, every 50 ms; `one_by_one`: the first `--windows` of them as clips, each with its own STFT and
+forward pass. Ratios are within one run; the weights are random, which does not affect speed.
 """
 
 import argparse
@@ -49,19 +48,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=400, help="scenes")
     parser.add_argument("--clip-s", type=float, default=1.0, help="seconds of a scene")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the long clip")
-    parser.add_argument("--windows", type=int, default=200, help="embedded one by one")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
+    parser.add_argument("--windows", type=int, default=200, help="to embed one by one")
+    parser.add_argument("--workers", type=int, default=2, help="decoding threads")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = made(Path(folder), options.encoder, options.size)
+        model = random_model(Path(folder), options.encoder, options.size)
         module = HearModule(api, model.to(choose_device(options.device)))
         for line in (scenes(module, Path(folder), options), timestamps(module, options)):
             print(json.dumps(line), flush=True)  # noqa: T201
 
 
-def made(folder: Path, encoder: str, size: str) -> api.HearModel:
-    """Return a model with random weights, through the files of a checkpoint."""
+def random_model(folder: Path, encoder: str, size: str) -> api.HearModel:
+    """Return a model with random weights, loaded from a checkpoint."""
     config = load_config()
     params = getattr(config.encoders, encoder).model_copy(update=SIZES.get((encoder, size), {}))
     network = build_encoder(encoder, params, config.logmel.n_mels, 96)
@@ -70,7 +69,7 @@ def made(folder: Path, encoder: str, size: str) -> api.HearModel:
 
 
 def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dict:
-    """Measure scene embeddings and decoding alone, in turn."""
+    """Measure scene embeddings, decoding alone and log-mels alone."""
     generator = np.random.default_rng(0)
     paths = [folder / f"{i}.wav" for i in range(options.clips)]
     for path in paths:
@@ -90,7 +89,7 @@ def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dic
 
 
 def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
-    """Measure all windows of a clip as they are made, and one by one."""
+    """Measure all windows of a clip at once, and one by one."""
     model = module.model
     assert isinstance(model, api.HearModel)
     clip = 0.1 * torch.randn(1, round(options.seconds * module.sample_rate))
@@ -112,13 +111,13 @@ def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
     return rates | {"ratio": round(together / alone, 1)}
 
 
-def fastest(works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the fewest seconds of each work over some rounds."""
+def fastest(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the shortest time of each task, in seconds, over several rounds."""
     best: dict[str, float] = {}
     for _ in range(REPEATS):
-        for name, work in works.items():
+        for name, task in tasks.items():
             begin = time.perf_counter()
-            work()
+            task()
             best[name] = min(time.perf_counter() - begin, best.get(name, float("inf")))
     return best
 

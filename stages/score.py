@@ -29,14 +29,14 @@ def main(stage: Stage, name: str, model_name: str) -> None:
     embeddings = Path("data/embeddings", model_name, name)
     metric = read_task(embeddings).metadata.evaluation[0]
     with (
-        stage.output(f"reports/scores/{model_name}/{name}.json", file=True) as result,
+        stage.output(f"reports/scores/{model_name}/{name}.json", file=True) as report,
         TemporaryDirectory(dir=stage.work_folder()) as scratch,
     ):
-        found = scores.score(embeddings, Path(scratch), score_params, device)
-        summary = scores.summarize_seeds(found, name, model_name, metric, score_params)
-        result.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    score, why = summary["score"], summary["notes"].get("score")
-    logger.info("%s, %s: %s = %s", name, model_name, metric, why if score is None else score)
+        results = scores.score(embeddings, Path(scratch), score_params, device)
+        summary = scores.summarize_seeds(results, name, model_name, metric, score_params)
+        report.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    score, note = summary["score"], summary["notes"].get("score")
+    logger.info("%s, %s: %s = %s", name, model_name, metric, note if score is None else score)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def message(caplog, stage, *arguments) -> str:
     return caplog.records[-1].getMessage()
 
 
-def test_an_unknown_task_is_answered_with_the_available_ones(caplog):
+def test_an_unknown_task_is_answered_with_those_there_are(caplog):
     assert f"'esc50' is no task in data/sample/tasks; available: {TASK}" in message(
         caplog, publish_task, "esc50"
     )

@@ -155,7 +155,7 @@ def check_sample_rate(task: Task, sample_rate: int, model: str, is_fixed: bool =
     rates = sorted(int(path.name) for path in task.folder.iterdir() if path.name.isdigit())
     if sample_rate in rates:
         return
-    only, remedy = "", "Run `dvc repro`, so that both have logmel.sample_rate."
+    only, remedy = "", "Run `dvc repro` to give both logmel.sample_rate."
     if is_fixed:
         only = " only"
         remedy = (
