@@ -201,7 +201,7 @@ def test_the_shares_of_the_processes_are_together_the_whole_batch():
 def test_batches_that_cannot_be_filled_or_shared_are_refused():
     with pytest.raises(ValueError, match=r"7 clips, fewer than pretrain\.batch_size = 8"):
         sample_epoch(7, 8, 0, 0)
-    with pytest.raises(ValueError, match=r"batch_size = 8 is no multiple of .* = 3"):
+    with pytest.raises(ValueError, match=r"batch_size = 8 is not a multiple of .* = 3"):
         sample_epoch(7, 8, 0, 0, crops_per_clip=3)
     with pytest.raises(ValueError, match="batch_size = 8 cannot be shared equally by 3 processes"):
         sample_epoch(8, 8, 0, 0).share(0, 3)

@@ -1,11 +1,11 @@
-"""Speed of reading crops: the loaders of pre-training beside h5py used plainly.
+"""Speed of reading crops: the loaders of pre-training against plain h5py.
 
     python -m benchmarks.loader                          # 8,192 clips of ten seconds, 1 GB
     python -m benchmarks.loader --clips 2048 --crops 8192 --folder /path/on/the/disk/to/measure
 
-One line per reader: crops of 96 frames per second and the ratio to h5py with one slice per crop.
-`cold`: the files were dropped from the page cache just before, so that the disk is read. Loaders
-are consumed as in training, without a step; host and device have read all frames before.
+One line per reader: crops of 96 frames per second, and the ratio to h5py with one slice per crop.
+`cold`: the files were dropped from the page cache just before, so the disk is read. Loaders are
+consumed as in training, but without a step; host and device have already read all frames.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pipeline.pretrain.index import (
     locate_crops,
     sample_epoch,
 )
-from pipeline.pretrain.loader import DeviceLoader, DiskLoader, Feed, HostLoader, Loader
+from pipeline.pretrain.loader import DeviceLoader, DiskLoader, HostLoader, Loader
 
 REPEATS = 3
 CROP_FRAMES = 96
@@ -60,27 +60,29 @@ def main() -> None:
 
 
 def readers(features: Features, device: torch.device) -> dict[str, Reader]:
-    """Return what is compared; the first is what the ratios refer to."""
+    """Return the readers by name; ratios refer to the first."""
     loaders: dict[str, type[Loader]] = {
         "disk": DiskLoader,
         "host": HostLoader,
         "device": DeviceLoader,
     }
-    made = {name: kind(features, CROP_FRAMES, device) for name, kind in loaders.items()}
     return {
         "h5py, a slice per crop": partial(read_plainly, features, whole=False),
         "h5py, whole clip, then slice": partial(read_plainly, features, whole=True),
         "h5py, file opened for each crop": partial(read_opening, features),
-        **{name: partial(consume, feed) for name, feed in made.items()},
+        **{
+            name: partial(consume, loader(features, CROP_FRAMES, device))
+            for name, loader in loaders.items()
+        },
     }
 
 
-def read_plainly(features: Features, plan: EpochSampler, whole: bool) -> None:
+def read_plainly(features: Features, sampler: EpochSampler, whole: bool) -> None:
     """Read crops one by one with h5py, from files that are open."""
     with ExitStack() as stack:
         files = [stack.enter_context(h5py.File(path)) for path in paths_of(features)]
         frames = [file["log_mel"] for file in files]
-        for rows in located(features, plan):
+        for rows in locate(features, sampler):
             batch = np.empty((len(rows), CROP_FRAMES, features.n_mels), np.float16)
             for i, (file, start, end, row) in enumerate(rows):
                 if whole:
@@ -89,10 +91,10 @@ def read_plainly(features: Features, plan: EpochSampler, whole: bool) -> None:
                     batch[i] = frames[file][row : row + CROP_FRAMES]
 
 
-def read_opening(features: Features, plan: EpochSampler) -> None:
-    """Open the file of each crop anew, and read its whole clip, as a common data set class does."""
+def read_opening(features: Features, sampler: EpochSampler) -> None:
+    """Open a file and read a whole clip for every crop, as common dataset classes do."""
     paths = paths_of(features)
-    for rows in located(features, plan):
+    for rows in locate(features, sampler):
         batch = np.empty((len(rows), CROP_FRAMES, features.n_mels), np.float16)
         for i, (index, start, end, row) in enumerate(rows):
             with h5py.File(paths[index]) as file:
@@ -106,46 +108,46 @@ def paths_of(features: Features) -> list[Path]:
     return [file.path for file in features.frames]
 
 
-def located(features: Features, plan: EpochSampler) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Yield batches: of each crop its file, and in it the start and end of the clip and its own."""
+def locate(features: Features, sampler: EpochSampler) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Yield batches of crops, each as its file, and in it its clip's start and end, and its own."""
     assert isinstance(features.frames, tuple)
     first = torch.tensor([file.first for file in features.frames])
-    for clip, draw in zip(plan.clip, plan.draw, strict=True):
+    for clip, draw in zip(sampler.clip, sampler.draw, strict=True):
         begin = locate_crops(features.start, clip, draw, CROP_FRAMES)[0]
         file = torch.searchsorted(first, begin, right=True) - 1
-        places = (features.start[clip], features.start[clip + 1], begin)
-        columns = [(place - first[file]).tolist() for place in places]
+        rows = (features.start[clip], features.start[clip + 1], begin)
+        columns = [(row - first[file]).tolist() for row in rows]
         yield list(zip(file.tolist(), *columns, strict=True))
 
 
-def consume(feed: Feed, plan: EpochSampler) -> None:
-    """Take all batches as the trainer does; where only draws come, the crops are made as well."""
-    batch_size = plan.clip.shape[1]
-    clips = torch.zeros(batch_size, dtype=torch.long, device=feed.device)
-    batch = feed.empty_batch(batch_size)
-    for clip, content in feed.batches(plan):
+def consume(loader: Loader, sampler: EpochSampler) -> None:
+    """Take all batches as the trainer does; make the crops where the loader sends draws only."""
+    batch_size = sampler.clip.shape[1]
+    clips = torch.zeros(batch_size, dtype=torch.long, device=loader.device)
+    batch = loader.empty_batch(batch_size)
+    for clip, content in loader.batches(sampler):
         clips.copy_(clip, non_blocking=True)
         batch.copy_(content, non_blocking=True)
-        if isinstance(feed, DeviceLoader):
-            feed.crops(clips, batch)
-    synchronize(feed.device)
+        if isinstance(loader, DeviceLoader):
+            loader.crops(clips, batch)
+    synchronize(loader.device)
 
 
 def report(readers: dict[str, Reader], paths: list[Path], options: argparse.Namespace) -> None:
-    """Measure all readers in turn, warm and cold, and print the best of some repeats."""
+    """Measure all readers, warm and cold, and print the best of several repeats."""
     best: dict[str, dict[str, float]] = {name: {} for name in readers}
     states = ["warm", "cold"] if hasattr(os, "posix_fadvise") else ["warm"]
     for state, repeat, name in product(states, range(REPEATS), readers):
         if state == "cold" and name in ("host", "device"):
-            continue  # they read no file once they exist
+            continue  # these have read their files
         for path in paths:
             prepare(path, state)
-        plan = sample_epoch(options.clips, options.batch, repeat, 0)
+        sampler = sample_epoch(options.clips, options.batch, repeat, 0)
         steps = max(options.crops // options.batch, 1)
-        plan = EpochSampler(plan.clip[:steps], plan.draw[:steps])
+        sampler = EpochSampler(sampler.clip[:steps], sampler.draw[:steps])
         begin = time.perf_counter()
-        readers[name](plan)
-        speed = plan.clip.numel() / (time.perf_counter() - begin)
+        readers[name](sampler)
+        speed = sampler.clip.numel() / (time.perf_counter() - begin)
         best[name][state] = max(speed, best[name].get(state, 0.0))
     first = next(iter(best.values()))
     for name, speeds in best.items():
@@ -155,7 +157,7 @@ def report(readers: dict[str, Reader], paths: list[Path], options: argparse.Name
 
 
 def prepare(path: Path, state: str) -> None:
-    """Bring a file into the page cache, or write it to the disk and drop it from the cache."""
+    """Read a file into the page cache, or write it to disk and drop it from the cache."""
     if state == "warm":
         with path.open("rb") as file:
             while file.read(2**24):
