@@ -24,7 +24,7 @@ from jaxtyping import Float16, Int64
 
 from pipeline.core.params import check
 from pipeline.features import stats
-from pipeline.features.params import LogMelParams
+from pipeline.features.params import REMEDY, STAGE, LogMelParams
 from pipeline.features.stats import Totals
 
 SUFFIX = ".h5"
@@ -38,6 +38,16 @@ class Clip:
     labels: str
     frames: Float16[np.ndarray, "T F"]
     totals: Totals
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Content of one shard except its frames, and where these are in the file."""
+
+    start: Int64[np.ndarray, " clips_plus_1"]
+    clip_id: list[str]
+    log_mel: LogMelParams
+    offset: int  # bytes before the first frame
 
 
 @dataclass(frozen=True)
@@ -73,17 +83,39 @@ def read(path: Path) -> Shard:
     """Read a shard into memory.
 
     Raises:
-        ValueError: the file is not a shard, or is damaged.
+        ValueError: as `read_index`.
+    """
+    index = read_index(path)
+    with _opened(path) as file:
+        frames, labels = file["log_mel"][:], file["labels"].asstr()[:].tolist()
+        totals = _totals(file)
+    return Shard(frames, index.start, index.clip_id, labels, index.log_mel, totals)
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read what a shard holds, but not its frames.
+
+    Raises:
+        ValueError: the file is not a shard, is damaged, or does not hold its frames in one piece.
     """
     with _opened(path) as file:
-        return Shard(
-            frames=file["log_mel"][:],
-            start=file["start"][:],
-            clip_id=file["clip_id"].asstr()[:].tolist(),
-            labels=file["labels"].asstr()[:].tolist(),
-            log_mel=check(json.loads(file.attrs["logmel"]), LogMelParams, "logmel", path),
-            totals=_totals(file),
+        frames, start = file["log_mel"], file["start"][:]
+        clip_id = file["clip_id"].asstr()[:].tolist()
+        log_mel = check(json.loads(file.attrs["logmel"]), LogMelParams, STAGE, path)
+        offset = frames.id.get_offset() if frames.size else 0
+        shape, kind = frames.shape, frames.dtype
+    bounds = start.dtype == np.int64 and start[:1].tolist() == [0] and (np.diff(start) > 0).all()
+    if not bounds or shape != (start[-1], log_mel.n_mels) or len(clip_id) != len(start) - 1:
+        raise ValueError(
+            f"{path} is damaged: {len(clip_id)} clips, frames of shape {shape} and `start` of "
+            f"{len(start)} values do not belong together. {REMEDY}"
         )
+    if offset is None or kind != np.dtype("<f2"):
+        raise ValueError(
+            f"{path} holds its frames as {kind}, in chunks or compressed; expected contiguous "
+            f"float16, as `{STAGE}` writes them. {REMEDY}"
+        )
+    return ShardIndex(start, clip_id, log_mel, offset)
 
 
 def read_totals(path: Path) -> Totals:
@@ -106,8 +138,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (KeyError, OSError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a shard of log-mels, or is damaged ({error}). Remove it and run `dvc "
-            "pull logmel`, or run `dvc repro -f logmel`."
+            f"{path} is not a shard of log-mels, or is damaged ({error}). {REMEDY}"
         ) from error

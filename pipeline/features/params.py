@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from pipeline.core.params import Section
 
+STAGE = "logmel"  # writes the shards and their statistics
+REMEDY = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
+
 
 class LogMelParams(Section):
     """Section `logmel`: the front end."""

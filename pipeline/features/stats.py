@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from pipeline.features.params import REMEDY
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -63,21 +65,20 @@ def read(folder: Path) -> tuple[float, float]:
             deviation is not positive.
     """
     path = folder / "stats.json"
-    remedy = "Run `dvc repro -f logmel`, or `dvc pull --force logmel` if it was pushed."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path} is missing, so the features are absent or incomplete. {remedy}"
+            f"{path} is missing, so the features are absent or incomplete. {REMEDY}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}). {remedy}") from error
+        raise ValueError(f"{path} is broken ({error}). {REMEDY}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is broken: expected an object, got {content!r}. {remedy}")
+        raise ValueError(f"{path} is broken: expected an object, got {content!r}. {REMEDY}")
     try:
         return _number(content, "mean", -math.inf), _number(content, "std", 0.0)
     except ValueError as error:
-        raise ValueError(f"{path} is broken: {error}. {remedy}") from error
+        raise ValueError(f"{path} is broken: {error}. {REMEDY}") from error
 
 
 def _number(content: dict[str, Any], name: str, bound: float) -> float:

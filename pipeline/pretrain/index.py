@@ -4,13 +4,10 @@
 so are their frames, end to end.
 """
 
-import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int, Int64
@@ -18,12 +15,8 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from pipeline.core import shard_folder
-from pipeline.core.params import check
 from pipeline.features import hdf5_shards, stats
-from pipeline.features.params import LogMelParams
-
-STAGE = "logmel"
-AGAIN = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
+from pipeline.features.params import REMEDY, STAGE, LogMelParams
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class FrameFile:
         """Return the error for a file that ends before its last frame."""
         return ValueError(
             f"{self.path} ends before its {self.frames} frames do, so it was changed since this "
-            f"run began or is damaged. {AGAIN}"
+            f"run began or is damaged. {REMEDY}"
         )
 
 
@@ -119,16 +112,6 @@ class Features:
         return result
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """Content of one shard except its frames, and where these begin in the file."""
-
-    start: Int64[np.ndarray, " clips_plus_1"]
-    clip_id: list[str]
-    log_mel: LogMelParams
-    offset: int  # bytes
-
-
 def load_features(folder: Path) -> Features:
     """Return what the shards of a folder hold, without reading a frame.
 
@@ -142,7 +125,7 @@ def load_features(folder: Path) -> Features:
     front_ends = dict[LogMelParams, Path]()
     paths = shard_folder.shard_paths(folder, complete, hdf5_shards.SUFFIX)
     for path in tqdm(paths, desc="open features", unit="shard", disable=None):
-        index = read_index(path)
+        index = hdf5_shards.read_index(path)
         frames = int(index.start[-1])
         files.append(FrameFile(path, index.offset, total, frames))
         starts.append(total + index.start[1:])
@@ -153,51 +136,15 @@ def load_features(folder: Path) -> Features:
         raise ValueError(
             f"The shards in {folder} have {len(front_ends)} different front ends, expected one: "
             f"{', '.join(f'{path.name}: {log_mel}' for log_mel, path in front_ends.items())}. "
-            f"{AGAIN}"
+            f"{REMEDY}"
         )
     if len(clip_id) != complete.clips:
         raise ValueError(
             f"The shards in {folder} hold {len(clip_id)} clips, but its manifest.json has "
-            f"{complete.clips}: they are of different runs. {AGAIN}"
+            f"{complete.clips}: they are of different runs. {REMEDY}"
         )
     start = torch.from_numpy(np.concatenate(starts))
     return Features(tuple(files), start, clip_id, next(iter(front_ends)), mean, std)
-
-
-def read_index(path: Path) -> ShardIndex:
-    """Read what a shard holds, but not its frames.
-
-    Raises:
-        ValueError: the file is not a shard, is damaged, or does not hold its frames in one piece.
-    """
-    with _refuse_damaged(path), h5py.File(path, "r", locking=False) as file:
-        frames, start = file["log_mel"], file["start"][:]
-        clip_id = file["clip_id"].asstr()[:].tolist()
-        log_mel = check(json.loads(file.attrs["logmel"]), LogMelParams, STAGE, path)
-        offset = frames.id.get_offset() if frames.size else 0
-        shape, kind = frames.shape, frames.dtype
-    ends = start.dtype == np.int64 and start[:1].tolist() == [0] and (np.diff(start) > 0).all()
-    if not ends or shape != (start[-1], log_mel.n_mels) or len(clip_id) != len(start) - 1:
-        raise ValueError(
-            f"{path} is damaged: {len(clip_id)} clips, frames of shape {shape} and `start` of "
-            f"{len(start)} values do not belong together. {AGAIN}"
-        )
-    if offset is None or kind != np.dtype("<f2"):
-        raise ValueError(
-            f"{path} holds its frames as {kind}, in chunks or compressed; expected contiguous "
-            f"float16, as `{STAGE}` writes them. {AGAIN}"
-        )
-    return ShardIndex(start, clip_id, log_mel, offset)
-
-
-@contextmanager
-def _refuse_damaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a shard of log-mels, or is damaged ({error}). {AGAIN}"
-        ) from error
 
 
 @dataclass(frozen=True)
