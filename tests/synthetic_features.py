@@ -7,7 +7,8 @@ import numpy as np
 from pipeline.config import load_config
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.features import hdf5_shards, stats
+from pipeline.features import hdf5_shards
+from pipeline.features.stats import Totals
 
 LOG_MEL = load_config().logmel
 
@@ -19,7 +20,7 @@ def write_folder(folder, lengths, log_mel=LOG_MEL):
         for j, frames in enumerate(shard):
             column = 100.0 * i + 10 * j + np.arange(frames)[:, None]
             values = column.repeat(log_mel.n_mels, axis=1).astype(np.float16)
-            clip = hdf5_shards.Clip(f"s{i}c{j}", "", values, stats.of(values))
+            clip = hdf5_shards.Clip(f"s{i}c{j}", "", values, Totals.from_array(values))
             clips.append(clip)
         hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), clips, log_mel)
     clips = sum(map(len, lengths))

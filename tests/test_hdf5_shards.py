@@ -9,6 +9,7 @@ import pytest
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.hdf5_shards import Clip
 from pipeline.features.params import LogMelParams
+from pipeline.features.stats import Totals
 
 PARAMS = LogMelParams(
     sample_rate=16000, n_fft=1024, win_length=1024, hop_length=160, n_mels=64, f_min=60.0,
@@ -23,7 +24,7 @@ def clips():
     values = [rng.normal(-5, 4, (frames, 64)).astype(np.float32) for frames in (4, 96, 11)]
     names = [("-_a_0", "/m/1,/m/2"), ("b_30000", ""), ("ä_5", "/t/dd1")]
     return [
-        Clip(clip_id, labels, value.astype(np.float16), stats.of(value))
+        Clip(clip_id, labels, value.astype(np.float16), Totals.from_array(value))
         for (clip_id, labels), value in zip(names, values, strict=True)
     ]
 

@@ -22,8 +22,9 @@ from pipeline.config import load_config
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
 from pipeline.core.stage import run
-from pipeline.features import excluded, hdf5_shards, stats
+from pipeline.features import excluded, hdf5_shards
 from pipeline.features.front_end import LogMel
+from pipeline.features.stats import Totals
 from pipeline.leaks import search as leak_search
 from pipeline.leaks import table
 from pipeline.leaks.table import Found, Leak
@@ -58,7 +59,9 @@ def write_corpus(folder):
     clips = []
     for name, wave in corpus().items():
         log_mel = front_end(torch.from_numpy(wave)).numpy().T
-        clips.append(hdf5_shards.Clip(name, "", log_mel.astype("float16"), stats.of(log_mel)))
+        clips.append(
+            hdf5_shards.Clip(name, "", log_mel.astype("float16"), Totals.from_array(log_mel))
+        )
     folder.mkdir(parents=True)
     for i, part in enumerate((clips[:1], clips[1:])):
         hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), part, LOG_MEL)

@@ -1,4 +1,4 @@
-"""`data/excluded.csv`: the clips that pre-training leaves out, under the header clip_id."""
+"""`data/excluded.csv`: clips that pre-training leaves out, one id per line under `clip_id`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,23 +7,23 @@ STAGE = "exclude"
 COLUMN = "clip_id"
 
 
-def write(path: Path, clips: Sequence[str]) -> None:
-    """Write the list of clips that are left out."""
-    path.write_text("\n".join([COLUMN, *clips]) + "\n", encoding="utf-8")
+def write(path: Path, clip_ids: Sequence[str]) -> None:
+    """Write the ids of the clips to leave out."""
+    path.write_text("\n".join([COLUMN, *clip_ids]) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> list[str]:
-    """Return the clips that are left out.
+    """Return the ids of the clips to leave out.
 
     Raises:
         FileNotFoundError: there is no such list.
-        ValueError: the file is something else.
+        ValueError: the file does not begin with the header.
     """
-    again = f"Run `dvc repro {STAGE}`, or `dvc pull {STAGE}` if it was pushed."
+    remedy = f"Run `dvc repro {STAGE}`, or `dvc pull {STAGE}` if it was pushed."
     try:
-        header, *clips = path.read_text(encoding="utf-8").splitlines() or [""]
+        header, *clip_ids = path.read_text(encoding="utf-8").splitlines() or [""]
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {path}. {again}") from None
+        raise FileNotFoundError(f"There is no {path}. {remedy}") from None
     if header != COLUMN:
-        raise ValueError(f"{path} begins with {header!r}, expected {COLUMN!r}. {again}")
-    return clips
+        raise ValueError(f"{path} begins with {header!r}, expected {COLUMN!r}. {remedy}")
+    return clip_ids

@@ -1,7 +1,7 @@
 """Mean and standard deviation over many arrays, from sums that can be merged.
 
-The order of the additions is fixed (clip by clip, shard by shard), so the result is the same to
-the bit however many processes share the work.
+The order of the additions is fixed (clip by clip, shard by shard), so the result is bit-identical
+for any number of processes.
 """
 
 import json
@@ -25,6 +25,12 @@ class Totals:
     sum: float = 0.0
     sumsq: float = 0.0
 
+    @staticmethod
+    def from_array(values: Float[np.ndarray, "..."]) -> "Totals":
+        """Return the totals of the values of one array."""
+        exact = values.astype(np.float64)
+        return Totals(values.size, float(exact.sum()), float(np.square(exact).sum()))
+
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(self.count + other.count, self.sum + other.sum, self.sumsq + other.sumsq)
 
@@ -41,23 +47,17 @@ class Totals:
 
     @property
     def std(self) -> float:
-        """Standard deviation of all values (of the population: divided by their number)."""
+        """Population standard deviation of all values."""
         return math.sqrt(max(self.sumsq / self.count - self.mean**2, 0.0))
 
 
-def of(values: Float[np.ndarray, "..."]) -> Totals:
-    """Return the totals of one array."""
-    exact = values.astype(np.float64)
-    return Totals(values.size, float(exact.sum()), float(np.square(exact).sum()))
-
-
 def merge(parts: Iterable[Totals]) -> Totals:
-    """Add totals up in the order given."""
+    """Return the sum of totals, added in their order."""
     return sum(parts, Totals())
 
 
 def read(folder: Path) -> tuple[float, float]:
-    """Return the mean and the standard deviation that `stats.json` of the features holds.
+    """Return the mean and the standard deviation in the `stats.json` of a folder of features.
 
     Raises:
         FileNotFoundError: there is no such file.

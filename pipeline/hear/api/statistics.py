@@ -5,9 +5,9 @@ import math
 import torch
 from tqdm import tqdm
 
-from pipeline.features import stats
 from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams
+from pipeline.features.stats import Totals
 from pipeline.hear.tasks.audio import decoded
 from pipeline.hear.tasks.task import Task
 
@@ -25,12 +25,12 @@ def task_statistics(task: Task, params: LogMelParams, workers: int = 1) -> tuple
     kfold = task.metadata.split_mode != "trainvaltest"
     splits = task.metadata.splits if kfold else ["train"]
     paths = [task.audio(params.sample_rate, s) / name for s in splits for name in task.labels[s]]
-    log_mel, totals = LogMel(params), stats.Totals()
+    log_mel, totals = LogMel(params), Totals()
     for wave in tqdm(decoded(paths, workers), "statistics", len(paths), unit="clip", disable=None):
         padded = torch.nn.functional.pad(
             torch.from_numpy(wave[0]), (0, max(0, log_mel.min_samples - len(wave[0])))
         )
-        totals += stats.of(log_mel(padded).numpy())
+        totals += Totals.from_array(log_mel(padded).numpy())
     if not totals.std > 0 or not math.isfinite(totals.std):
         raise ValueError(
             f"{task.name}: the log-mels of its training clips do not vary (standard deviation "
