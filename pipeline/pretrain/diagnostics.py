@@ -1,6 +1,6 @@
-"""What shows how a run is doing: effective ranks, the cross-correlation matrix, example views.
+"""Diagnostics of a run: effective ranks, the cross-correlation matrix, example views.
 
-In several processes all must call these functions: some average over the processes.
+All processes must call these functions together, since some average over the processes.
 """
 
 import copy
@@ -14,28 +14,29 @@ from pipeline.pretrain.index import EpochSampler
 from pipeline.pretrain.loader import Loader
 from pipeline.pretrain.loss import cross_correlation
 from pipeline.pretrain.model import BarlowTwins
-from pipeline.pretrain.step import Step
+from pipeline.pretrain.step import Updater
 from pipeline.pretrain.telemetry import dead_dimensions, effective_rank
 
 # Limits of the correlation picture.
 MAX_CLIPS = 512
 MAX_FRAMES = 96 * MAX_CLIPS
 MAX_DIMS = 256
-RANK_BATCH = 64  # crops that are embedded at a time
+RANK_BATCH = 64  # crops embedded at a time
 
 
 @torch.no_grad()
-def correlation(step: Step) -> Float[Tensor, "d d"]:
-    """Return C (equation 2) of the first clips and dimensions; leaves the run as it was."""
-    p, features, device = step.settings.pretrain, step.loader.features, step.loader.device
+def correlation(updater: Updater) -> Float[Tensor, "d d"]:
+    """Return C (equation 2) of the first clips and dimensions, without any effect on the run."""
+    p, loader = updater.settings.pretrain, updater.loader
+    features, device = loader.features, loader.device
     generator = Generator(device).manual_seed(p.seed)
     count = min(MAX_CLIPS, len(features), MAX_FRAMES // p.crop_frames)
     index = torch.arange(max(2, count)) % len(features)
-    clips, crops = random_crops(step.loader, features.clip_numbers(index), p.seed)
-    views = Views(step.settings.augment, features.n_mels, p.crop_frames, generator)
+    clips, crops = random_crops(loader, features.clip_numbers(index), p.seed)
+    views = Views(updater.settings.augment, features.n_mels, p.crop_frames, generator)
     with torch.random.fork_rng():
         torch.manual_seed(p.seed)
-        model = copy.deepcopy(step.model).train()
+        model = copy.deepcopy(updater.model).train()
         z_1, z_2 = model(*views(crops, clips))
     return cross_correlation(z_1[:, :MAX_DIMS], z_2[:, :MAX_DIMS])
 
@@ -58,15 +59,17 @@ def ranks(model: BarlowTwins, loader: Loader, clips: int, seed: int) -> dict[str
     }
 
 
-def example_views(step: Step, clips: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return clips from all over the data, a crop of each [N, F, T] and its two views."""
-    loader = step.loader
-    numbers, crops = random_crops(loader, spread_clips(loader, clips), step.settings.pretrain.seed)
-    return (numbers, crops, *step.views(crops, numbers))
+def example_views(updater: Updater, clips: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return clips spread over the data, a crop of each [N, F, T] and the crop's two views."""
+    loader = updater.loader
+    numbers, crops = random_crops(
+        loader, spread_clips(loader, clips), updater.settings.pretrain.seed
+    )
+    return (numbers, crops, *updater.views(crops, numbers))
 
 
 def random_crops(loader: Loader, clips: Int[Tensor, " N"], seed: int) -> tuple[Tensor, Tensor]:
-    """Return clips, as numbers on the device, and a random crop of each."""
+    """Return the clips' numbers, on the device, and a random crop of each clip."""
     draw = torch.rand(1, len(clips), generator=Generator().manual_seed(seed))
     ((numbers, batch),) = loader.batches(EpochSampler(clip=clips[None], draw=draw))
     numbers, batch = numbers.to(loader.device), batch.to(loader.device)

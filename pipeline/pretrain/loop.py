@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, with curves, saved states and a stop between two steps."""
+"""The training loop: epochs of steps, with curves, saved states and stops between steps."""
 
 import logging
 import time
@@ -19,19 +19,19 @@ from pipeline.pretrain.loader import choose_loader
 from pipeline.pretrain.model import Settings
 from pipeline.pretrain.optim import lr_factor
 from pipeline.pretrain.resume import TrainingStates, stop_after_step
-from pipeline.pretrain.step import Step
+from pipeline.pretrain.step import Updater
 from pipeline.pretrain.telemetry import History, Throughput, norms
 
 logger = logging.getLogger(__name__)
 
-FETCH_EVERY = 64  # logged steps between two waits of the host for a GPU
-AGREE_EVERY = 16  # steps after which several processes agree whether to stop or save
-OBSERVE_EVERY_S = 10  # least time between two calls of `observe`
-OBSERVE_SHARE = 50  # least time between two calls, in durations of a call
+FETCH_EVERY = 64  # logged steps after which the host waits for a GPU
+AGREE_EVERY = 16  # steps after which several processes agree whether to save or stop
+OBSERVE_EVERY_S = 10  # between two calls of `observe`, at least
+OBSERVE_SHARE = 50  # times its own duration between two calls, at least
 
 
 class Trainer:
-    """A run: its step and model, the data, the curves, and how far it is."""
+    """A training run: model and updater, data, curves, and the number of steps done."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Trainer:
 
         Args:
             fast: as in `pipeline.pretrain.step`; None: on a GPU.
-            where: memory that holds the features; see `choose_loader`. It does not change results.
+            where: memory for the features, as in `choose_loader`; does not change results.
         """
         p, processes = settings.pretrain, distributed.world_size()
         self.settings, self.features, self.device = settings, features, device
@@ -53,7 +53,7 @@ class Trainer:
         self.steps = p.epochs * self.steps_per_epoch
         self.loader = choose_loader(features, p.crop_frames, device, where, processes)
         fast = device.type == "cuda" if fast is None else fast
-        self.updater = Step(settings, self.loader, batch_size, fast)
+        self.updater = Updater(settings, self.loader, batch_size, fast)
         self.model = self.updater.model
         self.step = 0  # updates done
         self.history = History()
@@ -64,18 +64,18 @@ class Trainer:
         states: TrainingStates | None = None,
         observe: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train for what is left of all epochs.
+        """Train until the last epoch ends.
 
         Args:
-            states: where states are saved from time to time and when the run is interrupted.
+            states: where to save states, every few minutes and on an interruption.
             observe: called at the end of each epoch and about every 10 s.
 
         Raises:
             FloatingPointError: the loss or a weight is no longer finite.
-            KeyboardInterrupt: SIGINT or SIGTERM was received; the state is saved.
+            KeyboardInterrupt: SIGINT or SIGTERM was received; the state has been saved.
         """
         if self.step == 0:
-            torch.manual_seed(self.settings.pretrain.seed + distributed.rank())  # of dropout
+            torch.manual_seed(self.settings.pretrain.seed + distributed.rank())  # for dropout
         self.updater.train_mode()
         observe_when_due = _Periodic(observe)
         with self._progress_bar() as progress, stop_after_step() as stop_requested:
@@ -90,11 +90,7 @@ class Trainer:
                         self._end_epoch(epoch + 1, progress)
                     observe_when_due(now=epoch_ended)
                     if self._is_time_to_agree(epoch_ended):
-                        stop = distributed.any_process(stop_requested())
-                        if states and (stop or distributed.any_process(states.due())):
-                            self._save(states)
-                        if stop:
-                            raise KeyboardInterrupt
+                        self._save_or_stop(states, stop_requested())
         self._check_weights()
         if states:
             self._save(states)
@@ -109,8 +105,16 @@ class Trainer:
     def _is_time_to_agree(self, epoch_ended: bool) -> bool:
         return distributed.world_size() == 1 or epoch_ended or self.step % AGREE_EVERY == 0
 
+    def _save_or_stop(self, states: TrainingStates | None, stop_requested: bool) -> None:
+        """Save a due state; save and raise a KeyboardInterrupt if any process is to stop."""
+        stop = distributed.any_process(stop_requested)
+        if states and (stop or distributed.any_process(states.due())):
+            self._save(states)
+        if stop:
+            raise KeyboardInterrupt
+
     def train_step(self, clips: Int[Tensor, " B"], batch: Tensor) -> None:
-        """Update the model once, log the step if it is due."""
+        """Update the model once; log the step if it is due."""
         p = self.settings.pretrain
         factor = lr_factor(self.step, self.steps_per_epoch, p)
         terms = self.updater(clips, batch, factor, self._mask_ratio())
@@ -151,10 +155,10 @@ class Trainer:
         return tqdm(total=self.steps, initial=self.step, unit="step", disable=disable)
 
     def fetch(self) -> None:
-        """Wait for the device and take over the logged steps.
+        """Wait for the device and add the logged steps to the history.
 
         Raises:
-            FloatingPointError: the loss is not finite; says since when, and what to try.
+            FloatingPointError: a loss is not finite; the message has the step, and what to try.
         """
         try:
             self.history.fetch()
@@ -168,7 +172,7 @@ class Trainer:
         self.throughput.mark(self.step, self.settings.pretrain.batch_size, self.loader.wait_s)
 
     def _check_weights(self) -> None:
-        """Refuse weights that are not finite: no loss has shown their last update yet."""
+        """Refuse weights that are not finite; no loss has shown the last update yet."""
         if not self.updater.weights_are_finite():
             raise self._not_finite(f"Weights are not finite after step {self.step - 1}")
 
@@ -182,61 +186,35 @@ class Trainer:
 
     def _save(self, states: TrainingStates) -> None:
         self._check_weights()
-        state = self.state_dict()  # gathered from all processes
+        state = self.state_dict()  # in all processes: it gathers from each
         if distributed.rank() == 0:
             states.save(self.step, state)
 
     def history_table(self) -> pd.DataFrame:
-        """Return the curves, one row per logged step; row 0 is before any update."""
+        """Return the curves, one row per logged step; row 0 is the loss before any update."""
         s = self.settings
         return self.history.table(s.loss, s.projector.out_dim, s.pretrain.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, and its curves so far."""
         self.fetch()
-        updater = self.updater
-        own = {
-            "views": updater.views.state_dict(),
-            "generator": updater.generator.get_state(),
-            "default": self._default_generator()[0](),
-        }
         return {
             "step": self.step,
-            "sums": updater.loss_sums,
-            "model": self.model.state_dict(),
-            "target": updater.target.state_dict(),
-            "optimizer": updater.optimizer.state_dict(),
             "history": self.history.state_dict(),
             "throughput": self.throughput.rows,
-            "processes": distributed.gather(own),
+            "updater": self.updater.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; must come before the first step."""
-        updater = self.updater
         self.step = state["step"]
-        updater.loss_sums.copy_(state["sums"])
-        self.model.load_state_dict(state["model"])
-        updater.target.load_state_dict(state["target"])
-        updater.optimizer.load_state_dict(state["optimizer"])
-        for group in updater.optimizer.param_groups:
-            group["lr"] = torch.as_tensor(group["lr"], device=self.device)
         self.history.load_state_dict(state["history"])
         self.throughput.rows = list(state["throughput"])
-        own = state["processes"][distributed.rank()]
-        updater.views.load_state_dict(own["views"])
-        updater.generator.set_state(own["generator"])
-        self._default_generator()[1](own["default"])
-
-    def _default_generator(self) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
-        """Return what gets and what sets the state of the generator that dropout draws from."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_rng_state, torch.cuda.set_rng_state
-        return torch.get_rng_state, torch.set_rng_state
+        self.updater.load_state_dict(state["updater"])
 
 
 class _Periodic:
-    """Calls a function every 10 s or more, so that it takes at most a fiftieth of the time."""
+    """Calls a function at most every 10 s, and for at most a fiftieth of the time."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function

@@ -1,13 +1,14 @@
 """One optimizer step (paper section 2): crops, two views, the loss, gradients, new weights.
 
-All of it happens on the device and waits for nothing. If it is `fast`, the default on a GPU, both
-views go through the network at once in bfloat16, and the step is compiled and captured as one CUDA
-graph. Otherwise it is plain PyTorch in float32 (on a GPU, convolutions in TF32, torch's default).
-Both compute the same training.
+It runs on the device and never waits for it. A `fast` step, the default on a GPU, passes both views
+through the network at once in bfloat16, compiled and captured as one CUDA graph. Other steps are
+plain PyTorch in float32 (on a GPU, convolutions in TF32, torch's default). Both define the same
+training.
 """
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,15 +28,11 @@ from pipeline.pretrain.optim import build_optimizer, set_lr
 MaskedViews = tuple[Tensor, Tensor, Tensor | None]  # both views, and the visible patches of view 1
 
 
-class Step:
-    """The model, what updates it, and the state on the device that a step reads and writes."""
+class Updater:
+    """The model, what updates it, and the tensors that a step reads and writes."""
 
     def __init__(self, settings: Settings, loader: Loader, batch_size: int, fast: bool) -> None:
-        """Build the model at its initialisation.
-
-        Args:
-            batch_size: of this process.
-        """
+        """Build the model at its initialisation; `batch_size` is that of this process."""
         p, n_mels, device = settings.pretrain, loader.features.n_mels, loader.device
         processes = distributed.world_size()
         self.settings, self.loader, self.fast = settings, loader, fast
@@ -49,10 +46,10 @@ class Step:
         self.optimizer = build_optimizer(self.model, settings.encoder.optimizer)
         self.generator = Generator(device).manual_seed(p.seed + distributed.rank())
         self.views = Views(settings.augment, n_mels, p.crop_frames, self.generator)
-        # A captured step reads and writes these tensors where they are.
+        # A captured step reads and writes these tensors in place.
         self.clips = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.batch = loader.empty_batch(batch_size)
-        self.loss_sums = torch.zeros(2, device=device)  # of both terms, over the epoch's steps
+        self.loss_sums = torch.zeros(2, device=device)  # of both terms, over the steps of the epoch
         self.all_finite = torch.ones((), dtype=torch.bool, device=device)
         self.mask_ratio = 0.0
         self.draw_views: Callable[[], MaskedViews] = self._draw_views
@@ -73,8 +70,8 @@ class Step:
         """Update the weights once; return the two terms of the loss.
 
         Args:
-            clips: their numbers in the shards.
-            batch: what the loader yields with them.
+            clips: numbers of the clips in the shards.
+            batch: what the loader yields with these clips.
             lr_factor: multiplier of every base learning rate.
             mask_ratio: share of view 1's patches to hide (ViT).
         """
@@ -99,7 +96,7 @@ class Step:
 
     @torch.no_grad()
     def _move_target(self) -> None:
-        """Let the target's weights follow the model's; its batch statistics are its own."""
+        """Move the target's weights towards the model's; it has batch statistics of its own."""
         weight = 1 - self.settings.loss.ema_decay
         old: list[Tensor] = [*self.target.parameters()]
         new: list[Tensor] = [*self.model.parameters()]
@@ -117,9 +114,9 @@ class Step:
     def _loss(
         self, view_1: Tensor, view_2: Tensor, visible: Tensor | None = None
     ) -> BarlowTwinsLoss:
-        """Return the objective of one pair of embeddings, or of two with a target network.
+        """Return the objective of one pair of embeddings, or, with a target network, of two.
 
-        Of two pairs, BYOL takes the sum, Barlow Twins the mean.
+        BYOL sums the two, Barlow Twins averages them.
         """
         p = self.settings.loss
         with torch.autocast(view_1.device.type, torch.bfloat16, enabled=self.fast):
@@ -155,11 +152,45 @@ class Step:
         self.target.train()
 
     def weights_are_finite(self) -> bool:
-        """Return whether every weight is a finite number; waits for the device."""
+        """Return whether all weights are finite; waits for the device."""
         finite = torch.stack([w.isfinite().all() for w in self.model.parameters()])
         return all(finite.tolist())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that later steps depend on, gathered from all processes."""
+        own = {
+            "views": self.views.state_dict(),
+            "generator": self.generator.get_state(),
+            "default": self._default_generator()[0](),
+        }
+        return {
+            "sums": self.loss_sums,
+            "model": self.model.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "processes": distributed.gather(own),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; must come before the first step."""
+        self.loss_sums.copy_(state["sums"])
+        self.model.load_state_dict(state["model"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], device=self.loader.device)
+        own = state["processes"][distributed.rank()]
+        self.views.load_state_dict(own["views"])
+        self.generator.set_state(own["generator"])
+        self._default_generator()[1](own["default"])
+
+    def _default_generator(self) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
+        """Return getter and setter of the state of torch's generator, which dropout draws from."""
+        if self.loader.device.type == "cuda":
+            return torch.cuda.get_rng_state, torch.cuda.set_rng_state
+        return torch.get_rng_state, torch.set_rng_state
+
 
 def has_fixed_shapes(encoder: EncoderParams) -> bool:
-    """Return whether all steps have the same shapes, so that one CUDA graph does them all."""
+    """Return whether all steps have the same shapes, as one CUDA graph for them requires."""
     return not isinstance(encoder, ViTParams) or encoder.mask_schedule == "fixed"
