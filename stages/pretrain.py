@@ -50,7 +50,7 @@ def main(stage: Stage) -> None:
     if compute.deterministic:
         make_deterministic()
     with distributed.process_group(choose_device(compute.device)) as device:
-        features = load_features(FEATURES).without(excluded.read(EXCLUDED))
+        features = load_features(FEATURES).excluding(excluded.read(EXCLUDED))
         fast = None if compute.fast == "auto" else compute.fast
         trainer = Trainer(settings, features, device, fast, compute.features)
         code = code_identity(Trainer.__module__)

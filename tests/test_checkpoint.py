@@ -1,4 +1,4 @@
-"""TrainingStates: what is stored, and what is refused."""
+"""Checkpoints: what is stored, and what is refused."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "3", "[" * 100_000, "\udcff"])
-def test_settings_that_are_no_json_object_are_refused(tmp_path, content):
+def test_settings_that_are_not_a_json_object_are_refused(tmp_path, content):
     checkpoint.save(make(), tmp_path)
     (tmp_path / "encoder.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"encoder\.json is not a usable checkpoint"):

@@ -1,4 +1,4 @@
-"""What the shards of a folder hold, and which crops an epoch takes of them."""
+"""The content of a folder of shards, and the crops that an epoch takes of it."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def cut(path):
 
 
 def make_text(path):
-    path.write_text("no HDF5")
+    path.write_text("not HDF5")
 
 
 def empty(path):
@@ -166,7 +166,7 @@ def test_an_epoch_takes_every_clip_at_most_once_in_a_new_order():
     assert not torch.equal(first.draw, second.draw)
 
 
-def test_a_plan_depends_on_its_arguments_alone():
+def test_the_crops_of_an_epoch_depend_on_the_arguments_alone():
     expected = sample_epoch(103, 10, 3, 7)
     torch.rand(5)
     again, other_seed = sample_epoch(103, 10, 3, 7), sample_epoch(103, 10, 4, 7)
@@ -182,20 +182,20 @@ def test_all_clips_come_first_equally_often():
 
 
 def test_several_crops_of_a_clip_are_in_the_same_batch_with_draws_of_their_own():
-    plan = sample_epoch(20, 12, 0, 0, crops_per_clip=3)
-    assert plan.clip.shape == (5, 12)  # 4 clips each, 3 times as many steps as with one crop
-    assert len(plan.clip.unique()) == 20
-    assert all((row.unique(return_counts=True)[1] == 3).all() for row in plan.clip)
-    assert len(plan.draw.unique()) == 60
-    assert plan.draw.min() >= 0 and plan.draw.max() < 1
+    sampler = sample_epoch(20, 12, 0, 0, crops_per_clip=3)
+    assert sampler.clip.shape == (5, 12)  # 4 clips each, 3 times as many steps as with one crop
+    assert len(sampler.clip.unique()) == 20
+    assert all((row.unique(return_counts=True)[1] == 3).all() for row in sampler.clip)
+    assert len(sampler.draw.unique()) == 60
+    assert sampler.draw.min() >= 0 and sampler.draw.max() < 1
 
 
 def test_the_shares_of_the_processes_are_together_the_whole_batch():
-    plan = sample_epoch(40, 12, 0, 0)
-    shares = [plan.share(rank, 3) for rank in range(3)]
+    sampler = sample_epoch(40, 12, 0, 0)
+    shares = [sampler.share(rank, 3) for rank in range(3)]
     assert [share.clip.shape for share in shares] == [(3, 4)] * 3
-    assert torch.equal(torch.cat([share.clip for share in shares], dim=1), plan.clip)
-    assert torch.equal(torch.cat([share.draw for share in shares], dim=1), plan.draw)
+    assert torch.equal(torch.cat([share.clip for share in shares], dim=1), sampler.clip)
+    assert torch.equal(torch.cat([share.draw for share in shares], dim=1), sampler.draw)
 
 
 def test_batches_that_cannot_be_filled_or_shared_are_refused():

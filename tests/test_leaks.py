@@ -325,7 +325,7 @@ def test_training_is_that_on_a_corpus_without_the_clips():
     made = features()
     trainers = [
         Trainer(settings(), data, CPU)
-        for data in (made.without(LEFT_OUT), without_physically(made))
+        for data in (made.excluding(LEFT_OUT), without_physically(made))
     ]
     for trainer in trainers:
         trainer.run()
@@ -339,7 +339,7 @@ def test_training_is_that_on_a_corpus_without_the_clips():
 
 
 def test_a_clip_that_is_left_out_is_never_drawn():
-    data = features().without(LEFT_OUT)
+    data = features().excluding(LEFT_OUT)
     trainer = Trainer(settings(), data, CPU)
     numbers = {data.clip_id.index(name) for name in LEFT_OUT}
     drawn = set()
@@ -353,7 +353,7 @@ def test_a_clip_that_is_left_out_is_never_drawn():
 
 def test_a_run_without_them_goes_on_in_the_same_bits():
     def begin():
-        return Trainer(settings(), features().without(LEFT_OUT), CPU)
+        return Trainer(settings(), features().excluding(LEFT_OUT), CPU)
 
     unbroken = begin()
     states = []
@@ -380,18 +380,18 @@ def test_features_of_shards_leave_out_what_the_stages_say(repository):
     leaky_and_clean()
     data = load_features(Path("data/logmel"))
     assert len(data) == CLIPS
-    left = data.without(exclude(repository, "exclude"))
+    left = data.excluding(exclude(repository, "exclude"))
     assert len(left) == CLIPS - 1
     assert [left.clip_id[i] for i in left.train_clips] == ["c0_0", "c1_0", "c2_0", "c4_0"]
     assert (left.mean, left.std) == (data.mean, data.std)
-    assert data.without([]) is data
+    assert data.excluding([]) is data
 
 
 def test_unknown_clips_and_an_empty_rest_are_refused():
     with pytest.raises(ValueError, match="1 clips to leave out, first other, are not among the 64"):
-        features().without(["clip1", "other"])
+        features().excluding(["clip1", "other"])
     with pytest.raises(ValueError, match="All 64 clips are in test splits"):
-        features().without([f"clip{i}" for i in range(64)])
+        features().excluding([f"clip{i}" for i in range(64)])
 
 
 def test_the_result_is_json_as_documented():

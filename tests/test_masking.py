@@ -13,7 +13,7 @@ from pipeline.pretrain.masking import draw_visible, mask_ratio_at
 VITC = load_config().encoders.vitc
 PATCHES = 24  # of 64 x 48 inputs
 RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
-KEPT = dict(zip(RATIOS, (48, 47, 45, 43, 40, 38, 33, 24, 12), strict=True))  # of 48
+VISIBLE = dict(zip(RATIOS, (48, 47, 45, 43, 40, 38, 33, 24, 12), strict=True))  # of 48
 
 
 def generator(seed=0):
@@ -24,19 +24,19 @@ def params(**changes):
     return VITC.model_copy(update=changes)
 
 
-@pytest.mark.parametrize("ratio", KEPT)
-def test_as_many_patches_are_kept_as_in_the_authors_code(ratio):
-    assert draw_visible(3, 48, ratio, generator()).shape == (3, KEPT[ratio])
+@pytest.mark.parametrize("ratio", VISIBLE)
+def test_as_many_patches_stay_visible_as_in_the_authors_code(ratio):
+    assert draw_visible(3, 48, ratio, generator()).shape == (3, VISIBLE[ratio])
 
 
-def test_the_number_of_kept_patches_is_free_of_rounding_errors():
+def test_the_number_of_visible_patches_is_free_of_rounding_errors():
     for patches in (7, 24, 48, 100, 300):
         for hundredths in range(100):
             visible = draw_visible(0, patches, hundredths / 100, generator()).shape[1]
             assert visible == patches * (100 - hundredths) // 100
 
 
-def test_each_item_keeps_different_patches_uniformly_and_each_at_most_once():
+def test_each_item_draws_its_visible_patches_uniformly_and_each_at_most_once():
     visible = draw_visible(20_000, 8, 0.6, generator())  # 3 of 8
     assert (visible.diff(dim=1) > 0).all()
     combinations, counts = visible.unique(dim=0, return_counts=True)
@@ -44,7 +44,7 @@ def test_each_item_keeps_different_patches_uniformly_and_each_at_most_once():
     assert (counts / 20_000 * 56 - 1).abs().max() < 0.2
 
 
-def test_the_same_seed_keeps_the_same_patches():
+def test_the_same_seed_leaves_the_same_patches_visible():
     assert torch.equal(
         draw_visible(4, 48, 0.5, generator(1)), draw_visible(4, 48, 0.5, generator(1))
     )
@@ -88,7 +88,7 @@ def encoder(name="vit", **changes):
 
 
 def masked_by_hand(vit, x, visible):
-    """The definition: item by item, the tokens of the visible patches as a sequence alone."""
+    """The definition: item by item, the tokens of the visible patches alone, as a sequence."""
     result = []
     for item, indices in zip(vit.stem(x), visible, strict=True):
         tokens = [vit.cls[0, 0] + vit.position[0, 0]]
@@ -102,7 +102,7 @@ def masked_by_hand(vit, x, visible):
 
 @pytest.mark.parametrize("name", ["vit", "vitc"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_masked_encoder_sees_the_kept_patches_at_their_own_positions(name, pool):
+def test_a_masked_encoder_sees_the_visible_patches_at_their_own_positions(name, pool):
     vit = encoder(name, pool=pool)
     x = torch.randn(3, 1, 64, 48, dtype=torch.float64)
     visible = draw_visible(3, PATCHES, 0.7, generator(2))
@@ -110,7 +110,7 @@ def test_a_masked_encoder_sees_the_kept_patches_at_their_own_positions(name, poo
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_keeping_all_patches_is_no_masking(pool):
+def test_a_mask_that_hides_nothing_changes_nothing(pool):
     vit = encoder(pool=pool)
     x = torch.randn(3, 1, 64, 48, dtype=torch.float64)
     visible = draw_visible(3, PATCHES, 0.0, generator())
@@ -118,7 +118,7 @@ def test_keeping_all_patches_is_no_masking(pool):
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_dropped_patches_have_no_influence_and_no_gradient(pool):
+def test_hidden_patches_have_no_influence_and_no_gradient(pool):
     vit = encoder(pool=pool)
     x = torch.randn(2, 1, 64, 48, dtype=torch.float64, requires_grad=True)
     visible = draw_visible(2, PATCHES, 0.5, generator())

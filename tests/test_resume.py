@@ -1,4 +1,4 @@
-"""Interrupted runs: whatever the moment, what is left ends in the same bits."""
+"""Interrupted runs: whenever they are killed, they end in the same bits."""
 
 import functools
 import logging
@@ -32,7 +32,7 @@ VARIANTS = {
 }
 
 
-def checkpoints(folder, minutes=0.0, keep=2):
+def training_states(folder, minutes=0.0, keep=2):
     return TrainingStates(folder, minutes, keep)
 
 
@@ -52,29 +52,27 @@ EXACT = {"rtol": 0, "atol": 0}
 
 
 def resumed(folder, **changes):
-    made = trainer(**changes)
-    state = checkpoints(folder).newest()
+    run = trainer(**changes)
+    state = training_states(folder).newest()
     if state is not None:
-        made.load_state_dict(state)
-    return made
+        run.load_state_dict(state)
+    return run
 
 
 @functools.cache
 def unbroken_run(name):
-    """A run that was not stopped; not to be changed."""
-    made = trainer(**VARIANTS[name])
-    made.run()
-    return made
+    """An unbroken run, shared by tests, which must not change it."""
+    run = trainer(**VARIANTS[name])
+    run.run()
+    return run
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("stop_at", [1, 4, 6])  # within an epoch, at its end, in the last one
-def test_a_run_that_goes_on_ends_in_the_same_bits_as_one_that_was_not_stopped(
-    tmp_path, name, stop_at
-):
+def test_a_resumed_run_ends_in_the_same_bits_as_an_unbroken_one(tmp_path, name, stop_at):
     changes = VARIANTS[name]
     first = trainer(**changes)
-    saved = checkpoints(tmp_path, minutes=60.0)
+    saved = training_states(tmp_path, minutes=60.0)
 
     def stop_there(*args):
         if first.step == stop_at:
@@ -107,14 +105,14 @@ class Killer:
 
 
 def train_in_child(folder, changes, kill_at):
-    """Go on in a process that dies at a call; return whether it came to its end."""
+    """Resume in a child process that dies at a call; return whether the run ended."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            made = resumed(folder, **changes)
+            run = resumed(folder, **changes)
             sys.setprofile(Killer(kill_at))
-            made.run(checkpoints(folder))
+            run.run(training_states(folder))
             status = 0
         finally:
             os._exit(status)
@@ -129,7 +127,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, name):
     unbroken = trainer(**changes)
     counter = Killer(-1)
     sys.setprofile(counter)
-    unbroken.run(checkpoints(tmp_path / "unbroken"))
+    unbroken.run(training_states(tmp_path / "unbroken"))
     sys.setprofile(None)
     draw = random.Random(0)
     kills = 0
@@ -141,17 +139,17 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, name):
     assert_same(resumed(tmp_path / "run", **changes), unbroken)
 
 
-def test_a_finished_run_goes_on_with_nothing(tmp_path):
-    made = trainer(pretrain__epochs=1)
-    made.run(checkpoints(tmp_path))
+def test_resuming_a_finished_run_does_nothing(tmp_path):
+    run = trainer(pretrain__epochs=1)
+    run.run(training_states(tmp_path))
     again = resumed(tmp_path, pretrain__epochs=1)
     again.train_step = None  # would fail
-    again.run(checkpoints(tmp_path))
-    assert_same(again, made)
+    again.run(training_states(tmp_path))
+    assert_same(again, run)
 
 
-def test_the_last_few_states_are_kept(tmp_path):
-    saved = checkpoints(tmp_path, keep=3)
+def test_only_the_last_states_are_kept(tmp_path):
+    saved = training_states(tmp_path, keep=3)
     for step in range(6):
         saved.save(step, {"step": step})
     assert [p.name for p in sorted(tmp_path.iterdir())] == [
@@ -160,20 +158,20 @@ def test_the_last_few_states_are_kept(tmp_path):
     assert saved.newest() == {"step": 5}
 
 
-def test_a_damaged_state_is_left_out_and_the_one_before_taken(tmp_path, caplog):
-    saved = checkpoints(tmp_path)
+def test_a_damaged_state_is_skipped_for_the_one_before(tmp_path, caplog):
+    saved = training_states(tmp_path)
     saved.save(1, {"step": 1})
     saved.save(2, {"step": 2})
     newest = tmp_path / "step-000000002.pt"
     newest.write_bytes(newest.read_bytes()[:100])
     assert saved.newest() == {"step": 1}
     assert f"{newest} is damaged" in caplog.text
-    saved.save(0, {"step": 0})  # of a run that starts afresh
+    saved.save(0, {"step": 0})  # of a run that starts again
     assert [p.name for p in saved._paths()] == ["step-000000000.pt", "step-000000001.pt"]
 
 
 def test_a_state_with_a_wrong_checksum_is_damaged(tmp_path, caplog):
-    saved = checkpoints(tmp_path)
+    saved = training_states(tmp_path)
     saved.save(1, {"bank": torch.zeros(1000)})
     path = tmp_path / "step-000000001.pt"
     content = bytearray(path.read_bytes())
@@ -183,9 +181,9 @@ def test_a_state_with_a_wrong_checksum_is_damaged(tmp_path, caplog):
     assert "checksum" in caplog.text
 
 
-def test_what_a_killed_save_has_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
     (tmp_path / "step-000000003.new").write_bytes(b"half")
-    checkpoints(tmp_path)
+    training_states(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,11 +193,11 @@ def test_a_state_that_would_run_code_is_not_loaded(tmp_path):
             return (os.system, ("touch hacked",))
 
     torch.save({"step": Evil()}, tmp_path / "step-000000001.pt")
-    assert checkpoints(tmp_path).newest() is None
+    assert training_states(tmp_path).newest() is None
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
-    saved = checkpoints(tmp_path)
+    saved = training_states(tmp_path)
     saved.save(1, {"step": 1})
 
     def full(state, path):
@@ -212,10 +210,10 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
 
 
-def test_states_are_due_after_the_minutes_asked_for(tmp_path, monkeypatch):
+def test_states_are_due_after_the_given_minutes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    saved = checkpoints(tmp_path, minutes=2.0)
+    saved = training_states(tmp_path, minutes=2.0)
     now[0] += 119
     assert not saved.due()
     now[0] += 1
@@ -224,13 +222,13 @@ def test_states_are_due_after_the_minutes_asked_for(tmp_path, monkeypatch):
     assert not saved.due()
 
 
-def test_states_that_nobody_has_gone_on_with_for_a_month_are_removed(tmp_path):
+def test_states_of_other_runs_are_removed_after_a_month(tmp_path):
     for name, days in (("old", 31), ("new", 29)):
-        checkpoints(tmp_path / name).save(1, {})
+        training_states(tmp_path / name).save(1, {})
         for path in (tmp_path / name).iterdir():
             os.utime(path, (time.time() - 24 * 3600 * days,) * 2)
     (tmp_path / "no-states").mkdir()
-    remove_forgotten(tmp_path / "old")  # one's own are spared
+    remove_forgotten(tmp_path / "old")  # those of this run stay
     assert (tmp_path / "old").exists()
     remove_forgotten(tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "no-states"]
@@ -249,21 +247,21 @@ def test_the_first_signal_waits_for_the_step_and_the_second_does_not(caplog):
 
 
 def test_a_run_in_another_thread_leaves_signals_alone():
-    made = trainer(pretrain__epochs=1)
-    thread = threading.Thread(target=made.run)
+    run = trainer(pretrain__epochs=1)
+    thread = threading.Thread(target=run.run)
     thread.start()
     thread.join()
-    assert made.step == made.steps_per_epoch
+    assert run.step == run.steps_per_epoch
 
 
 def test_no_state_is_written_of_a_run_whose_loss_is_not_finite(tmp_path):
-    made = Trainer(settings(), features(), CPU)
-    saved = checkpoints(tmp_path)
-    made.model.projector[0].register_forward_hook(
-        lambda module, args, out: out * torch.nan if made.step == 3 else out
+    run = Trainer(settings(), features(), CPU)
+    saved = training_states(tmp_path)
+    run.model.projector[0].register_forward_hook(
+        lambda module, args, out: out * torch.nan if run.step == 3 else out
     )
     with pytest.raises(FloatingPointError, match="since step 3 of 8"):
-        made.run(saved)
+        run.run(saved)
     state = saved.newest()
     assert state["step"] == 3
     weights = state["updater"]["model"].values()

@@ -1,7 +1,7 @@
-"""Which crops an epoch takes (paper section 3.1), and what the shards of log-mels hold.
+"""What the shards of log-mels hold, and which crops an epoch takes of it (paper section 3.1).
 
-`pipeline.pretrain.loader` reads the frames. The clips of all shards are numbered in order;
-so are their frames, end to end.
+`pipeline.pretrain.loader` reads the frames. Clips are numbered in order across all shards, and so
+are frames.
 """
 
 from collections.abc import Collection
@@ -21,27 +21,27 @@ from pipeline.features.params import REMEDY, STAGE, LogMelParams
 
 @dataclass(frozen=True)
 class FrameFile:
-    """Where the frames of one shard are in its file, end to end."""
+    """Where the frames of one shard are in its file."""
 
     path: Path
     offset: int  # bytes before the first frame
-    first: int  # number of its first frame among the frames of all shards
+    first: int  # number of its first frame, counted over all shards
     frames: int
 
     def truncated(self) -> ValueError:
         """Return the error for a file that ends before its last frame."""
         return ValueError(
-            f"{self.path} ends before its {self.frames} frames do, so it was changed since this "
-            f"run began or is damaged. {REMEDY}"
+            f"{self.path} ends before its {self.frames} frames do, so it is damaged, or was "
+            f"changed after this run began. {REMEDY}"
         )
 
 
 @dataclass(frozen=True)
 class Features:
-    """Log-mels of all clips end to end, time first, and the statistics that normalize them."""
+    """Log-mels of all clips end to end, time first, and the statistics to normalize them."""
 
     frames: Float16[Tensor, "total F"] | tuple[FrameFile, ...]  # in memory, or where they are
-    start: Int64[Tensor, " clips_plus_1"]  # clip i is the frames from start[i] to start[i + 1]
+    start: Int64[Tensor, " clips_plus_1"]  # clip i is frames[start[i]:start[i + 1]]
     clip_id: list[str]
     log_mel: LogMelParams
     mean: float
@@ -53,16 +53,14 @@ class Features:
         return len(self.start) - 1 if self.train_clips is None else len(self.train_clips)
 
     def clip_numbers(self, index: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-        """Return the numbers in the shards of clips to train on, given as 0 to len(self) - 1."""
+        """Return the numbers in the shards of clips to train on, given by index below `len`."""
         return index if self.train_clips is None else self.train_clips[index]
 
-    def without(self, clip_ids: Collection[str]) -> "Features":
-        """Return these features with some clips left out of training.
-
-        Mean and standard deviation stay those of all clips.
+    def excluding(self, clip_ids: Collection[str]) -> "Features":
+        """Return features of which training leaves some clips out; mean and std stay those of all.
 
         Raises:
-            ValueError: there is no such clip, or no clip remains.
+            ValueError: a clip is unknown, or no clip remains.
         """
         if not clip_ids:
             return self
@@ -88,7 +86,7 @@ class Features:
 
     @property
     def nbytes(self) -> int:
-        """Size of all frames in bytes."""
+        """Size of all frames."""
         return int(self.start[-1]) * self.n_mels * torch.float16.itemsize
 
     def read_frames(self, device: torch.device) -> Float16[Tensor, "total F"]:
@@ -113,17 +111,17 @@ class Features:
 
 
 def load_features(folder: Path) -> Features:
-    """Return what the shards of a folder hold, without reading a frame.
+    """Return the content of a folder of shards, without reading a frame.
 
     Raises:
         FileNotFoundError: the folder has no features, or fewer shards than its manifest says.
         ValueError: a file is damaged, or the files do not belong together.
     """
-    complete = shard_folder.verify(folder, hdf5_shards.SUFFIX, STAGE)
+    manifest = shard_folder.verify(folder, hdf5_shards.SUFFIX, STAGE)
     mean, std = stats.read(folder)
     files, starts, clip_id, total = [], [np.zeros(1, np.int64)], list[str](), 0
     front_ends = dict[LogMelParams, Path]()
-    paths = shard_folder.shard_paths(folder, complete, hdf5_shards.SUFFIX)
+    paths = shard_folder.shard_paths(folder, manifest, hdf5_shards.SUFFIX)
     for path in tqdm(paths, desc="open features", unit="shard", disable=None):
         index = hdf5_shards.read_index(path)
         frames = int(index.start[-1])
@@ -138,10 +136,10 @@ def load_features(folder: Path) -> Features:
             f"{', '.join(f'{path.name}: {log_mel}' for log_mel, path in front_ends.items())}. "
             f"{REMEDY}"
         )
-    if len(clip_id) != complete.clips:
+    if len(clip_id) != manifest.clips:
         raise ValueError(
             f"The shards in {folder} hold {len(clip_id)} clips, but its manifest.json has "
-            f"{complete.clips}: they are of different runs. {REMEDY}"
+            f"{manifest.clips}: they are of different runs. {REMEDY}"
         )
     start = torch.from_numpy(np.concatenate(starts))
     return Features(tuple(files), start, clip_id, next(iter(front_ends)), mean, std)
@@ -155,7 +153,7 @@ class EpochSampler:
     draw: Float[Tensor, "steps B"]  # in [0, 1), where in the clip
 
     def share(self, rank: int, world: int) -> "EpochSampler":
-        """Return the columns of one of `world` processes; together they are the whole epoch.
+        """Return the share of one of `world` processes in each batch; together they are all of it.
 
         Raises:
             ValueError: the processes cannot have equal shares.
@@ -176,11 +174,11 @@ def sample_epoch(
     """Return the crops of one epoch, which depend on the arguments alone.
 
     Every clip is used at most once, in random order, in full batches only. Its `crops_per_clip`
-    crops are in the same batch, each drawn separately.
+    crops are in the same batch, each at a draw of its own.
 
     Raises:
-        ValueError: there are fewer clips than one batch needs, or the crops of a clip do not fill
-            a batch evenly.
+        ValueError: there are fewer clips than a batch needs, or a batch is not a multiple of
+            `crops_per_clip`.
     """
     if batch_size % crops_per_clip:
         raise ValueError(
@@ -207,11 +205,11 @@ def locate_crops(
     draw: Float[Tensor, " B"],
     length: int,
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """Return where each crop is cut: its first frame, and how many frames (at most `length`) exist.
+    """Return each crop's first frame, and how many of its `length` frames the clip has.
 
     Every start is equally likely, including the last.
     """
     first, frames = start[clip], start[clip + 1] - start[clip]
     slack = (frames - length).clamp_min(0)
-    offset = (draw * (slack + 1)).long().clamp_max(slack)  # a draw may be rounded to 1
+    offset = (draw * (slack + 1)).long().clamp_max(slack)  # a draw may round to 1
     return first + offset, frames.clamp_max(length)

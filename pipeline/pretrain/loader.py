@@ -1,7 +1,7 @@
-"""Crops for pre-training, from the device's memory, host memory or the disk: where frames fit.
+"""Loaders of crops: from the device's memory, host memory or the disk, wherever the frames fit.
 
-An epoch has exactly the same crops from each loader. A clip shorter than a crop is padded with
-digital silence, as a shard would store it.
+All loaders give exactly the same crops. A clip shorter than a crop is padded with digital silence,
+as a shard would store it.
 """
 
 import logging
@@ -28,27 +28,29 @@ from pipeline.pretrain.index import EpochSampler, Features, FrameFile, locate_cr
 logger = logging.getLogger(__name__)
 
 SILENT = float(np.float16(SILENCE))
-THREADS = 4  # each assembles a batch
-AHEAD = 2 * THREADS  # batches
-SPARE_FILES = 256  # that may be open besides the shards
+THREADS = 4  # each assembles one batch at a time
+AHEAD = 2 * THREADS  # batches in preparation
+SPARE_FILES = 256  # open besides the shards
 
 
 class Loader(ABC):
-    """Batches of crops: what the host sends for each step, and how the device makes crops of it."""
+    """What the host sends for each step, and how the device turns it into crops."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
         self.features = features
         self.crop_frames = crop_frames
         self.device = device
-        self.wait_s = 0.0  # seconds that the consumer of batches has waited for data
+        self.wait_s = 0.0  # for data, by the consumer of batches
 
     @abstractmethod
     def empty_batch(self, batch_size: int) -> Tensor:
-        """Return a tensor on the device for what a batch holds besides the clips' numbers."""
+        """Return a tensor on the device for a batch, which excludes the clips' numbers."""
 
     @abstractmethod
-    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield clips and batch of each step of an epoch, from `first_step` on."""
+    def batches(
+        self, sampler: EpochSampler, first_step: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the clips and the batch of each step of an epoch, from `first_step` on."""
 
     @abstractmethod
     def crops(self, clip: Int64[Tensor, " B"], batch: Tensor) -> Float[Tensor, "B F T"]:
@@ -59,7 +61,7 @@ class Loader(ABC):
 
 
 class DeviceLoader(Loader):
-    """All frames are in the device's memory; the host sends draws."""
+    """All frames in the device's memory; a batch holds the draws."""
 
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
         super().__init__(features, crop_frames, device)
@@ -70,9 +72,11 @@ class DeviceLoader(Loader):
         """Return a tensor for the draws."""
         return torch.zeros(batch_size, device=self.device)
 
-    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield clips and draws, which are sent once for all steps."""
-        clip, draw = (part[first_step:].to(self.device) for part in (plan.clip, plan.draw))
+    def batches(
+        self, sampler: EpochSampler, first_step: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield clips and draws, sent to the device once per epoch."""
+        clip, draw = (part[first_step:].to(self.device) for part in (sampler.clip, sampler.draw))
         yield from zip(clip, draw, strict=True)
 
     def crops(
@@ -85,39 +89,41 @@ class DeviceLoader(Loader):
 
 
 class StreamLoader(Loader):
-    """Frames are elsewhere; threads assemble the crops of the next steps."""
+    """Frames outside the device; threads assemble the crops of the next steps."""
 
     @abstractmethod
     def _read(self, clip: Tensor, draw: Tensor, out: Float16[np.ndarray, "B T F"]) -> None:
-        """Fill the frames of some crops; called in several threads at once."""
+        """Fill in the frames of a batch of crops; called in several threads at once."""
 
     def empty_batch(self, batch_size: int) -> Float16[Tensor, "B T F"]:
         """Return a tensor for the frames of the crops."""
         shape = batch_size, self.crop_frames, self.features.n_mels
         return torch.zeros(shape, dtype=torch.float16, device=self.device)
 
-    def batches(self, plan: EpochSampler, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, sampler: EpochSampler, first_step: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield clips, on the device, and the frames of their crops, in host memory.
 
         Raises:
             ValueError: a shard is shorter than when its metadata were read.
         """
-        clip, draw = plan.clip[first_step:], plan.draw[first_step:]
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="feed")
+        clip, draw = sampler.clip[first_step:], sampler.draw[first_step:]
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="loader")
         try:
             submitted = (pool.submit(self._job(*crops)) for crops in zip(clip, draw, strict=True))
             pending = deque(islice(submitted, AHEAD))
-            for clip_there in clip.to(self.device):
+            for clip_on_device in clip.to(self.device):
                 frames = self._wait(pending.popleft())
                 pending.extend(islice(submitted, 1))
-                yield clip_there, frames
+                yield clip_on_device, frames
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _job(self, clip: Tensor, draw: Tensor) -> Callable[[], Tensor]:
-        """Return a thread's job; memory is allocated here, in the thread that uses the GPU."""
+        """Return a thread's job; allocate its memory here, in the thread that uses the GPU."""
         shape = len(clip), self.crop_frames, self.features.n_mels
-        pinned = self.device.type == "cuda"  # torch reuses the memory once it has been copied
+        pinned = self.device.type == "cuda"  # torch reuses the memory after its copy to the GPU
         frames = torch.empty(shape, dtype=torch.float16, pin_memory=pinned)
 
         def fill() -> Tensor:
@@ -153,7 +159,7 @@ class HostLoader(StreamLoader):
 
 
 class DiskLoader(StreamLoader):
-    """Frames in the files of the shards; only the crops are read.
+    """Frames in the shards' files, of which only the crops are read.
 
     Raises:
         ValueError: the features were not loaded from files.
@@ -162,7 +168,7 @@ class DiskLoader(StreamLoader):
     def __init__(self, features: Features, crop_frames: int, device: torch.device) -> None:
         super().__init__(features, crop_frames, device)
         if isinstance(features.frames, Tensor):
-            raise ValueError("These features are in memory; only those of a folder are on disk.")
+            raise ValueError("These features are in memory; only a folder's can be read from disk.")
         self.files = features.frames
         self.first = np.array([file.first for file in self.files])
         self.offset = np.array([file.offset for file in self.files])
@@ -175,8 +181,8 @@ class DiskLoader(StreamLoader):
         shard = np.searchsorted(self.first, first, side="right") - 1
         row_bytes = self.features.n_mels * out.itemsize
         position = self.offset[shard] + (first - self.first[shard]) * row_bytes
-        where = zip(out, *(x.tolist() for x in (shard, position, real)), strict=True)
-        for crop, number, byte, frames in where:
+        reads = zip(out, *(x.tolist() for x in (shard, position, real)), strict=True)
+        for crop, number, byte, frames in reads:
             read_at(self.descriptors[number], byte, crop[:frames], self.files[number])
             crop[frames:] = SILENT
 
@@ -187,7 +193,7 @@ def crop_rows(
     draw: Float[Tensor, " B"],
     length: int,
 ) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Return the number of each frame of some crops, and whether it is padding."""
+    """Return the row of each frame of the crops, and whether the frame is padding."""
     first, real = locate_crops(start, clip, draw, length)
     frame = torch.arange(length, device=clip.device)
     rows = first[:, None] + frame.clamp_max(real[:, None] - 1)
@@ -195,7 +201,7 @@ def crop_rows(
 
 
 def open_for_crops(paths: list[Path]) -> list[int]:
-    """Open files for random access, raising the limit of open files if needed."""
+    """Open files for random access; raise the limit on open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(paths) + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -209,13 +215,13 @@ def open_for_crops(paths: list[Path]) -> list[int]:
 
 
 def close_all(descriptors: list[int]) -> None:
-    """Close files."""
+    """Close the files."""
     for descriptor in descriptors:
         os.close(descriptor)
 
 
 def read_at(descriptor: int, byte: int, out: Float16[np.ndarray, "T F"], file: FrameFile) -> None:
-    """Fill an array with the bytes of a file from an offset, without holding Python's lock.
+    """Fill an array with the bytes at an offset of a file, without holding Python's lock.
 
     Raises:
         ValueError: the file is too short.
@@ -235,35 +241,35 @@ def read_at(descriptor: int, byte: int, out: Float16[np.ndarray, "T F"], file: F
 def choose_loader(
     features: Features, crop_frames: int, device: torch.device, where: str, processes: int = 1
 ) -> Loader:
-    """Return a loader from device, host or disk; `auto`: the first that leaves half of it free.
+    """Return the loader for `where`: device, host or disk; `auto`: the first left half free.
 
-    `processes` share the memory of this machine, each with its own loader. Each has its own GPU.
+    `processes` share this machine's memory, each with its own loader and its own GPU.
     """
     host = available_memory() // processes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
     fits = {"device": 2 * features.nbytes < free, "host": 2 * features.nbytes < host, "disk": True}
-    place = next(name for name in fits if fits[name]) if where == "auto" else where
+    memory = next(name for name in fits if fits[name]) if where == "auto" else where
     logger.info(
         "%.2f GB of features, free are %.1f GB on %s and %.1f GB of host memory: read from %s (%s)",
-        *(features.nbytes / 1e9, free / 1e9, device, host / 1e9, place, where),
+        *(features.nbytes / 1e9, free / 1e9, device, host / 1e9, memory, where),
     )
     loaders: dict[str, type[Loader]] = {
         "device": DeviceLoader,
         "host": HostLoader,
         "disk": DiskLoader,
     }
-    return loaders[place](features, crop_frames, device)
+    return loaders[memory](features, crop_frames, device)
 
 
 def available_memory() -> int:
-    """Return the bytes of host memory that may be used: what is free, or a job's limit."""
+    """Return the usable bytes of host memory: what is free, or the job's limit if lower."""
     return min([psutil.virtual_memory().available, *group_limits()])
 
 
 def group_limits(
     groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """Return the memory limits, in bytes, of the control groups (version 2) of this process."""
+    """Return the memory limits, in bytes, of this process's control groups (version 2)."""
     lines = groups.read_text().splitlines() if groups.exists() else []  # none on macOS
     limits = []
     for own in (root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
