@@ -12,6 +12,8 @@ from ruamel.yaml import YAML
 from synthetic_features import write_folder
 from synthetic_training import trainer
 
+import stages.pretrain
+from pipeline.core.stage import run
 from pipeline.pretrain import distributed
 from pipeline.pretrain.augment import standardize
 
@@ -26,11 +28,11 @@ CASES = {
 }
 
 
-def torchrun(script, *arguments, processes=2):
-    """Run a script of the tests in several processes."""
-    options = ["--standalone", f"--nproc-per-node={processes}", str(HERE / script)]
+def run_python(*arguments, cwd=None):
+    """Run Python in a process of its own and return its log."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -38,13 +40,17 @@ def torchrun(script, *arguments, processes=2):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What both processes computed for all cases."""
+    """Results of both processes for all cases."""
     folder = tmp_path_factory.mktemp("ranks")
-    torchrun("two_processes.py", folder)
+    run_python(*TORCHRUN, HERE / "two_processes.py", folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -54,9 +60,9 @@ def test_loss_gradients_and_running_statistics_are_those_of_the_global_batch(two
     for key in first:
         assert torch.equal(first[key], second[key]), f"{key} differs between the processes"
     expected = compute(name, slice(0, 16))
-    for kind in ("loss", "gradient", "statistics", "weights"):
-        actual, want = first[kind].double(), expected[kind].double()
-        assert float((actual - want).norm() / want.norm()) < 1e-5, kind
+    for kind, value in expected.items():
+        difference = first[kind].double() - value.double()
+        assert float(difference.norm() / value.double().norm()) < 1e-5, kind
 
 
 def test_a_batch_is_standardized_by_the_statistics_of_all_shares(two_processes):
@@ -71,31 +77,31 @@ def uneven_crops():
 
 
 def compute(name, own):
-    """Loss, gradient, batch statistics and the weights after a step, given some of the items."""
-    run = trainer(**CASES[name], optimizer__lr=0.01)
-    run.model.double().train()
-    run.updater.target.double().train()
-    run.updater.both_views_at_once = True
+    """Loss, gradient, batch statistics and weights after a step on some of the items."""
+    training = trainer(**CASES[name], optimizer__lr=0.01)
+    training.model.double().train()
+    training.updater.target.double().train()
+    training.updater.both_views_at_once = True
     generator = torch.Generator().manual_seed(7)
     views = [torch.randn(16, 64, 32, generator=generator).double() + i for i in range(2)]
     visible = None
     if name == "masked":
         order = torch.rand(16, 8, generator=generator).argsort(dim=1)
         visible = order[own, :4].sort(dim=1).values
-    run.updater._draw_views = lambda: (*(view[own] for view in views), visible)
-    run.updater.draw_views = run.updater._draw_views
-    run.step = 4
-    run.updater.optimizer.zero_grad()
-    for group in run.updater.optimizer.param_groups:
+    training.updater._draw_views = lambda: (*(view[own] for view in views), visible)
+    training.updater.draw_views = training.updater._draw_views
+    training.step = 4
+    training.updater.optimizer.zero_grad()
+    for group in training.updater.optimizer.param_groups:
         group["lr"] = group["lr"].double()
-    terms = run.updater.update()
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    buffers = [b for n, b in run.model.named_buffers() if "running" in n]
+    terms = training.updater.update()
+    parameters = [p for p in training.model.parameters() if p.grad is not None]
+    buffers = [b for n, b in training.model.named_buffers() if "running" in n]
     return {
         "loss": terms.sum(),
         "gradient": torch.cat([p.grad.flatten() for p in parameters]),
         "statistics": torch.cat([b.flatten() for b in buffers]),
-        "weights": torch.cat([p.detach().flatten() for p in run.model.parameters()]),
+        "weights": torch.cat([p.detach().flatten() for p in training.model.parameters()]),
     }
 
 
@@ -116,39 +122,30 @@ def set_up_stage(folder, devices, batch_size=16):
     (folder / "data" / "excluded.csv").write_text("clip_id\ns1c4\n")
 
 
-def run_stage(folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.pretrain"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return done.returncode, done.stderr
-
-
 def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
     set_up_stage(tmp_path, devices=2)
-    code, log = run_stage(tmp_path)
-    assert code == 0, log[-3000:]
+    log = run_python("-m", "stages.pretrain", cwd=tmp_path)
     assert log.count("epoch 2 of 2") == 1
     assert "39 clips (1 more are left out)" in log
     history = pd.read_csv(tmp_path / "data/pretrained/history.csv")
     assert history["step"].tolist() == [0, 1, 2, 3]
     weights = (tmp_path / "data/pretrained/encoder.safetensors").read_bytes()
-    code, log = run_stage(tmp_path)
+    log = run_python(*TORCHRUN, "-m", "stages.pretrain", cwd=tmp_path)
     assert "continuing from step 4 of 4" in log
     assert (tmp_path / "data/pretrained/encoder.safetensors").read_bytes() == weights
 
 
-def test_the_stage_refuses_a_batch_that_cannot_be_shared_before_torchrun(tmp_path):
-    set_up_stage(tmp_path, devices=2, batch_size=15)
-    code, log = run_stage(tmp_path)
-    assert code == 1
-    assert "pretrain.batch_size = 15 cannot be shared equally by 2 processes" in log
-    assert "Traceback" not in log
+def test_the_stage_refuses_a_batch_that_cannot_be_shared_before_torchrun(
+    repository, monkeypatch, caplog
+):
+    set_up_stage(repository, devices=2, batch_size=15)
+    started = []
+    monkeypatch.setattr(distributed, "relaunch", lambda *arguments: started.append(arguments))
+    with pytest.raises(SystemExit, match="1"):
+        run("pretrain", stages.pretrain.main)
+    assert "pretrain.batch_size = 15 cannot be shared equally by 2 processes" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert not started
 
 
 def test_without_torchrun_there_is_one_process():

@@ -141,11 +141,12 @@ def test_rows_are_fetched_in_order_and_the_first_bad_loss_is_named():
 
 
 def test_a_run_keeps_no_more_tensors_as_it_goes_on():
-    run = Trainer(settings(pretrain__epochs=100, projector__hidden_dim=16), features(), CPU)
+    small = {"pretrain__batch_size": 2, "augment__mixup_bank": 4, "projector__hidden_dim": 16}
+    run = Trainer(settings(pretrain__epochs=100, **small), features(), CPU)
     run.model.train()
     counts = []
     for step in range(400):
-        run.train_step(torch.arange(16), torch.full((16,), 0.5))
+        run.train_step(torch.arange(2), torch.full((2,), 0.5))
         if step % 100 == 99:
             gc.collect()
             counts.append(sum(type(x) is torch.Tensor for x in gc.get_objects()))

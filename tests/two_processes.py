@@ -1,4 +1,4 @@
-"""What test_distributed runs under torchrun: every case on this process's half of the batch."""
+"""Run by test_distributed under torchrun: every case on this process's half of the batch."""
 
 import sys
 from pathlib import Path
