@@ -1,8 +1,11 @@
 """Small training runs on sounds made here, for the tests of the trainer."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from ruamel.yaml import YAML
+from synthetic_features import write_folder
 from torch import Generator
 
 from pipeline.config import load_config
@@ -10,6 +13,7 @@ from pipeline.pretrain.index import Features
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.model import Settings
 
+ROOT = Path(__file__).parents[1]
 CONFIG = load_config()
 CPU = torch.device("cpu")
 SMALL = {
@@ -62,3 +66,20 @@ def with_optimizer(run, **changes):
     """The same settings with another optimizer."""
     optimizer = run.encoder.optimizer.model_copy(update=changes)
     return replace(run, encoder=run.encoder.model_copy(update={"optimizer": optimizer}))
+
+
+def set_up_stage(folder, devices=1, batch_size=16):
+    """Write parameters and features for the stage `pretrain` into a folder."""
+    content = YAML().load((ROOT / "params.yaml").read_text())
+    content["encoders"]["audiontt"] |= {"channels": 8, "hidden_dim": 32, "embed_dim": 160}
+    content["projector"] |= {"hidden_dim": 32, "out_dim": 16}
+    content["augment"] |= {"mixup_bank": 32, "pre_post_norm": True}
+    content["pretrain"] |= {"epochs": 2, "batch_size": batch_size, "rank_clips": 8}
+    content["compute"]["devices"] = devices
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    features = folder / "data" / "logmel"
+    features.mkdir(parents=True)
+    write_folder(features, [[100] * 10, [120] * 10, [90] * 10, [110] * 10])
+    (features / "stats.json").write_text('{"mean": 300.0, "std": 200.0}')
+    (folder / "data" / "excluded.csv").write_text("clip_id\ns1c4\n")

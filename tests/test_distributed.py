@@ -8,9 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
-from synthetic_features import write_folder
-from synthetic_training import trainer
+from synthetic_training import set_up_stage, trainer
 
 import stages.pretrain
 from pipeline.core.stage import run
@@ -103,23 +101,6 @@ def compute(name, own):
         "statistics": torch.cat([b.flatten() for b in buffers]),
         "weights": torch.cat([p.detach().flatten() for p in training.model.parameters()]),
     }
-
-
-def set_up_stage(folder, devices, batch_size=16):
-    """A folder in which `python -m stages.pretrain` runs on made-up features."""
-    content = YAML().load((HERE.parent / "params.yaml").read_text())
-    content["encoders"]["audiontt"] |= {"channels": 8, "hidden_dim": 32, "embed_dim": 160}
-    content["projector"] |= {"hidden_dim": 32, "out_dim": 16}
-    content["augment"] |= {"mixup_bank": 32, "pre_post_norm": True}
-    content["pretrain"] |= {"epochs": 2, "batch_size": batch_size, "rank_clips": 8}
-    content["compute"]["devices"] = devices
-    with (folder / "params.yaml").open("w") as file:
-        YAML().dump(content, file)
-    features = folder / "data" / "logmel"
-    features.mkdir(parents=True)
-    write_folder(features, [[100] * 10, [120] * 10, [90] * 10, [110] * 10])
-    (features / "stats.json").write_text('{"mean": 300.0, "std": 200.0}')
-    (folder / "data" / "excluded.csv").write_text("clip_id\ns1c4\n")
 
 
 def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):

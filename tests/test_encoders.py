@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.config import load_config
-from pipeline.encoders import vit
 from pipeline.encoders.audiontt import AudioNTT
 from pipeline.encoders.build import build_encoder
 from pipeline.encoders.params import AudioNTTParams, ViTParams
@@ -136,15 +135,13 @@ def test_stems_give_one_token_per_patch_in_the_patchs_grid(name, patch):
     assert encoder(torch.randn(2, 1, 64, 96)).shape == (2, 192)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("crop_frames", [32, 96, 160, 320, 480])
 @pytest.mark.parametrize("patch", PATCHES)
 @pytest.mark.parametrize("position", ["sincos", "learned"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("name", ["vit", "vitc"])
-def test_every_variant_of_vit_trains_all_its_parameters(
-    name, pool, position, patch, crop_frames, monkeypatch
-):
-    monkeypatch.setattr(vit, "DEPTH", 2)
+def test_every_variant_of_vit_trains_all_its_parameters(name, pool, position, patch, crop_frames):
     params = vit_params(patch_mels=patch[0], patch_frames=patch[1], position=position, pool=pool)
     encoder = build_encoder(name, params, n_mels=64, crop_frames=crop_frames)
     y = encoder(torch.randn(2, 1, 64, crop_frames))

@@ -4,15 +4,21 @@ import functools
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from synthetic_training import CPU, features, settings, trainer
+from synthetic_training import CPU, ROOT, features, set_up_stage, settings, trainer
 
+import stages.pretrain
+from pipeline.core.code_identity import code_identity
+from pipeline.core.stage import run as run_stage
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.resume import TrainingStates, remove_forgotten, stop_after_step
 
@@ -137,6 +143,40 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, name):
         )
     assert train_in_child(tmp_path / "run", changes, kill_at=-1)
     assert_same(resumed(tmp_path / "run", **changes), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("# a comment", "continuing from step 2 of 4"),
+        ("ANOTHER = 1", "so this run starts from step 0"),
+    ],
+)
+def test_the_stage_resumes_after_an_edit_of_comments_but_not_of_code(
+    repository, monkeypatch, caplog, edit, message
+):
+    set_up_stage(repository)
+    shutil.copytree(ROOT / "pipeline", repository / "pipeline")
+    identity = functools.partial(code_identity, root=repository)
+    monkeypatch.setattr(stages.pretrain, "code_identity", identity)
+    train_step = Trainer.train_step
+
+    def stop_after_two(trainer, *batch):
+        train_step(trainer, *batch)
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(Trainer, "train_step", stop_after_two)
+        run_stage("pretrain", stages.pretrain.main)
+    modules = ["*.py"] if edit.startswith("#") else ["augment.py"]
+    for path in [p for name in modules for p in Path("pipeline/pretrain").rglob(name)]:
+        path.write_text(f"{path.read_text()}\n{edit}\n")
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    run_stage("pretrain", stages.pretrain.main)
+    assert message in caplog.text
+    assert pd.read_csv("data/pretrained/history.csv")["step"].tolist() == [0, 1, 2, 3]
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path):
