@@ -1,1 +1,1 @@
-"""The encoders f: normalized log-mel to representation (paper section 2.2), and their files."""
+"""The encoders f (paper section 2.2), from normalized log-mel to representation; checkpoints."""

@@ -1,8 +1,8 @@
 """AudioNTT, the convolutional encoder of BYOL-A v2 (paper section 2.2; report section 3.2).
 
-Two convolution blocks shrink frequency and time by 4; an MLP mixes the features of each remaining
-frame; local features (convolution) and global ones (MLP) stand side by side and are pooled over
-time by maximum plus mean. 6,333,376 parameters at 64 mel bins and 3072 dimensions.
+Two convolution blocks reduce frequency and time by 4; an MLP mixes the features of each remaining
+frame; local features (convolutions) and global ones (MLP) are concatenated, then pooled over time
+by maximum plus mean. 6,333,376 parameters at 64 mel bins and 3072 dimensions.
 """
 
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from pipeline.encoders.params import AUDIONTT_STRIDE, AudioNTTParams
 
 
 class AudioNTT(nn.Module):
-    """Convolutional encoder for any number of frames from 4 up."""
+    """Convolutional encoder for inputs of 4 or more frames."""
 
     segment_frames = None
 
@@ -38,11 +38,11 @@ class AudioNTT(nn.Module):
     def encode(self, h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B D"]:
         """Return the representation, given the output of the convolutions."""
         local = _local_features(h)
-        frames = (local, self.mlp(local))  # pooled one by one, not to copy them side by side
+        frames = (local, self.mlp(local))  # pooled separately, which saves a concatenation
         return cat([part.amax(dim=1) + part.mean(dim=1) for part in frames], dim=-1)
 
     def frame_features(self, h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B T4 D"]:
-        """Return local and global features of every 4 input frames, given what `encode` is."""
+        """Return local and global features of every 4 frames, given the convolutions' output."""
         local = _local_features(h)
         return cat([local, self.mlp(local)], dim=-1)
 
@@ -52,7 +52,7 @@ def _local_features(h: Float[Tensor, "B C F4 T4"]) -> Float[Tensor, "B T4 F4*C"]
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Convolution, batch norm, ReLU and pooling, which commute: so ReLU has a quarter the work."""
+    """Convolution, batch norm, pooling, ReLU: the last two commute; so ReLU has less to do."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
         nn.BatchNorm2d(out_channels),

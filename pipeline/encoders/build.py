@@ -1,7 +1,7 @@
 """The encoders f: normalized log-mel [B, 1, F, T] to representation y [B, D] (paper section 2.2).
 
-Every encoder has `embed_dim` (D) and `segment_frames`: the number of frames that it must be given,
-or None where one forward pass takes any length.
+Every encoder has `embed_dim` (D) and `segment_frames`, the only number of frames that it takes, or
+None if it takes any.
 """
 
 from pipeline.encoders.audiontt import AudioNTT
@@ -12,7 +12,7 @@ Encoder = AudioNTT | ViT
 
 
 def build_encoder(name: str, params: EncoderParams, n_mels: int, crop_frames: int) -> Encoder:
-    """Return the encoder `name` with random weights from torch's global generator.
+    """Return the encoder `name` with random weights, drawn from torch's global generator.
 
     Raises:
         ValueError: the input size does not suit the encoder.

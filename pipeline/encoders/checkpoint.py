@@ -24,7 +24,7 @@ SETTINGS = "encoder.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An encoder with all that is needed to feed it audio."""
+    """An encoder with all that is needed to apply it to audio."""
 
     encoder: Encoder
     encoder_name: str
@@ -103,8 +103,8 @@ def read_settings(folder: Path) -> Settings:
     """Read the settings of the checkpoint in a folder.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: they are not JSON, or a key is missing, unknown or has a wrong value.
+        FileNotFoundError: there is no settings file.
+        ValueError: it is not JSON, or a key is missing, unknown or has a wrong value.
     """
     path = _existing(folder / SETTINGS)
     try:

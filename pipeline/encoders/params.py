@@ -8,8 +8,8 @@ from pipeline.core.params import Section
 
 AUDIONTT_STRIDE = 4  # mel bins, and frames, per output position
 MIN_RANDOM_MASK = 0.05  # smallest ratio that the schedule `random` draws, besides 0
-# Upper bounds are far above all that makes sense: they catch slips before they cost memory or time.
-Dimension = Annotated[int, Field(ge=1, le=2**17)]  # R's largest: 16384
+# Upper bounds are far above any sensible value: they catch slips before these cost memory or time.
+Dimension = Annotated[int, Field(ge=1, le=2**17)]  # the report's largest: 16384
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, le=1000)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -61,7 +61,7 @@ class ViTParams(Section):
     patch_frames: int = Field(ge=1)  # frames
     position: Literal["sincos", "learned"]
     pool: Literal["cls", "mean"]
-    mask_ratio: Share  # of view 1's patches that the encoder does not see
+    mask_ratio: Share  # of view 1's patches, hidden from the encoder
     mask_schedule: Literal["fixed", "random", "sine"]
     mask_warmup: Share  # of the epochs, at the start, without masks (sine)
     optimizer: OptimizerParams
@@ -102,7 +102,7 @@ class ViTParams(Section):
 def visible_patches(patches: int, mask_ratio: float) -> int:
     """Return how many patches a mask leaves: int(patches (1 - mask_ratio)), as the authors' code.
 
-    The paper rounds instead; it differs for 48 patches at 0.05, 0.15 and 0.3.
+    The paper rounds instead, which differs for 48 patches at 0.05, 0.15 and 0.3.
     """
     return int(patches * (1 - mask_ratio) + 1e-9)  # 10 * (1 - 0.9) is a little less than 1
 

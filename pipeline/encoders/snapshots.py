@@ -1,4 +1,4 @@
-"""Where the encoders of earlier epochs are kept: snapshots/epoch-<five digits>, one folder each."""
+"""Folders of the encoders of earlier epochs: snapshots/epoch-<five digits>, one each."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ PREFIX = "epoch-"
 
 
 def snapshot_folder(run: Path, epoch: int) -> Path:
-    """Return the folder of an epoch's encoder, below the folder of its run."""
+    """Return the folder of an epoch's encoder in the folder of its run."""
     return run / FOLDER / f"{PREFIX}{epoch:05d}"
 
 

@@ -1,8 +1,8 @@
 """ViT and ViT_C: transformer encoders with a linear or a convolutional stem (paper section 2.2).
 
 Both cut the spectrogram into patches of `patch_mels` x `patch_frames`, tokens in row-major order
-over (frequency, time). ViT_C replaces the patch projection, and one of the 12 transformer blocks,
-by a stack of 3x3 convolutions (Xiao et al. 2021). The linear stem of ViT stays at its random
+over (frequency, time). ViT_C has a stack of 3x3 convolutions in place of the patch projection and
+one of the 12 transformer blocks (Xiao et al. 2021). The linear stem of ViT stays at its random
 initialisation (Chen, Xie, He 2021).
 """
 
@@ -73,7 +73,7 @@ class ViT(nn.Module):
     def tokens(
         self, grid: Float[Tensor, "B D F_p T_p"], visible: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Return the CLS token and the visible patches, row by row, with their positions."""
+        """Return the CLS token and the visible patches, row by row, with positions added."""
         patches = grid.flatten(2).transpose(1, 2) + self.position[:, 1:]
         if visible is not None:
             patches = patches.take_along_dim(visible[..., None], dim=1)
@@ -120,7 +120,7 @@ class Attention(nn.Module):
 
 
 def sincos_position(dim: int, mel_patches: int, time_patches: int) -> Float[Tensor, "1 N D"]:
-    """Return fixed 2-D sine-cosine codes, zeros for CLS first.
+    """Return fixed 2-D sine-cosine codes, after zeros for CLS.
 
     The first half of the dimensions codes the time index, the second half the frequency index;
     each is [sin(p w), cos(p w)] with w_k = 10000^(-k / (dim / 4)).
@@ -145,7 +145,7 @@ def _linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
 
 
 def _patch_stem(dim: int, patch: tuple[int, int]) -> nn.Module:
-    """One projection per patch, frozen at its initialisation."""
+    """Return a projection of each patch, frozen at its initialisation."""
     conv = nn.Conv2d(1, dim, kernel_size=patch, stride=patch)
     bound = math.sqrt(6 / (dim + patch[0] * patch[1]))  # Xavier uniform, as for a linear layer
     nn.init.uniform_(conv.weight, -bound, bound)
@@ -154,7 +154,7 @@ def _patch_stem(dim: int, patch: tuple[int, int]) -> nn.Module:
 
 
 def _conv_stem(dim: int, patch: tuple[int, int]) -> nn.Module:
-    """3x3 convolutions whose channels double from dim / 8 up to dim, then a 1x1 projection."""
+    """Return 3x3 convolutions with channels doubling from dim / 8 to dim, and a 1x1 projection."""
     strides = STEM_STRIDES[patch]
     channels = [1, *(min(dim, dim // 8 * 2**layer) for layer in range(len(strides)))]
     layers: list[nn.Module] = []

@@ -16,7 +16,7 @@ CUBIC_A = -0.75  # of the bicubic kernel, as in torch.nn.functional.interpolate
 
 
 class Views:
-    """Draws two views of each crop; keeps the bank of earlier crops that Mixup mixes in."""
+    """Draws two views of each crop; holds the bank of earlier crops for Mixup."""
 
     def __init__(
         self, params: AugmentParams, n_mels: int, frames: int, generator: Generator
@@ -33,7 +33,7 @@ class Views:
     def __call__(
         self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
-        """Return two views of each crop; `clip` holds the index of the clip that it is from."""
+        """Return two views of each crop; `clip` holds the number of each crop's clip."""
         if self.params.pre_post_norm:
             x = standardize(x)
         views = self._view(x, clip)
@@ -45,11 +45,11 @@ class Views:
         return view_1, view_2
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the bank: the tensors themselves, which later calls change."""
+        """Return the bank's tensors themselves, which later calls change."""
         return {"bank": self.bank, "bank_clip": self.bank_clip, "bank_next": self.bank_next}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy a bank into this one, whose tensors stay where they are.
+        """Copy a saved bank into this one's tensors, which stay in place.
 
         Raises:
             ValueError: the bank has another size.
@@ -63,14 +63,14 @@ class Views:
             tensor.copy_(state[name])
 
     def _view(self, x: Float[Tensor, "B F T"], clip: Int[Tensor, " B"]) -> Float[Tensor, "V F T"]:
-        """Return both views, one after the other along the batch."""
+        """Return both views, concatenated along the batch."""
         p, generator = self.params, self.generator
         view = x.repeat(2, 1, 1)
         if p.mixup:
             weight = p.mixup_alpha * torch.rand(len(view), generator=generator, device=x.device)
             crops, crop_clip = (self.bank, self.bank_clip) if self.uses_bank else (x, clip)
-            entry, found = self._draw_background(clip.repeat(2), crop_clip)
-            view = mixup(view, crops[entry], weight * found)
+            entry, exists = self._draw_background(clip.repeat(2), crop_clip)
+            view = mixup(view, crops[entry], weight * exists)
         if p.noise == "additive":
             view = view + draw_noise(view, p.noise_max, generator)[1]
         if p.noise == "reference":
@@ -84,14 +84,14 @@ class Views:
     def _draw_background(
         self, clip: Int[Tensor, " V"], crop_clip: Int[Tensor, " crops"]
     ) -> tuple[Int[Tensor, " V"], Bool[Tensor, " V"]]:
-        """Draw Mixup's background: a crop of another clip per item, and whether there is one."""
+        """Draw a crop of another clip for each item, and return whether there is one."""
         allowed = (crop_clip >= 0) & (crop_clip != clip[:, None])  # [V, crops]
         order = torch.rand(allowed.shape, generator=self.generator, device=clip.device)
         best = order.masked_fill(~allowed, -1.0).max(dim=1)
         return best.indices, best.values >= 0
 
     def _store(self, x: Tensor, clip: Tensor) -> None:
-        """Put the unmixed crops into the bank, replacing the oldest."""
+        """Put the unmixed crops into the bank, in place of the oldest."""
         x, clip = x[-len(self.bank) :], clip[-len(self.bank) :]
         slots = (self.bank_next + torch.arange(len(x), device=x.device)) % len(self.bank)
         self.bank[slots] = x
@@ -100,9 +100,9 @@ class Views:
 
 
 def standardize(x: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
-    """Return x with the mean and standard deviation of all processes' values as 0 and 1.
+    """Return x with mean 0 and standard deviation 1 over the values of all processes.
 
-    The dataset's normalization before makes no difference. Values that are all equal become 0.
+    The normalization by the dataset before makes no difference. Equal values become 0.
     """
     variance, mean = torch.var_mean(x, correction=0)
     mean, variance = global_moments(mean, variance)
@@ -114,8 +114,8 @@ def mixup(
 ) -> Float[Tensor, "B F T"]:
     """Mix in the linear domain: log((1 - weight) exp(x) + weight exp(background) + eps).
 
-    The domain is that of the normalized log-mel, as in BYOL-A and the paper. Items of weight 0 are
-    returned as they are.
+    The exponential is that of the normalized log-mel, as in BYOL-A and the paper. Items of weight 0
+    are returned unchanged.
     """
     w = weight[:, None, None]
     mixed = ((1 - w) * x.exp() + w * background.exp() + EPSILON).log()
@@ -125,7 +125,7 @@ def mixup(
 def draw_noise(
     x: Float[Tensor, "B F T"], noise_max: float, generator: Generator
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B F T"]]:
-    """Draw s ~ U(0, noise_max) for each item, and its noise N(0, s), where s is the deviation."""
+    """Draw for each item s ~ U(0, noise_max) and noise of standard deviation s."""
     s = noise_max * torch.rand(len(x), generator=generator, device=x.device)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     return s, s[:, None, None] * noise
@@ -136,7 +136,7 @@ def mix_noise(
 ) -> Float[Tensor, "B F T"]:
     """Mix noise in as the authors' code does: log((1 - s) exp(x) + exp(noise) + eps).
 
-    The noise has full weight, so x is compressed and hardly anything is left below 0.
+    The noise has full weight, which compresses x and leaves hardly any values below 0.
     """
     return ((1 - s[:, None, None]) * x.exp() + noise.exp() + EPSILON).log()
 
@@ -146,8 +146,8 @@ def random_resize_crop(
 ) -> Float[Tensor, "B F T"]:
     """Cut a random box out of a canvas of zeros around x and resize it to x's size, bicubically.
 
-    Zero is the dataset's mean level. Both axes draw the size of the box, uniformly from the range
-    of scales times the input's, limited by the canvas, and then its place, uniformly.
+    Zero is the dataset's mean level. Along each axis, the box's size is uniform in the range of
+    scales times the input's size, limited by the canvas; its position is uniform.
     """
     mel_weights, frame_weights = (
         resize_weights(*_draw_box(len(x), size, canvas, scales, generator), size, canvas)
@@ -163,10 +163,10 @@ def _draw_box(
     batch: int, size: int, canvas: int, scales: list[float], generator: Generator
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
     """Draw the box along one axis of the canvas: first position and length for each item."""
-    scale, place = torch.rand(2, batch, generator=generator, device=generator.device)
+    scale, position = torch.rand(2, batch, generator=generator, device=generator.device)
     low, high = scales
     length = ((low + (high - low) * scale) * size).long().clamp(1, canvas)
-    start = (place * (canvas - length + 1)).long().clamp_max(canvas - length)
+    start = (position * (canvas - length + 1)).long().clamp_max(canvas - length)
     return start, length
 
 
@@ -175,25 +175,25 @@ def resize_weights(
 ) -> Float[Tensor, "B size size"]:
     """Return matrices that crop [start, start + length) of a canvas and resize it to `size`.
 
-    Row o holds the weights of the input for output o: the bicubic kernel of
-    `interpolate(mode="bicubic", align_corners=True)`, whose taps are clamped inside the crop. Taps
-    that fall on the canvas around the input, which is zero, have no column.
+    Row o holds the input's weights for output o: the bicubic kernel of
+    `interpolate(mode="bicubic", align_corners=True)`, with taps clamped to the crop. Taps on the
+    canvas around the input, which is zero, have no column.
     """
     output = torch.arange(size, device=start.device)
-    place = output * ((length[:, None] - 1) / max(size - 1, 1))  # [B, size], inside the crop
-    base = place.floor()
+    position = output * ((length[:, None] - 1) / max(size - 1, 1))  # [B, size], inside the crop
+    base = position.floor()
     taps = base.long()[..., None] + torch.arange(-1, 3, device=start.device)  # [B, size, 4]
     taps = torch.minimum(taps.clamp_min(0), (length - 1)[:, None, None])
     column = start[:, None, None] + taps - (canvas - size) // 2
-    values = _cubic_weights(place - base)
+    values = _cubic_weights(position - base)
     weights = torch.zeros(len(start), size, size, device=start.device)
-    for tap in range(4):  # added, not scattered, so that the order of the sum is fixed
+    for tap in range(4):  # added rather than scattered, to fix the order of the sum
         weights = weights + values[..., tap, None] * (column[..., tap, None] == output)
     return weights
 
 
 def _cubic_weights(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 4"]:
-    """Weights of the taps at -1, 0, 1, 2 for a position t in [0, 1) (Keys 1981)."""
+    """Return the weights of the taps at -1, 0, 1, 2 for positions t in [0, 1) (Keys 1981)."""
     distance = torch.stack([1 + t, t, 1 - t, 2 - t], dim=-1)
     near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
     far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)

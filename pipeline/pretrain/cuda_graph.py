@@ -1,19 +1,19 @@
-"""One CUDA graph for work that repeats exactly, down to the addresses of its tensors."""
+"""A CUDA graph for work that repeats exactly, down to the addresses of its tensors."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
-PLAIN_CALLS = 3  # compile, choose algorithms, create the optimizer's state
+PLAIN_CALLS = 3  # to compile, choose algorithms and create the optimizer's state
 
 
 class CudaGraph:
     """A function without arguments that, after some plain calls, runs as one CUDA graph.
 
-    The first calls do real work, so results equal those of a function that is never captured. The
-    function must read and write tensors that stay in place, and wait for nothing. The next call
-    overwrites what it returns. `generator` is what it draws from besides the default generator.
+    Every call does the work once, so results equal those of the plain function. The function must
+    read and write tensors that stay in place and must not wait for the GPU. A call overwrites the
+    result of the one before. `generator` is drawn from in addition to the default generator.
     """
 
     def __init__(self, function: Callable[[], Tensor], generator: Generator) -> None:
@@ -34,7 +34,7 @@ class CudaGraph:
         return self.result
 
     def _call_on_a_side_stream(self) -> Tensor:
-        """Call as during capture: autograd remembers the stream on which gradients are made."""
+        """Call as a capture does: autograd remembers the stream that made the gradients."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):

@@ -1,8 +1,8 @@
-"""Several processes train one model: means and gradients are those of the global batch.
+"""Several processes that train one model, by means and gradients of the global batch.
 
-Every process holds the same weights and an equal share of each batch, and computes the same loss
-from statistics of all shares. `torchrun` starts the processes (`relaunch`), one for each GPU, or on
-a CPU for tests; without it there is one process, and these functions do nothing.
+Every process has the same weights and an equal share of each batch, and computes the same loss from
+statistics of all shares. `torchrun` starts the processes (`relaunch`), one for each GPU, or on a
+CPU for tests; without it there is one process, and these functions do nothing.
 """
 
 import logging
@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; process 0 writes."""
+    """Return the number of this process; process 0 writes the outputs."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -35,7 +35,7 @@ def is_launched() -> bool:
 
 
 def relaunch(module: str, processes: int) -> None:
-    """Replace this process by torchrun, which runs a module in several on this machine."""
+    """Replace this process by torchrun, which runs a module in several local processes."""
     options = ["--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", module]
     os.execv(sys.executable, command)
@@ -43,7 +43,7 @@ def relaunch(module: str, processes: int) -> None:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun has started; yield the device of this one."""
+    """Join the processes that torchrun started; yield the device of this one."""
     if not is_launched():
         yield device
         return
@@ -53,7 +53,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     _end_with_parent()
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if rank() > 0:
-        logging.getLogger().setLevel(logging.ERROR)  # process 0 says the same
+        logging.getLogger().setLevel(logging.ERROR)  # process 0 logs the same
     try:
         yield device
     finally:
@@ -61,7 +61,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def _end_with_parent() -> None:
-    """End this process soon after torchrun, which may be killed before it can do so."""
+    """End this process soon after torchrun, which may be killed before it can end us."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -73,7 +73,7 @@ def _end_with_parent() -> None:
 
 
 class _AllMean(torch.autograd.Function):
-    """Mean over processes; so is its gradient, for the sum of all processes' losses."""
+    """Mean over processes; its gradient, for the sum of all losses, is such a mean too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def _mean(x: Tensor) -> Tensor:
 def all_mean(x: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, differentiable.
 
-    If every process computes the same loss from such means, the mean over processes of its
-    gradients (`average_gradients`) is the gradient of that loss on the global batch.
+    If every process computes the same loss from such means, the mean of their gradients
+    (`average_gradients`) is the gradient of that loss on the global batch.
     """
     return x if world_size() == 1 else _AllMean.apply(x)
 
@@ -102,7 +102,7 @@ def all_mean(x: Tensor) -> Tensor:
 def global_moments(
     mean: Float[Tensor, "*shape"], variance: Float[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Return mean and population variance over equal shares from those of this process's share."""
+    """Return mean and population variance over all shares, given those of this process's."""
     if world_size() == 1:
         return mean, variance
     overall = all_mean(mean)
@@ -124,15 +124,15 @@ def any_process(flag: bool) -> bool:
     """Return whether the flag is set in any process; all processes must call this together."""
     if world_size() == 1:
         return flag
-    found = torch.tensor(float(flag))
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found)
+    any_flag = torch.tensor(float(flag))
+    distributed.all_reduce(any_flag, distributed.ReduceOp.MAX)
+    return bool(any_flag)
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the value of every process, in the order of their ranks."""
-    values = [None] * world_size()
+    """Return the values of all processes by rank; all processes must call this together."""
     if world_size() == 1:
         return [value]
+    values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values

@@ -1,4 +1,4 @@
-"""The Barlow Twins objective (paper equations 1 and 2), and BYOL's beside it; in float32."""
+"""The objective of Barlow Twins (paper equations 1 and 2), and that of BYOL, in float32."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ EPSILON = 1e-5  # added to the variance of each dimension, as batch normalizatio
 
 
 class BarlowTwinsLoss(NamedTuple):
-    """The two weighted terms of equation 1; the objective is their sum. BYOL has the first only."""
+    """The two weighted terms of equation 1, whose sum is the objective. BYOL has only the first."""
 
     invariance: Float[Tensor, ""]  # alpha * sum_i (C_ii - 1)^2
     redundancy: Float[Tensor, ""]  # lambda * sum_{i != j} C_ij^2, or (C_ij + 1)^2 with hsic
@@ -26,11 +26,11 @@ def cross_correlation(
     """Return the cross-correlation matrix C of two batches of embeddings (equation 2).
 
     Each dimension is standardized over the batch; C_ij is the mean over the batch of z_i z'_j. The
-    paper writes a sum; only the mean has the range [-1, 1] that equation 1 needs. Where several
-    processes train, the batch is that of all.
+    paper writes a sum; only the mean has the range [-1, 1] that equation 1 needs. With several
+    processes, the batch is that of all.
 
     Raises:
-        ValueError: fewer than two items, so that a batch has no variance.
+        ValueError: fewer than two items, which have no variance.
     """
     if len(z) < 2:
         raise ValueError(f"Cross-correlation needs a batch of at least 2, got {len(z)}.")
@@ -79,10 +79,10 @@ def objective(
 
 
 def noise_floor(params: LossParams, dim: int, batch_size: int) -> float:
-    """Redundancy term that independent embeddings have by chance: lambda D (D - 1) / B.
+    """Return the redundancy term of independent embeddings: lambda D (D - 1) / B.
 
-    With `hsic` it is lambda D (D - 1) (1 + 1 / B). Losses can only be compared at equal dimension
-    and batch size. BYOL has no such term.
+    With `hsic` it is lambda D (D - 1) (1 + 1 / B). Only losses of equal dimension and batch size
+    are comparable. BYOL has no such term.
     """
     if params.objective == "byol":
         return 0.0

@@ -1,4 +1,4 @@
-"""View masking: the encoder sees only a random part of view 1's patches (paper section C.3)."""
+"""View masking: the encoder sees a random part of view 1's patches (paper section C.3)."""
 
 import math
 
@@ -12,8 +12,8 @@ from pipeline.encoders.params import MIN_RANDOM_MASK, ViTParams, visible_patches
 def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor, "2"]) -> float:
     """Return the share of patches to hide in a step, `epoch` epochs after the start.
 
-    `draw` holds two uniform numbers from [0, 1) on the CPU, drawn for each step, which only the
-    schedule `random` uses: whether to mask, and how much.
+    `draw` holds two uniform numbers from [0, 1), on the CPU, new for each step. The schedule
+    `random` uses them: whether to mask, and how much.
     """
     if params.mask_schedule == "fixed" or params.mask_ratio == 0:
         return params.mask_ratio

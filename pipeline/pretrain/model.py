@@ -1,4 +1,4 @@
-"""The model that is pre-trained: encoder, projector and, where the objective has one, predictor."""
+"""The model to pre-train: encoder, projector and, for some objectives, predictor."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Settings:
 
 
 class BarlowTwins(nn.Module):
-    """Encoder and projector, applied to each view separately, so that batch norm sees one view.
+    """Encoder and projector, applied to each view by itself, so that batch norm sees one view.
 
     The predictor maps the embedding of one view to that of the other.
     """
@@ -44,7 +44,7 @@ class BarlowTwins(nn.Module):
         view_2: Float[Tensor, "B F T"],
         visible: Int[Tensor, "B K"] | None = None,
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """Return the embeddings z of both views; `visible` holds the patches seen of view 1."""
+        """Return the embeddings z of both views; `visible` holds the patches to see of view 1."""
         masked = () if visible is None else (visible,)
         y_1, y_2 = self.encoder(view_1[:, None], *masked), self.encoder(view_2[:, None])
         return self.projector(y_1), self.projector(y_2)

@@ -11,8 +11,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from pipeline.encoders.params import OptimizerParams
 from pipeline.pretrain.params import PretrainParams
 
-REFERENCE_BATCH = 128  # batch size that the learning rates are given for
-FINAL_FACTOR = 0.001  # where the cosine ends
+REFERENCE_BATCH = 128  # batch size to which the learning rates refer
+FINAL_FACTOR = 0.001  # at the end of the cosine
 
 
 class Lars(Optimizer):
@@ -22,7 +22,7 @@ class Lars(Optimizer):
     trust_coefficient * |w| / |g + weight_decay * w|, which is 1 where a norm is 0.
     """
 
-    update: Callable[..., None]  # `lars_update`, which a GPU compiles
+    update: Callable[..., None]  # `lars_update`, compiled on a GPU
 
     def __init__(self, groups: Iterable[dict[str, Any]], params: OptimizerParams) -> None:
         defaults = {
@@ -75,7 +75,7 @@ def lars_update(
     weight_decay: float,
     trust_coefficient: float | None,
 ) -> None:
-    """Update weights and momentum in place, with the trust ratio if it has a coefficient."""
+    """Update weights and momentum in place; without a coefficient, there is no trust ratio."""
     for weight, grad, buffer in zip(weights, grads, buffers, strict=True):
         if trust_coefficient is not None:
             grad = grad + weight_decay * weight
@@ -86,10 +86,10 @@ def lars_update(
 
 
 def build_optimizer(model: nn.Module, params: OptimizerParams) -> Optimizer:
-    """Return the optimizer with its two groups: matrices, and vectors (biases, norms).
+    """Return the optimizer with two groups: matrices, and vectors (biases, norms).
 
     Only matrices, which include the CLS token and learned positions, have weight decay. Learning
-    rates are tensors on the model's device, so that a captured step can be given others.
+    rates are tensors on the model's device, so that they can change in a captured step.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     matrices: dict[str, Any] = {"params": [p for p in weights if p.ndim > 1]}
@@ -109,7 +109,7 @@ def build_optimizer(model: nn.Module, params: OptimizerParams) -> Optimizer:
 def _torch_optimizer(
     groups: list[dict[str, Any]], params: OptimizerParams, on_gpu: bool
 ) -> Optimizer:
-    """AdamW with decoupled weight decay; Adam and SGD with decay as part of the gradient."""
+    """Return AdamW with decoupled weight decay, or Adam or SGD with decay in the gradient."""
     decay = params.weight_decay
     if params.name == "sgd":
         return SGD(groups, params.lr, params.momentum, weight_decay=decay, fused=on_gpu)
@@ -119,7 +119,7 @@ def _torch_optimizer(
 
 
 def lr_factor(step: int, steps_per_epoch: int, params: PretrainParams) -> float:
-    """Multiplier of every learning rate at a step: linear warm-up, then cosine or constant.
+    """Return every learning rate's multiplier at a step: linear warm-up, then cosine or constant.
 
     It includes the scaling by batch_size / 128. The first step of a warm-up has rate 0.
     """

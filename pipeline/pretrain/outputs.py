@@ -1,6 +1,6 @@
 """The outputs of a run: encoders, curves and pictures, written by the first process.
 
-`pretrain` is what every process calls, in the same order, since some of it communicates.
+Every process calls `pretrain`, so that they all take part in what communicates.
 """
 
 import copy
@@ -42,17 +42,17 @@ class Writer:
         checkpoint.save(frozen_encoder(trainer), self.random)
 
     def observe(self, trainer: Trainer) -> None:
-        """Write the curves so far, and a snapshot of the encoder where one is due."""
+        """Write the curves so far, and a snapshot of the encoder if one is due."""
         trainer.fetch()
         try:
             self.live.mkdir(parents=True, exist_ok=True)
             write_curves(trainer, self.live)
             trainer.throughput.table().to_csv(self.live / "throughput.csv", index=False)
-        except OSError as error:  # nothing depends on them
+        except OSError as error:  # the run does not depend on them
             logger.warning("the curves so far could not be written: %s", error)
-        epoch, begun = divmod(trainer.step, trainer.steps_per_epoch)
+        epoch, steps_into_next = divmod(trainer.step, trainer.steps_per_epoch)
         every = trainer.settings.pretrain.snapshot_epochs
-        if every and not begun and epoch % every == 0:
+        if every and not steps_into_next and epoch % every == 0:
             folder = snapshot_folder(self.work, epoch)
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(frozen_encoder(trainer), folder)
@@ -60,7 +60,7 @@ class Writer:
     def write_final(
         self, trainer: Trainer, correlations: dict[str, Tensor], examples: tuple[Tensor, ...]
     ) -> None:
-        """Write the encoder after the last update, and all that the report draws."""
+        """Write the encoder after the last update, and the data of the report's figures."""
         checkpoint.save(frozen_encoder(trainer), self.pretrained)
         write_curves(trainer, self.pretrained)
         trainer.throughput.table().to_csv(self.throughput, index=False)
@@ -76,7 +76,7 @@ class Writer:
 
 
 class NoWriter:
-    """Stands for `Writer` in all processes but the first."""
+    """Replaces `Writer` in all processes but the first."""
 
     def write_initial(self, trainer: Trainer) -> None:
         """Do nothing."""
@@ -91,7 +91,7 @@ class NoWriter:
 
 
 def pretrain(trainer: Trainer, states: TrainingStates, writer: Writer | NoWriter) -> None:
-    """Train, or continue from the last state, and write all outputs."""
+    """Train from the last state, if there is one, and write all outputs."""
     writer.write_initial(trainer)
     before = diagnostics.correlation(trainer.updater)
     resume(trainer, states)
@@ -125,7 +125,7 @@ def resume(trainer: Trainer, states: TrainingStates) -> None:
 
 
 def frozen_encoder(trainer: Trainer) -> Checkpoint:
-    """Return the encoder as it is now, with all that is needed to use it."""
+    """Return a copy of the current encoder, with all that is needed to use it."""
     settings, features = trainer.settings, trainer.features
     return Checkpoint(
         encoder=copy.deepcopy(trainer.model.encoder),
@@ -146,7 +146,7 @@ def write_curves(trainer: Trainer, folder: Path) -> None:
 
 
 def data_identity(features: Path, excluded: Path) -> list[str]:
-    """Return what tells the training data from others: sizes, statistics, clips left out."""
+    """Return what identifies the training data: sizes, statistics, clips left out."""
     paths = features / "manifest.json", features / "stats.json", excluded
     return [path.read_text() for path in paths]
 

@@ -87,7 +87,7 @@ class PretrainParams(Section):
     @classmethod
     def _several_or_none(cls, clips: int) -> int:
         if clips == 1:
-            raise ValueError("one clip has no rank. Take 0, which measures none, or 2 or more.")
+            raise ValueError("one clip has no rank. Set it to 0 to measure none, or to 2 or more.")
         return clips
 
     @model_validator(mode="after")

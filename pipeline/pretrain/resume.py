@@ -1,6 +1,6 @@
 """Resuming after an interruption: training states on disk, and a stop between two steps.
 
-    <folder>/step-<number, nine digits>.pt      written aside, then renamed; the last few stay
+    <folder>/step-<number, nine digits>.pt      written as .new, then renamed; the last few stay
 
 A file holds tensors, numbers and text only; reading it runs no code.
 """
@@ -24,7 +24,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (BadZipFile, pickle.UnpicklingError)
-FORGOTTEN_DAYS = 30  # after which the states of another run are removed
+FORGOTTEN_DAYS = 30  # after which another run's states are removed
 
 
 class TrainingStates:
@@ -44,7 +44,7 @@ class TrainingStates:
         return time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state of a run after `step` steps and remove the oldest.
+        """Write the state of a run after `step` steps; remove the oldest.
 
         A full disk does not end the run: it is logged, and earlier states stay.
         """
@@ -70,15 +70,12 @@ class TrainingStates:
         self._saved = time.monotonic()
 
     def newest(self) -> dict[str, Any] | None:
-        """Return the latest state that can be read, on the CPU; None if there is none.
-
-        Damaged states are renamed.
-        """
+        """Return the latest readable state, on the CPU, or None; rename damaged ones."""
         for path in reversed(self._paths()):
             try:
                 return _load(path)
             except (OSError, RuntimeError, EOFError, ValueError, *UNREADABLE) as error:
-                logger.warning("%s is damaged and left out: %s", path, error)
+                logger.warning("%s is damaged, so it is skipped: %s", path, error)
                 path.rename(path.with_suffix(".damaged"))
         return None
 
@@ -88,14 +85,14 @@ class TrainingStates:
 
 def _load(path: Path) -> dict[str, Any]:
     with ZipFile(path) as file:
-        if damaged := file.testzip():  # torch does not look at the checksums
+        if damaged := file.testzip():  # torch does not verify checksums
             raise ValueError(f"the checksum of {damaged} is wrong")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 
 def remove_forgotten(own: Path) -> None:
-    """Remove the states of other runs that nobody has continued for a month."""
+    """Remove the states of other runs that have not been continued for a month."""
     limit = time.time() - 24 * 3600 * FORGOTTEN_DAYS
     for run in {path.parent for path in own.parent.glob("*/step-*.pt")} - {own}:
         if max(path.stat().st_mtime for path in run.iterdir()) < limit:
@@ -107,7 +104,7 @@ def remove_forgotten(own: Path) -> None:
 def stop_after_step() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether SIGINT or SIGTERM has been received.
 
-    The first signal only sets the flag, so that a step is never cut in two; a second interrupts.
+    The first signal only sets the flag, so that a step is never interrupted; the second interrupts.
     """
     requested = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What explains a run: terms of the loss, norms, effective ranks, speed."""
+"""Curves that explain a run: terms of the loss, norms, effective ranks, speed."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.pretrain.loss import noise_floor
 from pipeline.pretrain.params import LossParams
 
-CONSTANT = 1e-5  # standard deviation, relative to the largest, under which a dimension is dead
+CONSTANT = 1e-5  # a dimension is dead up to this deviation, relative to the largest one
 TERMS = ("invariance", "redundancy")
 NORMS = ("encoder_grad_norm", "projector_grad_norm", "encoder_weight_norm", "projector_weight_norm")
 
@@ -28,14 +28,14 @@ def effective_rank(x: Float[Tensor, "N D"]) -> float:
 
 
 def dead_dimensions(x: Float[Tensor, "N D"]) -> int:
-    """Return the number of dimensions that have the same value for all N items."""
+    """Return the number of dimensions with the same value for all N items."""
     spread = x.float().std(dim=0)
     return int((spread <= CONSTANT * spread.max()).sum())
 
 
 @torch.no_grad()
 def norms(encoder: nn.Module, projector: nn.Module) -> Float[Tensor, "4"]:
-    """Return the norms of both modules' gradients, then of their weights (`NORMS`)."""
+    """Return the norms of both modules' gradients, then of their weights, as in NORMS."""
     weights = [[p for p in m.parameters() if p.grad is not None] for m in (encoder, projector)]
     grads = [[p.grad for p in group if p.grad is not None] for group in weights]
     return torch.stack([_norm(group) for group in grads] + [_norm([*group]) for group in weights])
@@ -46,9 +46,9 @@ def _norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
 
 
 class History:
-    """Curves of a run: one row for each logged step, and one for each epoch.
+    """Curves of a run: a row for each logged step, and one for each epoch.
 
-    Rows stay on the device until they are fetched, so that no step waits.
+    Values stay on the device until they are fetched, so that no step waits for them.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class History:
         self._pending: list[tuple[dict[str, float], Tensor]] = []
 
     def __len__(self) -> int:
-        """Return the number of rows that have not been fetched."""
+        """Return the number of rows not fetched yet."""
         return len(self._pending)
 
     def log(self, row: dict[str, float], values: Float[Tensor, "6"]) -> None:
-        """Add a step: what the host knows, and TERMS and NORMS as a tensor on the device."""
+        """Add a step: values known to the host, and TERMS and NORMS as a tensor on the device."""
         self._pending.append((row, values))
 
     def fetch(self) -> None:
@@ -83,7 +83,7 @@ class History:
                 raise FloatingPointError(f"The loss is {row['loss']} since step {row['step']:.0f}")
 
     def table(self, params: LossParams, dim: int, batch_size: int) -> pd.DataFrame:
-        """Return the steps, with the redundancy term expected by chance (`noise_floor`)."""
+        """Return the steps, with the redundancy term to expect by chance (`noise_floor`)."""
         self.fetch()
         table = pd.DataFrame(self.steps)
         floor = noise_floor(params, dim, batch_size)
@@ -96,19 +96,19 @@ class History:
         return {"steps": self.steps, "epochs": self.epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over all rows of a state."""
+        """Restore the rows of a state."""
         self.steps, self.epochs = list(state["steps"]), list(state["epochs"])
 
 
 class Throughput:
-    """Samples per second and the share of time spent waiting for data, between two marks."""
+    """Samples per second, and the share of time spent on waiting for data, between marks."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._mark: tuple[int, float, float] | None = None
 
     def mark(self, step: int, batch_size: int, waited_s: float) -> None:
-        """Record the time of a step that the device is known to have finished."""
+        """Mark the time; the device must have finished `step` steps."""
         now = time.perf_counter()
         if self._mark is not None and step > self._mark[0] and now > self._mark[1]:
             first, began, waited_before = self._mark
@@ -123,5 +123,5 @@ class Throughput:
         self._mark = (step, now, waited_s)
 
     def table(self) -> pd.DataFrame:
-        """Return one row for each pair of marks."""
+        """Return a row for each pair of successive marks."""
         return pd.DataFrame(self.rows, columns=["step", "samples_per_s", "wait_share"])

@@ -1,16 +1,16 @@
 """AudioNTT without its two largest tensors.
 
-First block. Its input has one channel, so that its convolution is linear in the 9 values of a 3x3
-patch: batch statistics follow exactly from the patches' means and covariances, batch norm folds
-into the convolution's weights, and convolution, ReLU and pooling are one kernel that reads the
-spectrogram and writes the pooled channels.
+First block. Its input has one channel, so its convolution is linear in the 9 values of a 3x3 patch:
+batch statistics follow exactly from the patches' mean and covariance, batch norm folds into the
+convolution's weights, and convolution, ReLU and pooling are one kernel that reads the spectrogram
+and writes the pooled channels.
 
-Second block. Batch norm scales each channel alike, so the largest of 2x2 values stays the largest
-(the smallest does where the scale is negative): pooling comes first, in the kernel that computes
-the statistics, and normalization and ReLU act on a quarter of the values.
+Second block. Batch norm scales all values of a channel alike, so the largest of 2x2 values stays
+the largest (with a negative scale, the smallest becomes it): pooling comes first, in the kernel
+that computes the statistics, and normalization and ReLU act on a quarter of the values.
 
-The convolutions' biases are cancelled by batch norm: left out, they get no gradient, which is the
-exact one. On a GPU the three operations below are Triton kernels
+Batch norm cancels the convolutions' biases. They are left out and get no gradient; the exact one is
+zero. On a GPU the three operations below are Triton kernels
 (`pipeline.pretrain.fused.audiontt_kernels`); the expressions here define them.
 """
 
@@ -29,20 +29,20 @@ if torch.cuda.is_available():
 
 TAPS = 9  # of a 3x3 convolution with one input channel
 ROWS = 16  # of a folded kernel: the taps, the shift, zeros
-BLOCK = 64  # a view's pooled positions are a multiple of it, so that no kernel masks them
+BLOCK = 64  # divides a view's pooled positions, so that no kernel has to mask them
 
 
 def suits(encoder: AudioNTT, x: Float[Tensor, "V F T"]) -> bool:
-    """Tell whether the kernels cover these sizes."""
+    """Return whether the kernels cover these sizes."""
     second: Any = encoder.conv[1]
     channels, (items, mels, frames) = second[0].out_channels, x.shape
     pooled = items // VIEWS * (mels // 4) * (frames // 4)
-    whole = mels % 4 == 0 and frames % 4 == 0 and pooled % BLOCK == 0
-    return whole and channels in (16, 32, 64, 128) and VIEWS * pooled * 4 * channels < 2**31
+    divisible = mels % 4 == 0 and frames % 4 == 0 and pooled % BLOCK == 0
+    return divisible and channels in (16, 32, 64, 128) and VIEWS * pooled * 4 * channels < 2**31
 
 
 def encode(encoder: AudioNTT, x: Float[Tensor, "V F T"]) -> Float[Tensor, "V D"]:
-    """Return the representations of two concatenated views, as `encoder` in training mode."""
+    """Return the representations of concatenated views, as `encoder` in training mode would."""
     first, second = encoder.conv.children()
     h = _second_block(second, _first_block(first, x))
     return encoder.encode(h.permute(0, 3, 1, 2))
@@ -92,7 +92,7 @@ def conv_relu_pool(
 ) -> Float[Tensor, "V F2 T2 C"]:
     """Return max_pool(relu(conv(x))), 3x3 and 2x2, for each view with its own kernel and shift.
 
-    There is a gradient for the kernel only.
+    Only the kernel has a gradient.
     """
     if x.is_cuda:
         return kernels.conv_relu_pool(x, kernel, _compute_dtype(x))

@@ -1,9 +1,9 @@
 """Triton kernels of `pipeline.pretrain.fused.audiontt`, which defines what they compute.
 
 Layouts: x [V, F, T], pooled [V, F/2, T/2, C], both contiguous; a view is one half of the items. A
-program works on all channels of some pooled places of one view; a view has a multiple of 64 of them
-(`audiontt.suits`), so that the only masks are those of a spectrogram's edges. Sums are made in two
-steps of fixed order: results repeat to the bit.
+program covers all channels of some pooled places of one view; a view has a multiple of 64 of them
+(`audiontt.suits`), so that only the edges of a spectrogram need masks. Sums take two steps of fixed
+order, so results are reproducible to the bit.
 """
 
 from typing import Any, no_type_check
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.library import custom_op
 
 VIEWS = 2
-ROWS = 16  # of a kernel: 9 taps, the shift, zeros; the least that tl.dot takes
+ROWS = 16  # of a kernel: 9 taps, the shift, zeros; the fewest that tl.dot takes
 BLOCK, GRAD_BLOCK = 64, 16  # places at a time
 PROGRAMS = 528  # per view, of a kernel that sums over all places: 4 per multiprocessor
-POOL_BLOCK, POOL_STEPS = 16, 4  # places at a time, and times, in the kernel that pools
+POOL_BLOCK, POOL_STEPS = 16, 4  # places per step, and steps, of the pooling kernel
 GRAM_BLOCK = 2048  # positions per program
 
 
 @triton.jit
 @no_type_check
 def _tap(x, tap, item, row, column, height, width, inside):
-    """Value of each position's 3x3 patch at a tap; zero outside the spectrogram."""
+    """Return each position's value at a tap of its 3x3 patch; zero outside the spectrogram."""
     r, c = row + tap // 3 - 1, column + tap % 3 - 1
     inside = inside & (r >= 0) & (r < height) & (c >= 0) & (c < width)
     return tl.load(x + (item * height + r) * width + c, mask=inside, other=0.0)
@@ -34,7 +34,7 @@ def _tap(x, tap, item, row, column, height, width, inside):
 @triton.jit
 @no_type_check
 def _corner_patch(x, place, corner, height, width, dtype):
-    """[places, 16]: taps around one of the 4 positions that are pooled into each place."""
+    """Return [places, 16]: taps around one of the 4 positions pooled into each place."""
     pooled_width = width // 2
     pooled = height // 2 * pooled_width
     row = place % pooled // pooled_width * 2 + corner // 2
@@ -46,7 +46,7 @@ def _corner_patch(x, place, corner, height, width, dtype):
 @triton.jit
 @no_type_check
 def _load_kernel(kernel, view, C: tl.constexpr, dtype):
-    """Taps [16, C], the rest of whose rows meets zeros, and shift [1, C] of a view's kernel."""
+    """Return taps [16, C], whose rows from 9 on meet zeros, and shift [1, C] of a view's kernel."""
     row, channel = tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
     taps = tl.load(kernel + (view * 16 + row) * C + channel)
     return taps.to(dtype), tl.load(kernel + (view * 16 + 9) * C + channel)
@@ -118,7 +118,9 @@ def _conv_grad_kernel(
             for corner in tl.static_range(4):
                 patch = _corner_patch(x, place, corner, height, width, dtype)
                 value = tl.dot(patch, taps, input_precision="tf32x3")
-                at = tl.where(value > best, corner, at)  # the first of equal values gets it all
+                at = tl.where(
+                    value > best, corner, at
+                )  # of equal values, the first takes the gradient
                 best = tl.maximum(best, value)
             g = tl.where(best + shift > 0, g, 0.0)
             shift_grad += g.to(tl.float32)
@@ -134,7 +136,7 @@ def _conv_grad_kernel(
 @triton.jit
 @no_type_check
 def _load_corner(x, place, corner, width, channel, C: tl.constexpr):
-    """Values at one of the 4 positions that are pooled into each place, and where they are."""
+    """Return values at one of the 4 positions pooled into each place, and their offsets."""
     pooled_width = width // 2
     row = place // pooled_width * 2 + corner // 2  # of all items together: heights are even
     column = place % pooled_width * 2 + corner % 2
@@ -160,7 +162,7 @@ def _pool_kernel(
     up = tl.where(tl.load(sign + channel) < 0, -1.0, 1.0)
     first = view * places + program * STEPS * BLOCK
     near, _ = _load_corner(x, first + tl.zeros([1], tl.int32), 0, width, channel, C)
-    sums = tl.zeros([BLOCK, C], tl.float32)  # of distances from a value that is near the mean
+    sums = tl.zeros([BLOCK, C], tl.float32)  # of distances from a value near the mean
     squares = tl.zeros([BLOCK, C], tl.float32)
     for step in tl.static_range(STEPS):
         place = first + step * BLOCK + tl.arange(0, BLOCK)
@@ -198,7 +200,7 @@ def _pool_grad_kernel(
     best = tl.maximum(tl.maximum(a * up, b * up), tl.maximum(c * up, d * up)) * up
     g = tl.load(grad + place[:, None] * C + channel).to(tl.float32)
     tl.store(out + at_a, offset + slope * a + tl.where(a == best, g, 0.0))
-    g = tl.where(a == best, 0.0, g)  # the first of equal values gets it all
+    g = tl.where(a == best, 0.0, g)  # of equal values, the first takes the gradient
     tl.store(out + at_b, offset + slope * b + tl.where(b == best, g, 0.0))
     g = tl.where(b == best, 0.0, g)
     tl.store(out + at_c, offset + slope * c + tl.where(c == best, g, 0.0))
@@ -305,7 +307,7 @@ def _(x: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @custom_op("abt::pool_with_statistics_grad", mutates_args=())
 def _pool_with_statistics_grad(x: Tensor, sign: Tensor, grad: Tensor, affine: Tensor) -> Tensor:
-    """Return affine[:, 0] + affine[:, 1] * x, and `grad` added where the extremes are."""
+    """Return affine[:, 0] + affine[:, 1] * x, plus `grad` at the extremes."""
     items, height, width, channels = x.shape
     places = items // VIEWS * (height // 2) * (width // 2)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

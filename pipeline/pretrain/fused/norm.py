@@ -1,4 +1,4 @@
-"""Batch normalization of views that are concatenated along the batch, each by itself."""
+"""Batch normalization of concatenated views, each by itself."""
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ VIEWS = 2
 def batch_norm(
     norm: BatchNorm, x: Float[Tensor, "V C *rest"], n_views: int = VIEWS
 ) -> Float[Tensor, "V C *rest"]:
-    """Return what `norm` in training mode makes of each view, computed in float32 or better."""
+    """Return each view normalized as by `norm` in training mode, in float32 or better."""
     views = x.unflatten(0, (n_views, -1)).to(torch.promote_types(x.dtype, torch.float32))
     over = [1, *range(3, views.ndim)]
     variance, mean = torch.var_mean(views, over, correction=0)
@@ -32,9 +32,9 @@ def fold(
 ) -> tuple[Float[Tensor, "views C"], Float[Tensor, "views C"]]:
     """Return the scale and shift that normalize each view, and update the running statistics.
 
-    `variance` is that of the population of `count` values in this process; statistics are those of
-    all processes. `bias` is one that was left out before
-    the normalization, which cancels it: only the running mean knows of it.
+    `variance` is the population variance of `count` values in this process; the statistics returned
+    and tracked are those of all processes. `bias` was left out before the normalization, which
+    cancels it; only the running mean includes it.
     """
     mean, variance = global_moments(mean, variance)
     count *= world_size()
@@ -45,7 +45,7 @@ def fold(
 
 @torch.no_grad()
 def _track(norm: BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Update the running statistics as one forward pass per view does, in their order."""
+    """Update the running statistics as a forward pass for each view in order would."""
     momentum = norm.momentum or 0.0
     for view in range(len(mean)):
         norm.running_mean.lerp_(mean[view], momentum)  # type: ignore[union-attr]

@@ -2,8 +2,8 @@
 
 The modules of `pipeline.encoders.build` and `pipeline.pretrain.projector` are the definition; the
 functions here use their weights. All layers take the views concatenated, [view 1; view 2] along the
-batch, except batch norm, which sees each view by itself. A GPU trains this way; a CPU can, which is
-how the tests compare the two.
+batch; only batch norm treats each view by itself. Training on a GPU takes this path; on a CPU,
+tests compare it with the definition.
 """
 
 import torch
@@ -26,7 +26,7 @@ def embed_views(
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
     """Return the embeddings z of both views, as the model in training mode would.
 
-    `visible` holds the patches of view 1 that a ViT sees, None for all.
+    `visible` holds the patches of view 1 that a ViT sees; None: all.
     """
     x = torch.cat([view_1, view_2])
     z_1, z_2 = layers(projector, _encode(encoder, x, visible)).chunk(VIEWS)
@@ -44,7 +44,7 @@ def _encode(
 
 
 def layers(network: nn.Module, x: Tensor, n_views: int = VIEWS) -> Tensor:
-    """Apply a network of plain layers to concatenated views, flattening nested sequences."""
+    """Apply a network of plain layers, nested or not, to concatenated views."""
     if isinstance(network, nn.Sequential):
         for layer in network:
             x = layers(layer, x, n_views)
@@ -59,7 +59,7 @@ def layers(network: nn.Module, x: Tensor, n_views: int = VIEWS) -> Tensor:
 def _convolve_one_channel(
     conv: nn.Conv2d, x: Float[Tensor, "V 1 F T"]
 ) -> Float[Tensor, "V C F_out T_out"]:
-    """Convolve as one matrix product, which is faster where a patch has few values."""
+    """Convolve by one matrix product, which is faster for patches of few values."""
     top, left = int(conv.padding[0]), int(conv.padding[1])
     down, right = conv.stride
     padded = functional.pad(x[:, 0], (left, left, top, top))

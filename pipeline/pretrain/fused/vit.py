@@ -2,9 +2,9 @@
 
 A residual addition and the normalization that follows it are one operation; attention reads
 queries, keys and values as the matrix product leaves them; both, and GELU, add the bias of the
-product before them, so that its gradient is a by-product of theirs. Where CLS represents the input,
-nothing reads the other tokens after the last attention, and they end there. On a GPU the three
-operations below are Triton kernels (`vit_kernels`); the expressions here define them.
+product before them, so that its gradient is a by-product of theirs. If CLS represents the input,
+the other tokens are dropped after the last attention. On a GPU the three operations below are
+Triton kernels (`vit_kernels`); the expressions here define them.
 """
 
 from itertools import zip_longest
@@ -26,9 +26,9 @@ MAX_TOKENS = 128  # of the attention kernel, which holds a head's whole matrix
 def encode(
     encoder: ViT, grid: Float[Tensor, "V D F_p T_p"], visible: Int[Tensor, "B K"] | None = None
 ) -> Float[Tensor, "V D"]:
-    """Return what `encoder.encode` makes of both views; `visible` masks the first, of B items.
+    """Return `encoder.encode` of both views; `visible` masks the first, of B items.
 
-    A masked view has fewer tokens than the other, so they then pass the blocks one by one.
+    A masked view has fewer tokens than the other; they then pass the blocks separately.
     """
     if visible is None:
         return _pass_blocks(encoder, encoder.tokens(grid))
@@ -61,7 +61,7 @@ def attend(
     v_bias: Float[Tensor, " D"],
     heads: int,
 ) -> Float[Tensor, "V N D"]:
-    """Return multi-head attention of queries, keys and values that lack their biases."""
+    """Return multi-head attention of queries, keys and values without their biases."""
     if qkv.is_cuda and qkv.shape[1] <= MAX_TOKENS:
         return kernels.attend(qkv, q_bias, v_bias, heads)
     qkv = qkv + torch.cat([q_bias, torch.zeros_like(q_bias), v_bias]).to(qkv.dtype)

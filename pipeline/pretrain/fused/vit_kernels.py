@@ -1,7 +1,7 @@
 """Triton kernels of `pipeline.pretrain.fused.vit`, which defines what they compute.
 
-All tensors are contiguous; arithmetic is in float32, products of matrices take the tensors' own
-precision. Gradients of biases and norms are sums over rows, made in two steps of fixed order.
+All tensors are contiguous; arithmetic is in float32, matrix products in the tensors' own precision.
+Gradients of biases and norms are sums over rows, in two steps of fixed order.
 """
 
 import math
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 LOG2_E = math.log2(math.e)
-PROGRAMS = 528  # of the normalization's gradient, which sums over rows: 4 per multiprocessor
-NORM_ROWS, NORM_WARPS = 1, 4  # rows at a time there
-GELU_ROWS, GELU_COLUMNS = 8, 128  # tile of the kernels of GELU
-GELU_PROGRAMS = 176  # per tile's columns, of GELU's gradient, which sums over rows
+PROGRAMS = 528  # of the normalization's gradient, a sum over rows: 4 per multiprocessor
+NORM_ROWS, NORM_WARPS = 1, 4  # of the same kernel, per step
+GELU_ROWS, GELU_COLUMNS = 8, 128  # tile of the GELU kernels
+GELU_PROGRAMS = 176  # per column of tiles, of GELU's gradient, a sum over rows
 
 
 @triton.jit
@@ -25,7 +25,7 @@ GELU_PROGRAMS = 176  # per tile's columns, of GELU's gradient, which sums over r
 def _attention_tiles(
     qkv, q_bias, v_bias, tokens, scale, H: tl.constexpr, D: tl.constexpr, N: tl.constexpr
 ):
-    """Queries, keys, values and probabilities of this program's head, and where queries are."""
+    """Return this program's queries, keys, values, probabilities, offsets and mask of queries."""
     item, head = tl.program_id(0) // H, tl.program_id(0) % H
     n, d = tl.arange(0, N)[:, None], tl.arange(0, D)[None, :]
     inside = n < tokens
@@ -77,7 +77,7 @@ def _attend_grad_kernel(
     grad += item.to(tl.int64) * tokens * (H * D)
     g = tl.load(grad + n * (H * D) + head * D + d, mask=inside, other=0.0)
     out += item.to(tl.int64) * tokens * (3 * H * D)
-    p = tl.where(inside, p, 0.0)  # rows that are no queries
+    p = tl.where(inside, p, 0.0)  # rows beyond the queries
     row = bias_grad + item * (2 * H * D) + head * D + tl.arange(0, D)
     v_grad = tl.dot(tl.trans(p.to(q.dtype)), g, input_precision="tf32x3")
     tl.store(row + H * D, tl.sum(v_grad, 0))
