@@ -1,23 +1,26 @@
 """Two processes on a CPU against one on the same global batch."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from synthetic_training import set_up_stage, trainer
+from synthetic_training import ROOT, set_up_stage, trainer
 
 import stages.pretrain
 from pipeline.core.stage import run
 from pipeline.pretrain import distributed
 from pipeline.pretrain.augment import standardize
+from pipeline.pretrain.loop import Trainer
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
-HERE = Path(__file__).parent
 CASES = {
     "audiontt": {"encoder__dropout": 0.0},
     "vitc": {"encoder": "vitc"},
@@ -26,30 +29,46 @@ CASES = {
 }
 
 
-def run_python(*arguments, cwd=None):
-    """Run Python in a process of its own and return its log."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+def in_two_processes(function, *arguments):
+    """Call a function in two forked processes with torchrun's environment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    children = [fork(rank, port, function, *arguments) for rank in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def fork(rank, port, function, *arguments):
+    """Start the process of a rank, without torchrun's and Python's seconds of imports."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        shared = {"TORCHELASTIC_RUN_ID": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: str(value) for name, value in (own | shared).items()})
+        function(*arguments)
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        os._exit(status)
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Results of both processes for all cases."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_python(*TORCHRUN, HERE / "two_processes.py", folder)
+    in_two_processes(save_results, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def save_results(folder):
+    """Write the results of every case on this process's half of the batch."""
+    with distributed.process_group(torch.device("cpu")):
+        half = slice(8 * distributed.rank(), 8 * distributed.rank() + 8)
+        results = {name: compute(name, half) for name in CASES}
+        results["pre_post_norm"] = standardize(uneven_crops()[half])
+        torch.save(results, folder / f"{distributed.rank()}.pt")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,17 +122,27 @@ def compute(name, own):
     }
 
 
-def test_the_stage_trains_in_two_processes_and_publishes_once(tmp_path):
-    set_up_stage(tmp_path, devices=2)
-    log = run_python("-m", "stages.pretrain", cwd=tmp_path)
-    assert log.count("epoch 2 of 2") == 1
-    assert "39 clips (1 more are left out)" in log
-    history = pd.read_csv(tmp_path / "data/pretrained/history.csv")
+def test_the_stage_trains_in_two_processes_and_publishes_once(repository, monkeypatch):
+    set_up_stage(repository, devices=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.pretrain"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("epoch 2 of 2") == 1
+    assert "39 clips (1 more are left out)" in done.stderr
+    history = pd.read_csv("data/pretrained/history.csv")
     assert history["step"].tolist() == [0, 1, 2, 3]
-    weights = (tmp_path / "data/pretrained/encoder.safetensors").read_bytes()
-    log = run_python(*TORCHRUN, "-m", "stages.pretrain", cwd=tmp_path)
-    assert "continuing from step 4 of 4" in log
-    assert (tmp_path / "data/pretrained/encoder.safetensors").read_bytes() == weights
+    weights = Path("data/pretrained/encoder.safetensors").read_bytes()
+    shutil.rmtree("data/pretrained")
+    monkeypatch.setattr(Trainer, "train_step", None)  # the run is complete: it only resumes
+    in_two_processes(run, "pretrain", stages.pretrain.main)
+    assert Path("data/pretrained/encoder.safetensors").read_bytes() == weights
+    assert pd.read_csv("data/pretrained/history.csv").equals(history)
 
 
 def test_the_stage_refuses_a_batch_that_cannot_be_shared_before_torchrun(
