@@ -1,8 +1,8 @@
-"""What test_fused runs by itself: the compiled bfloat16 step beside plain float32, on a CPU.
+"""Run by test_fused in a process of its own: the compiled bfloat16 step against plain float32.
 
 One line of JSON for each encoder: relative differences of loss and gradient, and the number of
-graphs that the compiler has made. AudioNTT's are compiled to C++ where there is a compiler; the
-others are traced, and run by PyTorch's own kernels, since compiling a transformer takes minutes.
+graphs compiled. AudioNTT's are compiled to C++ if there is a compiler; ViT_C's are only traced, and
+run by PyTorch's own kernels, since compiling a transformer takes minutes.
 """
 
 import json

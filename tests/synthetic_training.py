@@ -1,4 +1,4 @@
-"""Small training runs on sounds made here, for the tests of the trainer."""
+"""Small training runs on synthetic sounds, for the tests of the trainer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ SMALL = {
 
 
 def settings(encoder="audiontt", **changes):
-    """Settings of params.yaml, made small, with changes such as `loss__alpha=0.0`."""
+    """Small settings based on params.yaml, with changes such as `loss__alpha=0.0`."""
     sections = {
         "encoder": getattr(CONFIG.encoders, encoder).model_copy(update=SMALL[encoder]),
         "projector": CONFIG.projector.model_copy(update={"hidden_dim": 128, "out_dim": 32}),

@@ -166,8 +166,8 @@ def test_background_is_never_from_the_clip_itself():
 def test_background_is_drawn_from_all_other_clips_in_the_bank():
     only_mixup = views(rrc=False, rlf=False, mixup_bank=6)
     only_mixup(torch.zeros(6, 64, 96), torch.arange(6))
-    entry, found = only_mixup._draw_background(torch.full((6000,), 2), only_mixup.bank_clip)
-    assert found.all()
+    entry, exists = only_mixup._draw_background(torch.full((6000,), 2), only_mixup.bank_clip)
+    assert exists.all()
     share = torch.bincount(entry, minlength=6) / 6000
     assert share[2] == 0
     assert share[[0, 1, 3, 4, 5]].sub(0.2).abs().max() < 0.03
@@ -225,8 +225,8 @@ def test_views_are_mixup_noise_crop_and_fader_in_this_order(background, noise):
 def test_background_from_the_batch_is_any_crop_of_another_clip():
     only_mixup = views(rrc=False, rlf=False, mixup_background="batch")
     clip = torch.tensor([0, 0, 1, 2]).repeat(1500)
-    entry, found = only_mixup._draw_background(torch.zeros(9000, dtype=torch.long), clip[:4])
-    assert found.all()
+    entry, exists = only_mixup._draw_background(torch.zeros(9000, dtype=torch.long), clip[:4])
+    assert exists.all()
     share = torch.bincount(entry, minlength=4) / 9000
     assert share[:2].sum() == 0 and share[2:].sub(0.5).abs().max() < 0.03
 
@@ -313,5 +313,5 @@ def test_a_bank_of_another_size_is_refused():
 def test_views_have_the_size_of_the_crops(frames):
     maker = Views(PAPER.model_copy(update={"mixup_bank": 4}), 64, frames, generator())
     for step in range(2):
-        made = maker(torch.randn(3, 64, frames), torch.arange(3) + 3 * step)
-        assert all(view.shape == (3, 64, frames) and view.isfinite().all() for view in made)
+        views = maker(torch.randn(3, 64, frames), torch.arange(3) + 3 * step)
+        assert all(view.shape == (3, 64, frames) and view.isfinite().all() for view in views)

@@ -61,6 +61,6 @@ def test_it_trains():
 
 @pytest.mark.parametrize("change", [{"target": "shared"}, {"predictor": False}])
 def test_without_target_or_predictor_it_would_collapse_and_is_refused(change):
-    given = load_config().loss.model_dump() | {"objective": "byol", "target": "ema"}
+    section = load_config().loss.model_dump() | {"objective": "byol", "target": "ema"}
     with pytest.raises(ValueError, match="byol needs target = ema and predictor = true"):
-        LossParams.model_validate(given | {"predictor": True} | change)
+        LossParams.model_validate(section | {"predictor": True} | change)

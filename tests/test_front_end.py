@@ -37,12 +37,12 @@ def test_log_mels_equal_librosa_with_htk_mels_without_area_normalization(log_mel
             y=wave, sr=16000, n_fft=1024, win_length=1024, hop_length=160, n_mels=64, fmin=60,
             fmax=7800, power=2.0, htk=True, norm=None, center=True, pad_mode="reflect",
         )  # fmt: skip
-        found = log_mel(torch.from_numpy(wave)).double().numpy()
-        difference = np.exp(found) - EPSILON - expected
+        actual = log_mel(torch.from_numpy(wave)).double().numpy()
+        difference = np.exp(actual) - EPSILON - expected
         assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(expected), name
         audible = expected > 1e-7 * expected.max()  # the rest is the rounding of float32 FFTs
         np.testing.assert_allclose(
-            found[audible], np.log(expected + EPSILON)[audible], rtol=1e-5, atol=2e-5, err_msg=name
+            actual[audible], np.log(expected + EPSILON)[audible], rtol=1e-5, atol=2e-5, err_msg=name
         )
 
 
@@ -52,8 +52,8 @@ def test_log_mels_equal_torchaudio_for_any_number_of_dimensions(log_mel):
     )
     waves = torch.from_numpy(np.stack([noise(4000, seed) for seed in range(6)])).reshape(2, 3, -1)
     for wave in (waves, waves[0], waves[0, 0]):
-        found = log_mel(wave)
-        torch.testing.assert_close(found, (transform(wave) + EPSILON).log(), rtol=1e-5, atol=1e-5)
+        actual = log_mel(wave)
+        torch.testing.assert_close(actual, (transform(wave) + EPSILON).log(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(160000, 1001), (15200, 96), (16000, 101)])

@@ -108,8 +108,8 @@ def test_a_masked_view_equals_the_plain_modules_and_leaves_the_other_whole(name,
     actual = with_gradients(vit.encode(encoder, grid, visible))
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
     if ratio == 0:
-        whole = with_gradients(vit.encode(encoder, grid))
-        torch.testing.assert_close(actual, whole, rtol=1e-6, atol=1e-7)
+        unmasked = with_gradients(vit.encode(encoder, grid))
+        torch.testing.assert_close(actual, unmasked, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(("channels", "frames"), [(16, 30), (12, 32), (4, 32)])
@@ -269,19 +269,19 @@ def without_type_checks(request):
 
 
 def trainer(name, fast, **changes):
-    made = Trainer(settings(name, **changes), features(), torch.device("cuda"), fast=fast)
+    training = Trainer(settings(name, **changes), features(), torch.device("cuda"), fast=fast)
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(0)
-    made.model.train()
-    return made
+    training.model.train()
+    return training
 
 
-def train(made, steps):
+def train(training, steps):
     order = torch.randperm(1024, generator=Generator().manual_seed(1)).cuda()
     draw = torch.linspace(0, 0.99, 64).cuda()
     for step in range(steps):
-        made.train_step(order.roll(-64 * step)[:64], draw)
-    return made.history_table()["loss"]
+        training.train_step(order.roll(-64 * step)[:64], draw)
+    return training.history_table()["loss"]
 
 
 @pytest.mark.slow
@@ -313,9 +313,11 @@ def test_compiled_bfloat16_agrees_with_plain_float32_on_a_cpu():
 @pytest.mark.usefixtures("without_type_checks")
 def test_compiled_bfloat16_agrees_with_plain_float32(name):
     fast, plain = trainer(name, True), trainer(name, False)
-    losses = [train(made, 1) for made in (fast, plain)]  # at rate 0: the weights stay
+    losses = [train(training, 1) for training in (fast, plain)]  # at rate 0: the weights stay
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.02)
-    grads = [{n: p.grad for n, p in made.model.named_parameters()} for made in (fast, plain)]
+    grads = [
+        {n: p.grad for n, p in training.model.named_parameters()} for training in (fast, plain)
+    ]
     named = [n for n, grad in grads[0].items() if grad is not None]
     flat = [torch.cat([g[n].float().flatten() for n in named]) for g in grads]
     assert relative(*flat) < 0.3  # as of plain modules under autocast
@@ -323,7 +325,7 @@ def test_compiled_bfloat16_agrees_with_plain_float32(name):
         fast.model.named_buffers(), plain.model.buffers(), strict=True
     ):
         assert relative(actual.float(), expected.float()) < 0.01, key
-    curves = [train(made, 50)[1:] for made in (fast, plain)]
+    curves = [train(training, 50)[1:] for training in (fast, plain)]
     for window in (slice(0, 10), slice(20, 30), slice(40, 50)):
         assert curves[0][window].mean() == pytest.approx(curves[1][window].mean(), rel=0.05)
 

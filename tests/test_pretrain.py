@@ -1,4 +1,4 @@
-"""Pre-training on sounds made here: it learns, repeats, and does what the paper says."""
+"""Pre-training on synthetic sounds: it learns, is reproducible, and does what the paper says."""
 
 import math
 

@@ -83,9 +83,9 @@ def test_every_mask_trains(changes, fast):
 
 def uncompiled(run, fast):
     """A trainer of the fast path or not, without the compiler, which would take minutes here."""
-    made = Trainer(run, features(clips=2 * run.pretrain.batch_size), CPU, fast=False)
-    made.updater.fast = made.updater.both_views_at_once = fast
-    return made
+    training = Trainer(run, features(clips=2 * run.pretrain.batch_size), CPU, fast=False)
+    training.updater.fast = training.updater.both_views_at_once = fast
+    return training
 
 
 def views_of(run):
@@ -182,7 +182,7 @@ def test_every_optimizer_lowers_the_loss(name):
     lr = {"lars": 2.0, "adamw": 0.01, "adam": 0.01, "sgd": 0.01}[name]
     run = settings(pretrain__epochs=12, pretrain__warmup_epochs=1.0)
     run = with_optimizer(run, name=name, lr=lr, weight_decay=1e-5)
-    made = uncompiled(run, fast=False)
-    made.run()
-    loss = made.history_table()["loss"]
+    training = uncompiled(run, fast=False)
+    training.run()
+    loss = training.history_table()["loss"]
     assert loss.iloc[-4:].mean() < loss.iloc[:4].mean()
