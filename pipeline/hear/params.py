@@ -8,9 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.core.params import Section, check, classes
 from pipeline.core.stage import Stage
-from pipeline.features.params import LogMelParams
 
-MIN_FRAMES = 4  # that an encoder takes
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # one word in DVC and in a shell
 Model = Literal["pretrained", "random", "mel", "crepe", "wav2vec2", "module"]
 TRAINED: tuple[Model, ...] = ("pretrained", "random")  # made by the stage pretrain
@@ -184,44 +182,6 @@ def check_layers(layers: str, encoder: str) -> None:
             "hear.layers = 'mean' needs layers of one size, which audiontt has not (encoders vitc "
             "and vit have). Set hear.layers to last or concat."
         )
-
-
-def front_end_hops(key: str, milliseconds: float, log_mel: LogMelParams) -> int:
-    """Return a duration of `hear` in hops of the front end.
-
-    A timestamp's window is a slice of the clip's one STFT, so window and hop must be whole.
-
-    Raises:
-        ValueError: the duration is no whole number of hops.
-    """
-    hops = milliseconds * log_mel.sample_rate / 1000 / log_mel.hop_length
-    if hops < 1 or abs(hops - round(hops)) > 1e-6:
-        step = 1000 * log_mel.hop_length / log_mel.sample_rate
-        raise ValueError(
-            f"hear.{key} = {milliseconds} ms is {hops:g} hops of the front end, which must be a "
-            f"whole number from 1 up: take a multiple of {step:g} ms."
-        )
-    return round(hops)
-
-
-def window_hops(window_ms: float, log_mel: LogMelParams) -> int:
-    """Return the length of a timestamp's window in hops of the front end.
-
-    Raises:
-        ValueError: it is no whole number of hops, or too short for an encoder.
-    """
-    hops = front_end_hops("window_ms", window_ms, log_mel)
-    if hops * log_mel.hop_length < min_samples(log_mel):
-        raise ValueError(
-            f"hear.window_ms = {window_ms} ms is shorter than the {min_samples(log_mel)} samples "
-            f"that the encoder needs at {log_mel.sample_rate} Hz. Lengthen it."
-        )
-    return hops
-
-
-def min_samples(log_mel: LogMelParams) -> int:
-    """Return the fewest samples that give an encoder's fewest frames and reflected edges."""
-    return max(log_mel.n_fft // 2 + 1, (MIN_FRAMES - 1) * log_mel.hop_length)
 
 
 class ProbeParams(Section):
