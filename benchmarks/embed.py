@@ -28,9 +28,9 @@ from pipeline.encoders import checkpoint
 from pipeline.encoders.build import build_encoder
 from pipeline.encoders.checkpoint import Checkpoint
 from pipeline.hear import api
-from pipeline.hear.api.inputs import repeatable
+from pipeline.hear.api.inputs import deterministic
 from pipeline.hear.embed.embed import HearModule, embed_files
-from pipeline.hear.tasks.audio import decoded
+from pipeline.hear.tasks.audio import read_clips
 
 REPEATS = 3
 SIZES = {
@@ -76,11 +76,11 @@ def scenes(module: HearModule, folder: Path, options: argparse.Namespace) -> dic
         noise = 0.1 * generator.standard_normal(round(options.clip_s * module.sample_rate))
         soundfile.write(path, noise, module.sample_rate)
     front_end = module.model.front_end
-    waves = torch.from_numpy(np.stack([wave for wave, _ in decoded(paths, 1)])).split(64)
+    waves = torch.from_numpy(np.stack([wave for wave, _ in read_clips(paths, 1)])).split(64)
     best = fastest(
         {
             "scenes": lambda: list(embed_files(paths, module, "scene", options.workers)),
-            "decode": lambda: list(decoded(paths, options.workers)),
+            "decode": lambda: list(read_clips(paths, options.workers)),
             "log_mel": lambda: [front_end.clips(batch) for batch in waves],
         }
     )
@@ -99,7 +99,7 @@ def timestamps(module: HearModule, options: argparse.Namespace) -> dict:
     count = min(options.windows, len(padded))
 
     def one_by_one() -> list[torch.Tensor]:
-        with torch.inference_mode(), repeatable(model):
+        with torch.inference_mode(), deterministic(model):
             windows = (
                 window[None].to(next(model.parameters()).device) for window in padded[:count]
             )

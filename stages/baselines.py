@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
         "module": stage.value("hear.module"),
     }
     params = check(settings, BaselineParams, prefix="hear")
-    baselines.require(params)
+    baselines.require_installed(params)
     with ExitStack() as outputs:
         for name in BASELINES:
             folder = outputs.enter_context(stage.output(f"data/{name}"))

@@ -37,7 +37,7 @@ def main(stage: Stage, name: str, model_name: str) -> None:
         check_sample_rate(task, log_mel.sample_rate, str(folder))
         if extraction.normalization == "task":
             statistics = task_statistics(task, log_mel, workers)
-    module = registry.load(model_name, folder, extraction, statistics)
+    module = registry.load_hear_module(model_name, folder, extraction, statistics)
     has_own_rate = model_name not in (*TRAINED, "mel")  # not that of logmel
     name_and_api = f"{folder} ({module.api.__name__})"
     check_sample_rate(task, module.sample_rate, name_and_api, has_own_rate)

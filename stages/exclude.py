@@ -21,7 +21,7 @@ def main(stage: Stage) -> None:
     """Run the stage."""
     policy, tasks = stage.value("leaks.policy"), stage.value("hear.tasks")
     results = table.read(RESULTS, tasks)
-    clips = table.to_exclude(results, policy)
+    clips = table.clips_to_exclude(results, policy)
     with stage.output("data/excluded.csv", file=True) as path:
         excluded.write(path, clips)
     for found in results:

@@ -30,7 +30,10 @@ def main(stage: Stage, name: str) -> None:
     target = f"data/hear/{name}"
     if source == "zenodo":
         network = params.load("network", NetworkParams)
-        with zenodo.fetched(chosen, name, network) as archive, stage.output(target) as folder:
+        with (
+            zenodo.downloaded_archive(chosen, name, network) as archive,
+            stage.output(target) as folder,
+        ):
             task = unpack_task(archive, name, folder, sample_rate)
     else:
         task = read_task(find_task(Path(chosen.path), name))

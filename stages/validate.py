@@ -27,7 +27,7 @@ def main(stage: Stage) -> None:
     """Run the stage."""
     mark_as_edited(PARAMS_FILE)
     config = load_config()
-    baselines.require(config.hear)
+    baselines.require_installed(config.hear)
     if config.hear.folder:
         check_tasks(config.hear.folder, config.hear.tasks, config.probe.tasks)
     elif config.hear.sources.zenodo.record == HEAR_RECORD:  # of another, `hear_tasks` tells

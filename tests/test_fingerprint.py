@@ -14,7 +14,9 @@ from pipeline.leaks.fingerprint import LAG, SMOOTH, SPAN, STRIDE, UNINFORMATIVE
 
 CONFIG = load_config()
 LOG_MEL = CONFIG.logmel
-LIMITS = search.limits(CONFIG.leaks.max_bit_error, CONFIG.leaks.min_overlap_s, LOG_MEL)
+CRITERIA = search.MatchCriteria.for_front_end(
+    CONFIG.leaks.max_bit_error, CONFIG.leaks.min_overlap_s, LOG_MEL
+)
 
 
 @cache
@@ -33,7 +35,7 @@ def prints(wave):
 def find(tests, clip):
     """The match of a clip among test files, both waveforms."""
     index = search.build_index([prints(wave) for wave in tests])
-    return search.search(index, prints(clip)[::STRIDE], LIMITS)
+    return search.search(index, prints(clip)[::STRIDE], CRITERIA)
 
 
 def test_each_bit_is_the_sign_of_a_change_of_the_difference_of_two_bands():
@@ -125,7 +127,7 @@ def test_other_recordings_noise_and_repetition_do_not_match():
     others += [0.1 * rng.standard_normal(6 * RATE), np.zeros(6 * RATE)]
     others.append(0.3 * np.sin(2 * np.pi * 330 * time) * (1 + np.sin(2 * np.pi * 3 * time)))
     for other in others:
-        assert search.search(index, prints(other)[::STRIDE], LIMITS) is None
+        assert search.search(index, prints(other)[::STRIDE], CRITERIA) is None
 
 
 def test_the_search_finds_what_a_comparison_at_every_position_finds():
@@ -142,16 +144,16 @@ def test_the_search_finds_what_a_comparison_at_every_position_finds():
                 if 0 <= STRIDE * n - offset < len(file)
             ]
             pairs = [pair for pair in pairs if all(pair)]
-            if STRIDE * len(pairs) >= LIMITS.overlap:
+            if STRIDE * len(pairs) >= CRITERIA.min_overlap:
                 error = sum((a ^ b).bit_count() for a, b in pairs) / (32 * len(pairs))
                 expected.append((error, number, offset))
-    found = search.search(search.build_index(files), clip, LIMITS)
+    found = search.search(search.build_index(files), clip, CRITERIA)
     assert (found.bit_error, found.file, found.offset) == pytest.approx(min(expected))
 
 
 def test_fewer_bits_may_differ_over_a_shorter_overlap():
-    full = LIMITS.overlap
-    allowed = LIMITS.allowed(np.array([4 * full, full, full / 4, full / 8, 0]))
+    full = CRITERIA.min_overlap
+    allowed = CRITERIA.allowed_bit_error(np.array([4 * full, full, full / 4, full / 8, 0]))
     np.testing.assert_allclose(allowed[:3], [0.3, 0.3, 0.1])
     assert (allowed[3:] < 0).all()
 

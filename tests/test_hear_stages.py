@@ -211,7 +211,9 @@ def test_a_module_of_another_sample_rate_is_refused_with_the_options(monkeypatch
     api = ModuleType("toy48k")
     model = torch.nn.Identity()
     model.sample_rate = 48_000
-    monkeypatch.setattr(stages.embed.registry, "load", lambda *_: HearModule(api, model))
+    monkeypatch.setattr(
+        stages.embed.registry, "load_hear_module", lambda *_: HearModule(api, model)
+    )
     text = message(caplog, embed, "module")
     assert "data/module (toy48k) takes audio of 48000 Hz only" in text
     assert f"data/hear/{TASK} has 16000 Hz" in text

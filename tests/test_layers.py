@@ -34,7 +34,7 @@ def test_audiontts_layers_are_its_first_block_its_hidden_layer_and_y():
     expected = [part.mean(dim=1) + part.max(dim=1).values for part in (block, hidden)]
     found = layers.represent(encoder, x, "concat")
     torch.testing.assert_close(found, torch.cat([*expected, y], dim=1))
-    assert found.shape[1] == layers.size(encoder, 64, "concat") == 4 * 32 + 16 + 80
+    assert found.shape[1] == layers.representation_size(encoder, 64, "concat") == 4 * 32 + 16 + 80
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -48,13 +48,21 @@ def test_a_vits_layers_are_its_blocks_normed_and_pooled_as_the_last(name, pool):
     torch.testing.assert_close(expected[-1], y)
     concat = layers.represent(encoder, x, "concat")
     torch.testing.assert_close(concat, torch.cat(expected, dim=1))
-    assert concat.shape[1] == layers.size(encoder, 64, "concat") == 192 * len(encoder.blocks)
+    assert (
+        concat.shape[1]
+        == layers.representation_size(encoder, 64, "concat")
+        == 192 * len(encoder.blocks)
+    )
     torch.testing.assert_close(layers.represent(encoder, x, "mean"), sum(expected) / len(expected))
-    assert layers.size(encoder, 64, "mean") == layers.size(encoder, 64, "last") == 192
+    assert (
+        layers.representation_size(encoder, 64, "mean")
+        == layers.representation_size(encoder, 64, "last")
+        == 192
+    )
 
 
 @torch.no_grad()
 def test_the_last_layer_is_the_encoders_representation():
     encoder, x = encoder_of("audiontt", **SMALL), torch.randn(2, 1, 64, 96)
     assert torch.equal(layers.represent(encoder, x, "last"), encoder(x))
-    assert layers.size(encoder, 64, "last") == 80
+    assert layers.representation_size(encoder, 64, "last") == 80

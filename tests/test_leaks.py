@@ -25,9 +25,8 @@ from pipeline.core.stage import run
 from pipeline.features import excluded, hdf5_shards
 from pipeline.features.front_end import LogMel
 from pipeline.features.stats import Totals
-from pipeline.leaks import search as leak_search
-from pipeline.leaks import table
-from pipeline.leaks.table import Found, Leak
+from pipeline.leaks import detect, table
+from pipeline.leaks.table import Leak, TaskLeaks
 from pipeline.pretrain.diagnostics import correlation, example_views
 from pipeline.pretrain.index import load_features
 from pipeline.pretrain.loop import Trainer
@@ -183,9 +182,9 @@ def test_one_job_per_shard_and_file_finds_the_same(monkeypatch):
 
     write_tests(usual_splits(test={"a.wav": recording(3, seed=400), "b.wav": planted()}))
     at_once = search()
-    monkeypatch.setattr(stages.leaks, "CLIPS_PER_JOB", 1)
-    monkeypatch.setattr(stages.leaks, "FILES_PER_JOB", 1)
-    monkeypatch.setattr(stages.leaks, "map_shards", map_pickled)
+    monkeypatch.setattr(detect, "CLIPS_PER_JOB", 1)
+    monkeypatch.setattr(detect, "FILES_PER_JOB", 1)
+    monkeypatch.setattr(detect, "map_shards", map_pickled)
     assert search() == at_once
     assert len(at_once.leaks) == 1
 
@@ -223,14 +222,14 @@ FREESOUND = [("test", "123.wav"), ("test", "1-456-a-0.wav"), ("test", "x789.wav"
 )
 def test_ids_count_only_where_both_sides_have_freesounds(source, task, expected):
     clips = ["123_0", "456_0", "789_0", "1234_0"]
-    found = leak_search.leaks_by_id(clips, source, task, FREESOUND)
+    found = detect.leaks_by_id(clips, source, task, FREESOUND)
     assert {leak.clip_id: leak.file for leak in found} == expected
     assert all((leak.how, leak.offset_s) == ("id", None) for leak in found)
 
 
 def test_a_clip_of_the_same_id_is_found_though_it_sounds_otherwise(repository, monkeypatch):
     set_params(repository, "source: sample ", "source: fsd50k ")
-    monkeypatch.setattr(leak_search, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
+    monkeypatch.setattr(detect, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
     name = "fsd50k-v1.0-full"
     write_tests(usual_splits(test={"c1.wav": recording(3, seed=700), "b.wav": planted()}), name)
     found = search(name)
@@ -277,8 +276,8 @@ def test_refuse_lets_clean_data_pass(repository):
 
 def test_the_list_does_not_depend_on_which_tasks_found_a_clip():
     leak = Leak("c3_0", "test", "b.wav", "audio", 1.2, 0.9)
-    found = [Found(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
-    assert table.to_exclude(found, "exclude") == table.to_exclude(found[:1], "exclude")
+    found = [TaskLeaks(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
+    assert table.clips_to_exclude(found, "exclude") == table.clips_to_exclude(found[:1], "exclude")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"task": "other"}'])
@@ -291,7 +290,7 @@ def test_a_missing_or_broken_result_is_named_with_the_remedy(tmp_path, content):
 
 
 def test_a_result_of_another_task_is_refused(tmp_path):
-    found = Found(task="other", files=1, unchecked=0, clips=1, leaks=[])
+    found = TaskLeaks(task="other", files=1, unchecked=0, clips=1, leaks=[])
     table.write(tmp_path / f"{TASK}.json", found)
     with pytest.raises(ValueError, match="is of task 'other'"):
         table.read(tmp_path, [TASK])

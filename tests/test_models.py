@@ -82,7 +82,7 @@ def check_the_api(module, clips=2, seconds=0.5):
 
 
 def test_mel_is_the_mean_and_the_standard_deviation_of_every_mel_bin(tmp_path):
-    module = registry.load("mel", described(tmp_path, "mel"), extraction(hop_ms=50.0))
+    module = registry.load_hear_module("mel", described(tmp_path, "mel"), extraction(hop_ms=50.0))
     audio, scenes, found, times = check_the_api(module)
     log_mel = LogMel(CONFIG.logmel)(audio)
     expected = torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)], dim=-1)
@@ -96,7 +96,7 @@ def test_mel_is_the_mean_and_the_standard_deviation_of_every_mel_bin(tmp_path):
 
 def test_mel_takes_several_windows_and_edges(tmp_path):
     params = extraction(window_ms=[160.0, 950.0], edges="cut")
-    module = registry.load("mel", described(tmp_path, "mel"), params)
+    module = registry.load_hear_module("mel", described(tmp_path, "mel"), params)
     _, _, found, _ = check_the_api(module)
     assert found.shape[-1] == 256
 
@@ -111,7 +111,7 @@ def torchcrepe():
 
 def test_crepe_gives_what_its_package_does(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny", "scene_hop_ms": 250.0})
-    module = registry.load("crepe", folder, extraction(hop_ms=50.0))
+    module = registry.load_hear_module("crepe", folder, extraction(hop_ms=50.0))
     audio, scenes, found, times = check_the_api(module, seconds=0.6)
     assert times[0].tolist() == [50.0 * i for i in range(13)]
     for clip, embedding, scene in zip(audio, found, scenes, strict=True):
@@ -123,16 +123,16 @@ def test_crepe_gives_what_its_package_does(tmp_path, torchcrepe):
 
 def test_crepe_stays_finite_in_silence(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny"})
-    module = registry.load("crepe", folder, extraction())
+    module = registry.load_hear_module("crepe", folder, extraction())
     assert module(torch.zeros(1, 100), "scene")[0].isfinite().all()
 
 
 def test_a_missing_package_is_named_with_its_command_only_if_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcrepe", None)
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
-    baselines.require(asked_for("pretrained", "mel"))
+    baselines.require_installed(asked_for("pretrained", "mel"))
     with pytest.raises(RuntimeError, match=r"torchcrepe is not installed.*pip install torchcrepe"):
-        baselines.require(asked_for("pretrained", "crepe"))
+        baselines.require_installed(asked_for("pretrained", "crepe"))
 
 
 # ---- wav2vec 2.0 --------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def tiny_bundle(tmp_path, monkeypatch):
 
 def test_wav2vec2_gives_the_last_layer_every_hop_of_its_convolutions(tmp_path, tiny_bundle):
     network, settings = tiny_bundle
-    module = registry.load(
+    module = registry.load_hear_module(
         "wav2vec2", described(tmp_path, "wav2vec2", wav2vec2=settings), extraction()
     )
     audio, scenes, found, times = check_the_api(module)
@@ -181,20 +181,20 @@ def test_weights_of_another_bundle_are_refused(tmp_path, tiny_bundle):
     torch.save({"other": torch.zeros(1)}, settings["weights"])
     folder = described(tmp_path, "wav2vec2", wav2vec2=settings)
     with pytest.raises(ValueError, match=r"tiny\.pth does not hold the weights of WAV2VEC2_TINY"):
-        registry.load("wav2vec2", folder, extraction())
+        registry.load_hear_module("wav2vec2", folder, extraction())
 
 
 def test_an_unknown_bundle_is_answered_with_those_there_are(tmp_path, tiny_bundle):
     _, settings = tiny_bundle
     folder = described(tmp_path, "wav2vec2", wav2vec2=settings | {"bundle": "WAV2VEC2_X"})
     with pytest.raises(ValueError, match=r"bundle = 'WAV2VEC2_X': torchaudio.* WAV2VEC2_BASE"):
-        registry.load("wav2vec2", folder, extraction())
+        registry.load_hear_module("wav2vec2", folder, extraction())
 
 
 def test_missing_weights_are_told_with_where_to_get_them():
     message = r"hear\.wav2vec2\.weights = '' is no file.*download\.pytorch\.org.*WAV2VEC2_LARGE"
     with pytest.raises(FileNotFoundError, match=message):
-        baselines.require(asked_for("wav2vec2"))
+        baselines.require_installed(asked_for("wav2vec2"))
 
 
 # ---- any HEAR module ----------------------------------------------------------------------------
@@ -238,7 +238,9 @@ def test_any_module_embeds_tasks_in_evaluation_mode(tmp_path, toy, write):
     weights.write_bytes(b"toy")
     settings = {"import": "toybaseline", "weights": str(weights)}
     (tmp_path / "out").mkdir()
-    module = registry.load("module", described(tmp_path, "module", module=settings), extraction())
+    module = registry.load_hear_module(
+        "module", described(tmp_path, "module", module=settings), extraction()
+    )
     assert module.model.loaded == str(weights)
     write_embeddings(read_task(write(tmp_path / "task")), module, tmp_path / "out")
     assert json.loads((tmp_path / "out/test.embedding-dimensions.json").read_text())[1] == 5
@@ -260,10 +262,10 @@ def test_what_is_no_hear_module_is_refused(tmp_path, toy):
     folder = described(tmp_path, "module", module={"import": "toybaseline", "weights": ""})
     toy.load_model = lambda: "model"
     with pytest.raises(ValueError, match=r"toybaseline\.load_model returned a str, expected"):
-        registry.load("module", folder, extraction())
+        registry.load_hear_module("module", folder, extraction())
     del toy.get_scene_embeddings
     with pytest.raises(ValueError, match="'toybaseline' has no get_scene_embeddings"):
-        registry.load("module", folder, extraction())
+        registry.load_hear_module("module", folder, extraction())
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_what_is_no_hear_module_is_refused(tmp_path, toy):
 )
 def test_a_module_that_cannot_be_loaded_stops_before_any_work(settings, error, message):
     with pytest.raises(error, match=message):
-        baselines.require(asked_for("module", module=settings))
+        baselines.require_installed(asked_for("module", module=settings))
 
 
 HEAR_MODULE = """
@@ -319,7 +321,7 @@ def written_module(tmp_path, monkeypatch):
 def test_a_module_that_fails_on_import_stops_before_any_work(written_module, code, error, message):
     params = asked_for("module", module={"import": written_module(code)})
     with pytest.raises(error, match=rf"hear\.module\.import = 'toymodule' {message}"):
-        baselines.require(params)
+        baselines.require_installed(params)
 
 
 @pytest.mark.parametrize("code", ["raise TypeError('boom')", "assert False, 'boom'", "no_name"])
@@ -328,9 +330,9 @@ def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, writte
     name = written_module(HEAR_MODULE.format(load=code, embed=code))
     folder = described(tmp_path, "module", module={"import": name})
     with pytest.raises(RuntimeError, match=rf"^toymodule\.load_model {cause}"):
-        registry.load("module", folder, extraction())
+        registry.load_hear_module("module", folder, extraction())
     sys.modules[name].load_model = lambda: ToyModel("")
-    module = registry.load("module", folder, extraction())
+    module = registry.load_hear_module("module", folder, extraction())
     with pytest.raises(RuntimeError, match=rf"^toymodule\.get_scene_embeddings {cause}"):
         module(noise(1, RATE), "scene")
     with pytest.raises(RuntimeError, match=rf"^toymodule\.get_timestamp_embeddings {cause}"):

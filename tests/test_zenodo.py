@@ -8,7 +8,7 @@ import urllib3.util.retry
 from zenodo_server import RECORD, key, serve
 
 from pipeline.config import load_config
-from pipeline.hear.fetch.zenodo import fetched
+from pipeline.hear.fetch.zenodo import downloaded_archive
 
 NETWORK = load_config().network.model_copy(update={"tries": 3, "backoff_s": 0.0, "timeout_s": 5.0})
 PARAMS = load_config().hear.sources.zenodo
@@ -38,7 +38,7 @@ def site(_server):
 
 def fetch(site, task="toy", network=NETWORK, **changes):
     params = PARAMS.model_copy(update={"listing": site.listing, **changes})
-    with fetched(params, task, network) as path:
+    with downloaded_archive(params, task, network) as path:
         return path.read_bytes()
 
 
@@ -63,7 +63,7 @@ def test_an_archive_is_whole_inside_the_block_and_gone_after(repository, site):
 
 def test_an_archive_stays_if_the_block_fails_and_is_not_fetched_again(repository, site):
     params = PARAMS.model_copy(update={"listing": site.listing})
-    with pytest.raises(ZeroDivisionError), fetched(params, "toy", NETWORK):
+    with pytest.raises(ZeroDivisionError), downloaded_archive(params, "toy", NETWORK):
         raise ZeroDivisionError
     assert [path.read_bytes() for path in kept(repository)] == [CONTENT]
     site.requests.clear()
@@ -195,7 +195,7 @@ def test_a_listing_of_another_form_is_refused(site, monkeypatch, record):
 
 def test_a_second_process_is_refused(site):
     params = PARAMS.model_copy(update={"listing": site.listing})
-    with fetched(params, "toy", NETWORK) as path:
+    with downloaded_archive(params, "toy", NETWORK) as path:
         with pytest.raises(RuntimeError, match=r"Another process is using .*toy"):
             fetch(site)
         assert path.read_bytes() == CONTENT

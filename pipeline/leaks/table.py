@@ -1,6 +1,6 @@
 """What the search for leaks has found, and what is done about it.
 
-reports/leaks/<task>.json    {"task", "files", "unchecked", "clips", "leaks": [{...}]}; see `Found`
+reports/leaks/<task>.json    {"task", "files", "unchecked", "clips", "leaks": [{...}]}; see `TaskLeaks`
 """
 
 import json
@@ -28,7 +28,7 @@ class Leak:
     similarity: float | None = None  # audio: share of equal bits, of unrelated recordings 0.5
 
 
-class Found(BaseModel):
+class TaskLeaks(BaseModel):
     """Result of one task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,13 +45,13 @@ class Found(BaseModel):
         return {how: sum(leak.how == how for leak in self.leaks) for how in ("id", "audio")}
 
 
-def write(path: Path, found: Found) -> None:
+def write(path: Path, found: TaskLeaks) -> None:
     """Write the result of a task."""
     content = {**dict(found), "leaks": [asdict(leak) for leak in found.leaks]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read(folder: Path, tasks: Sequence[str]) -> list[Found]:
+def read(folder: Path, tasks: Sequence[str]) -> list[TaskLeaks]:
     """Return the results of some tasks.
 
     Raises:
@@ -61,10 +61,10 @@ def read(folder: Path, tasks: Sequence[str]) -> list[Found]:
     return [_read(folder / f"{task}.json", task) for task in tasks]
 
 
-def _read(path: Path, task: str) -> Found:
+def _read(path: Path, task: str) -> TaskLeaks:
     again = f"Run `dvc repro leaks@{task}`."
     try:
-        found = Found.model_validate_json(path.read_bytes())
+        found = TaskLeaks.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no {path}. {again}") from None
     except ValidationError as error:
@@ -74,7 +74,7 @@ def _read(path: Path, task: str) -> Found:
     return found
 
 
-def to_exclude(results: Sequence[Found], policy: str) -> list[str]:
+def clips_to_exclude(results: Sequence[TaskLeaks], policy: str) -> list[str]:
     """Return the clips to leave out: every one that was found, or none if `policy` is report.
 
     Raises:
@@ -86,7 +86,7 @@ def to_exclude(results: Sequence[Found], policy: str) -> list[str]:
     return clips if policy == "exclude" else []
 
 
-def _refusal(results: Sequence[Found], total: int) -> str:
+def _refusal(results: Sequence[TaskLeaks], total: int) -> str:
     lines = [
         f"  {found.task}: {len(found.leaks)}, for example "
         + ", ".join(f"{x.clip_id} ({x.split}/{x.file})" for x in found.leaks[:SHOWN])

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.leaks import table as leak_table
-from pipeline.leaks.table import Found
+from pipeline.leaks.table import TaskLeaks
 from pipeline.report.inputs import Pretraining
 from pipeline.report.paper.comparison import Comparison, compare
 from pipeline.report.probe_table import ProbeTable
@@ -23,7 +23,7 @@ class Results:
     scores: ScoreTable
     probe: ProbeTable
     ledger: pd.DataFrame  # with the clips marked that pre-training left out
-    leaks: Sequence[Found]  # one for each task that was compared with the clips
+    leaks: Sequence[TaskLeaks]  # one for each task that was compared with the clips
     label_names: dict[str, str]  # by id; a label without a name is shown as its id
     params: dict[str, Any]  # of the run, by dotted key
     runtimes: dict[str, float]  # seconds by instance of a stage, of those that ran here

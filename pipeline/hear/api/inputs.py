@@ -15,7 +15,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(tensors, torch.empty(0)).device
 
 
-def checked(audio: Tensor, model: nn.Module) -> Float[Tensor, "B S"]:
+def validate_audio(audio: Tensor, model: nn.Module) -> Float[Tensor, "B S"]:
     """Return the audio as float32 on the model's device.
 
     Raises:
@@ -35,7 +35,7 @@ def checked(audio: Tensor, model: nn.Module) -> Float[Tensor, "B S"]:
 
 
 @contextmanager
-def repeatable(model: nn.Module) -> Iterator[None]:
+def deterministic(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, whatever the caller set, and full float32 precision in convolutions."""
     model.eval()
     with ExitStack() as stack:

@@ -28,7 +28,7 @@ def represent(encoder: Encoder, x: Float[Tensor, "B 1 F T"], layers: str) -> Flo
     return torch.cat(outputs, dim=-1) if layers == "concat" else torch.stack(outputs).mean(dim=0)
 
 
-def size(encoder: Encoder, n_mels: int, layers: str) -> int:
+def representation_size(encoder: Encoder, n_mels: int, layers: str) -> int:
     """Return the size of the representation."""
     if layers != "concat":
         return encoder.embed_dim

@@ -30,8 +30,8 @@ from pipeline.encoders.checkpoint import Checkpoint
 from pipeline.features.front_end import SILENCE
 from pipeline.hear.api import layers as layer_outputs
 from pipeline.hear.api import sliding
-from pipeline.hear.api.inputs import checked, repeatable
-from pipeline.hear.api.timestamps import FrontEnd
+from pipeline.hear.api.inputs import deterministic, validate_audio
+from pipeline.hear.api.timestamps import WindowedLogMel
 from pipeline.hear.params import ExtractionParams, check_layers
 
 REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, of the wrapper; pre-training has 1024
@@ -48,11 +48,13 @@ class HearModel(nn.Module):
         super().__init__()
         self.params = params
         self.encoder = source.encoder
-        self.front_end = FrontEnd(source.log_mel, params.window_ms, params.hop_ms)
+        self.front_end = WindowedLogMel(source.log_mel, params.window_ms, params.hop_ms)
         self.mean, self.std = statistics
         self.segment_frames: int | None = source.encoder.segment_frames
         self.sample_rate = source.log_mel.sample_rate  # Hz
-        size = layer_outputs.size(source.encoder, source.log_mel.n_mels, params.layers)
+        size = layer_outputs.representation_size(
+            source.encoder, source.log_mel.n_mels, params.layers
+        )
         size += source.log_mel.n_mels if params.mel_mean else 0
         self.scene_embedding_size = size
         self.timestamp_embedding_size = len(params.window_ms) * size
@@ -174,7 +176,7 @@ class ReferenceModel(HearModel):
     ) -> None:
         super().__init__(source, params, statistics)
         other = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
-        self.front_end = FrontEnd(other, params.window_ms, params.hop_ms)
+        self.front_end = WindowedLogMel(other, params.window_ms, params.hop_ms)
 
     def scene_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
         """Return one embedding per clip; a convolutional encoder is in training mode (B1)."""
@@ -257,8 +259,8 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.
     """
-    audio = checked(audio, model)
-    with repeatable(model):
+    audio = validate_audio(audio, model)
+    with deterministic(model):
         return model.scene_embeddings(audio)
 
 
@@ -271,7 +273,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.
     """
-    audio = checked(audio, model)
+    audio = validate_audio(audio, model)
     timestamps = model.front_end.timestamps(audio.shape[-1]).to(audio.device)
-    with repeatable(model):
+    with deterministic(model):
         return model.timestamp_embeddings(audio), timestamps.repeat(len(audio), 1)

@@ -24,7 +24,7 @@ BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # in one pass, unless one cli
 STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: what fits a core's cache is faster
 
 
-class FrontEnd(nn.Module):
+class WindowedLogMel(nn.Module):
     """The log-mel with windows and hops of timestamp embeddings in whole hops of the STFT."""
 
     def __init__(self, params: LogMelParams, window_ms: list[float], hop_ms: float) -> None:

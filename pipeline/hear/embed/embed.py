@@ -22,7 +22,7 @@ from pipeline.hear.api.inputs import device_of
 from pipeline.hear.embed import files
 from pipeline.hear.embed.cache import EmbeddingCache
 from pipeline.hear.embed.checks import check_size, checked_output
-from pipeline.hear.tasks.audio import decoded
+from pipeline.hear.tasks.audio import read_clips
 from pipeline.hear.tasks.task import METADATA, VOCABULARY, Event, Labels, Metadata, Task
 
 BATCH_SAMPLES = 120 * 16_000  # in one call of the HEAR module, unless a clip is longer
@@ -116,7 +116,7 @@ def embed_files(
     order = list(range(len(paths)))
     if embedding_type == "scene" and batch_size is None:  # a WAV's size gives its length
         order.sort(key=lambda i: paths[i].stat().st_size if paths[i].exists() else 0)
-    clips = zip(order, decoded([paths[i] for i in order], workers), strict=True)
+    clips = zip(order, read_clips([paths[i] for i in order], workers), strict=True)
     cached: list[Embedded] = []
     new = _not_cached(clips, cache, cached) if cache else clips
     for batch in _batches(new, paths, module.sample_rate, batch_size):

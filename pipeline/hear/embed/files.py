@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from pipeline.hear.tasks.task import existing
+from pipeline.hear.tasks.task import require_file
 
 BLOCK = 2**14  # rows that are read and checked at a time
 DAMAGED = (  # what reading a damaged pickle raises
@@ -90,7 +90,7 @@ def read_shape(folder: Path, split: str) -> tuple[int, int]:
         ValueError: it does not hold two positive integers.
     """
     path = _path(folder, split, "embedding-dimensions.json")
-    content = json.loads(existing(path).read_text())
+    content = json.loads(require_file(path).read_text())
     if not (
         isinstance(content, list)
         and len(content) == 2
@@ -107,7 +107,7 @@ def read_embeddings(folder: Path, split: str, out: Float32[np.ndarray, "N D"]) -
         FileNotFoundError: the file is missing.
         ValueError: it has another size, or an embedding is not finite.
     """
-    path = existing(_path(folder, split, "embeddings.npy"))
+    path = require_file(_path(folder, split, "embeddings.npy"))
     size = path.stat().st_size
     if size != out.nbytes:
         raise ValueError(
@@ -135,7 +135,7 @@ def read_labels(folder: Path, split: str, rows: int) -> Labels:
         FileNotFoundError: the file is missing.
         ValueError: it holds anything but lists of labels, or another number of rows.
     """
-    path = existing(labels_path(folder, split))
+    path = require_file(labels_path(folder, split))
     try:
         labels: Labels = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except DAMAGED as error:
@@ -154,7 +154,7 @@ def read_timestamps(folder: Path, split: str, rows: int) -> list[tuple[str, floa
         FileNotFoundError: the file is missing.
         ValueError: it has another number of rows.
     """
-    path = existing(timestamps_path(folder, split))
+    path = require_file(timestamps_path(folder, split))
     timestamps = json.loads(path.read_text())
     if len(timestamps) != rows:
         raise ValueError(f"{path}: {len(timestamps)} timestamps for {rows} embeddings. {REMEDY}")

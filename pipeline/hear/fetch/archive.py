@@ -42,9 +42,9 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
         try:
             with tarfile.open(fileobj=progress) as tar:
                 for member in tar:
-                    where = _place(member, name)
+                    where = _task_path(member, name)
                     if where and not member.isdir():
-                        rates |= _write(tar, member, where, folder, sample_rate, faults)
+                        rates |= _write_member(tar, member, where, folder, sample_rate, faults)
         except DAMAGED as error:
             raise ValueError(
                 f"{archive} cannot be unpacked: {error}. If its contents can be trusted, unpack it "
@@ -56,11 +56,11 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
             "expected one sample rate. Unpack it and use hear.source = folder."
         )
     task = read_task(folder)
-    _keep_listed(task, sample_rate, faults, f"{archive}: tasks/{name}/{rates.pop()}")
+    _remove_unlisted(task, sample_rate, faults, f"{archive}: tasks/{name}/{rates.pop()}")
     return task
 
 
-def _place(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
+def _task_path(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
     """Return a member's path in the task's folder, () if it is none of the task's.
 
     What is refused is what tarfile's filter `data` refuses, which Python has since 3.11.4 only.
@@ -81,7 +81,7 @@ def _place(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
     return path.parts[2:] if path.parts[:2] == tasks else ()
 
 
-def _write(
+def _write_member(
     tar: tarfile.TarFile,
     member: tarfile.TarInfo,
     where: tuple[str, ...],
@@ -110,7 +110,7 @@ def _write(
     return {where[0]}
 
 
-def _keep_listed(task: Task, sample_rate: int, faults: Faults, source: str) -> None:
+def _remove_unlisted(task: Task, sample_rate: int, faults: Faults, source: str) -> None:
     """Remove what no split lists.
 
     Raises:

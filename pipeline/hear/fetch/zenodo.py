@@ -57,7 +57,7 @@ class Record(BaseModel):
     files: list[Archive]
 
 
-class _Patience(Retry):
+class _LoggedRetry(Retry):
     """Retries, at the time that the site names or after a growing pause, that say so."""
 
     def sleep(self, response: BaseHTTPResponse | None = None) -> None:
@@ -70,7 +70,7 @@ class _Patience(Retry):
 
 
 @contextmanager
-def fetched(params: ZenodoParams, task: str, network: NetworkParams) -> Iterator[Path]:
+def downloaded_archive(params: ZenodoParams, task: str, network: NetworkParams) -> Iterator[Path]:
     """Yield the path of a task's archive, whole, which is removed if the block ends without error.
 
     Raises:
@@ -83,14 +83,14 @@ def fetched(params: ZenodoParams, task: str, network: NetworkParams) -> Iterator
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             _lock(file, path)
-            _fetch_whole(session, archive, file, network)
+            _download_and_verify(session, archive, file, network)
             yield path
             path.unlink()
 
 
 def _session(network: NetworkParams) -> requests.Session:
     session = requests.Session()
-    retries = _Patience(
+    retries = _LoggedRetry(
         total=network.tries - 1,
         status_forcelist=RETRIED,
         backoff_factor=network.backoff_s,
@@ -100,7 +100,7 @@ def _session(network: NetworkParams) -> requests.Session:
         session.mount(scheme, HTTPAdapter(max_retries=retries))
         if network.proxy:
             session.proxies[scheme.removesuffix("://")] = network.proxy
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # _Patience tells
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # _LoggedRetry tells
     session.headers["Accept-Encoding"] = "identity"  # bytes are counted as they are in the file
     return session
 
@@ -171,12 +171,12 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise RuntimeError(f"Another process is using {path}. Wait for it, or end it.") from None
 
 
-def _fetch_whole(
+def _download_and_verify(
     session: requests.Session, archive: Archive, file: BinaryIO, network: NetworkParams
 ) -> None:
     """Complete a file of which a part may be here, and check it."""
     for _ in range(DOWNLOADS):
-        _complete(session, archive, file, network)
+        _resume(session, archive, file, network)
         with open(file.name, "rb") as content:
             md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False))
         if md5.hexdigest() == archive.md5:
@@ -189,7 +189,7 @@ def _fetch_whole(
     )
 
 
-def _complete(
+def _resume(
     session: requests.Session, archive: Archive, file: BinaryIO, network: NetworkParams
 ) -> None:
     """Append to a file what it lacks, with a new request wherever a transfer breaks."""
@@ -204,7 +204,7 @@ def _complete(
             except requests.RequestException as error:
                 vain = 0 if _size(file) > have else vain + 1
                 if vain >= network.tries:
-                    raise OSError(_told_broken(archive, file, network, error)) from error
+                    raise OSError(_broken_transfer(archive, file, network, error)) from error
                 told = "%s: transfer broken at byte %d of %d (%s); going on"
                 logger.warning(told, archive.key, _size(file), archive.size, _last_reason(error))
                 time.sleep(network.backoff_s * vain)
@@ -228,7 +228,9 @@ def _transfer(
             progress.update(len(block))
 
 
-def _told_broken(archive: Archive, file: BinaryIO, network: NetworkParams, error: Exception) -> str:
+def _broken_transfer(
+    archive: Archive, file: BinaryIO, network: NetworkParams, error: Exception
+) -> str:
     return (
         f"{archive.address}: the transfer broke {network.tries} times at byte {_size(file)} "
         f"of {archive.size} ({_last_reason(error)}). What is here is kept; run it again to go on "

@@ -27,7 +27,7 @@ FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")  
 WAV2VEC2_FILES = "https://download.pytorch.org/torchaudio/models/"
 
 
-def require(params: BaselineParams) -> None:
+def require_installed(params: BaselineParams) -> None:
     """Refuse a baseline that is asked for and whose package or weights are not here.
 
     Raises:
@@ -129,10 +129,10 @@ def _require_module(name: str, weights: str) -> None:
         )
     if weights and not Path(weights).exists():
         raise FileNotFoundError(f"hear.module.weights = {weights!r} does not exist.")
-    hear_module(name)
+    import_hear_module(name)
 
 
-def hear_module(name: str) -> ModuleType:
+def import_hear_module(name: str) -> ModuleType:
     """Import a module with the HEAR API.
 
     Raises:
@@ -142,7 +142,9 @@ def hear_module(name: str) -> ModuleType:
     try:
         api = importlib.import_module(name)
     except Exception as error:
-        raise RuntimeError(f"hear.module.import = {name!r} {_why_not(name, error)}") from error
+        raise RuntimeError(
+            f"hear.module.import = {name!r} {_import_failure(name, error)}"
+        ) from error
     missing = [function for function in FUNCTIONS if not callable(getattr(api, function, None))]
     if missing:
         raise ValueError(
@@ -152,7 +154,7 @@ def hear_module(name: str) -> ModuleType:
     return api
 
 
-def _why_not(name: str, error: Exception) -> str:
+def _import_failure(name: str, error: Exception) -> str:
     """Say why a module cannot be imported and what to do."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return (

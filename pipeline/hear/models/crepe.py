@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.hear.api.inputs import checked, repeatable
+from pipeline.hear.api.inputs import deterministic, validate_audio
 from pipeline.hear.models import baselines
 
 SAMPLE_RATE = 16_000  # Hz
@@ -74,8 +74,8 @@ def get_scene_embeddings(audio: Tensor, model: Crepe) -> Tensor:
     Raises:
         ValueError: the audio is faulty.
     """
-    audio = checked(audio, model)
-    with repeatable(model):
+    audio = validate_audio(audio, model)
+    with deterministic(model):
         return torch.stack([model.frames(clip, model.scene_hop_ms).mean(dim=0) for clip in audio])
 
 
@@ -86,8 +86,8 @@ def get_timestamp_embeddings(audio: Tensor, model: Crepe) -> tuple[Tensor, Tenso
     Raises:
         ValueError: the audio is faulty.
     """
-    audio = checked(audio, model)
-    with repeatable(model):
+    audio = validate_audio(audio, model)
+    with deterministic(model):
         found = torch.stack([model.frames(clip, model.hop_ms) for clip in audio])
     times = model.hop_ms * torch.arange(found.shape[1], device=audio.device)
     return found, times.repeat(len(audio), 1)

@@ -38,7 +38,7 @@ def _named(function: str) -> Iterator[None]:
         ) from error
 
 
-def load(folder: Path) -> HearModule:
+def load_external_module(folder: Path) -> HearModule:
     """Return the module that a folder's model.json names, with its model in evaluation mode.
 
     hear-eval-kit leaves the mode to the module; a module that forgets it would embed with dropout.
@@ -50,7 +50,7 @@ def load(folder: Path) -> HearModule:
     """
     settings = baselines.read(folder)
     name, weights = settings["import"], settings["weights"]
-    api = baselines.hear_module(name)
+    api = baselines.import_hear_module(name)
     with _named(f"{name}.load_model"):
         model = api.load_model(weights) if weights else api.load_model()
     if not isinstance(model, nn.Module) or not hasattr(model, "sample_rate"):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.core.params import check
 from pipeline.features.params import LogMelParams
-from pipeline.hear.api.inputs import checked
-from pipeline.hear.api.timestamps import FrontEnd
+from pipeline.hear.api.inputs import validate_audio
+from pipeline.hear.api.timestamps import WindowedLogMel
 from pipeline.hear.models import baselines
 
 
@@ -25,7 +25,7 @@ class MelStatistics(nn.Module):
         self, log_mel: LogMelParams, window_ms: list[float], hop_ms: float, edges: str
     ) -> None:
         super().__init__()
-        self.front_end = FrontEnd(log_mel, window_ms, hop_ms)
+        self.front_end = WindowedLogMel(log_mel, window_ms, hop_ms)
         self.edges = edges
         self.sample_rate = log_mel.sample_rate  # Hz
         self.scene_embedding_size = 2 * log_mel.n_mels
@@ -55,7 +55,7 @@ def get_scene_embeddings(audio: Tensor, model: MelStatistics) -> Tensor:
     Raises:
         ValueError: the audio is faulty.
     """
-    return _statistics(model.front_end.clips(checked(audio, model)))
+    return _statistics(model.front_end.clips(validate_audio(audio, model)))
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def get_timestamp_embeddings(audio: Tensor, model: MelStatistics) -> tuple[Tenso
     Raises:
         ValueError: the audio is faulty.
     """
-    audio = checked(audio, model)
+    audio = validate_audio(audio, model)
     front_end = model.front_end
 
     def embed(clip: Float[Tensor, " S"]) -> Float[Tensor, "N D"]:

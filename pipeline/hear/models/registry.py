@@ -17,7 +17,7 @@ from pipeline.hear.models import crepe, external, mel, wav2vec2
 from pipeline.hear.params import TRAINED, ExtractionParams
 
 
-def load(
+def load_hear_module(
     name: str, folder: Path, params: ExtractionParams, statistics: Statistics | None = None
 ) -> HearModule:
     """Return a model on the CPU.
@@ -40,4 +40,4 @@ def load(
         return HearModule(crepe, crepe.load_model(str(folder), params.hop_ms))
     if name == "wav2vec2":
         return HearModule(wav2vec2, wav2vec2.load_model(str(folder)))
-    return external.load(folder)
+    return external.load_external_module(folder)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.hear.api.inputs import checked, repeatable
+from pipeline.hear.api.inputs import deterministic, validate_audio
 from pipeline.hear.models import baselines
 
 
@@ -78,8 +78,8 @@ def get_scene_embeddings(audio: Tensor, model: Wav2Vec2) -> Tensor:
     Raises:
         ValueError: the audio is faulty.
     """
-    audio = checked(audio, model)
-    with repeatable(model):
+    audio = validate_audio(audio, model)
+    with deterministic(model):
         return model.frames(audio).mean(dim=1)
 
 
@@ -90,8 +90,8 @@ def get_timestamp_embeddings(audio: Tensor, model: Wav2Vec2) -> tuple[Tensor, Te
     Raises:
         ValueError: the audio is faulty.
     """
-    audio = checked(audio, model)
-    with repeatable(model):
+    audio = validate_audio(audio, model)
+    with deterministic(model):
         found = model.frames(audio)
     centres = model.hop * torch.arange(found.shape[1], device=audio.device) + model.reach / 2
     return found, (1000 / model.sample_rate * centres).repeat(len(audio), 1)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline import audio
 from pipeline.audio import BadAudioError
-from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, existing
+from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, require_file
 
 SUFFIXES = (".wav", ".flac")
 AHEAD_BYTES = 2**24  # of files that are decoded before they are asked for
@@ -29,14 +29,14 @@ def publish_task(task: Task, target: Path, sample_rate: int) -> None:
         ValueError: one is not WAV or FLAC, damaged, not mono, or empty.
     """
     for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits)):
-        shutil.copyfile(existing(task.folder / name), target / name)
+        shutil.copyfile(require_file(task.folder / name), target / name)
     source_rate = _source_rate(task, sample_rate)
     for split, files in task.labels.items():
         folder = target / str(sample_rate) / split
         folder.mkdir(parents=True)
         for name in tqdm(files, desc=split, unit="clip", disable=None):
             path = task.audio(source_rate, split) / name
-            publish_clip(existing(path).read_bytes(), str(path), folder / name, sample_rate)
+            publish_clip(require_file(path).read_bytes(), str(path), folder / name, sample_rate)
 
 
 def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
@@ -46,10 +46,12 @@ def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
         FileNotFoundError: there is no such file.
         ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
     """
-    return _decode(existing(path).read_bytes(), str(path))
+    return _decode(require_file(path).read_bytes(), str(path))
 
 
-def decoded(paths: Sequence[Path], workers: int) -> Iterator[tuple[Float32[np.ndarray, " S"], int]]:
+def read_clips(
+    paths: Sequence[Path], workers: int
+) -> Iterator[tuple[Float32[np.ndarray, " S"], int]]:
     """Yield what `read_clip` returns of each file, in order; threads read ahead.
 
     libsndfile decodes outside of Python's lock, so threads do what processes would, without the

@@ -205,7 +205,7 @@ def read_task(folder: Path) -> Task:
 
 def _check(kind: type[M], path: Path) -> M:
     """Return a JSON file's content as its class, or raise one message for its first fault."""
-    content = existing(path).read_bytes()
+    content = require_file(path).read_bytes()
     try:
         found = kind.model_validate_json(content)
     except ValidationError as error:
@@ -241,7 +241,9 @@ def read_vocabulary(path: Path) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no vocabulary.
     """
-    with existing(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a BOM
+    with require_file(path).open(
+        newline="", encoding="utf-8-sig"
+    ) as file:  # spreadsheets add a BOM
         try:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
         except (UnicodeDecodeError, csv.Error) as error:
@@ -283,7 +285,7 @@ def _check_labels(
             )
 
 
-def existing(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """Return the path of a file.
 
     Raises:
