@@ -1,4 +1,4 @@
-"""Stage `exclude`: the list of clips that pre-training leaves out, since tests are made of them.
+"""Stage `exclude`: the list of clips that pre-training leaves out because they are in test splits.
 
 Reads   reports/leaks/<task>.json
 Writes  data/excluded.csv
@@ -24,8 +24,8 @@ def main(stage: Stage) -> None:
     clips = table.clips_to_exclude(results, policy)
     with stage.output("data/excluded.csv", file=True) as path:
         excluded.write(path, clips)
-    for found in results:
-        logger.info("%s: %d clips are in its test split", found.task, len(found.leaks))
+    for result in results:
+        logger.info("%s: %d clips are in its test split", result.task, len(result.leaks))
     logger.info("%d clips are left out (leaks.policy = %s)", len(clips), policy)
 
 

@@ -1,4 +1,4 @@
-"""Stage `fingerprint`: fingerprints of the pre-training clips, in which `leaks` looks for tests.
+"""Stage `fingerprint`: audio fingerprints of the pre-training clips, for the stage `leaks`.
 
 Reads   data/logmel
 Writes  data/fingerprints: HDF5 shards, manifest.json
@@ -19,13 +19,13 @@ FEATURES = Path("data/logmel")
 def main(stage: Stage) -> None:
     """Run the stage."""
     compute = params.load("compute", ComputeParams)
-    given = shard_folder.verify(FEATURES, hdf5_shards.SUFFIX, stage="logmel")
+    manifest = shard_folder.verify(FEATURES, hdf5_shards.SUFFIX, stage="logmel")
     with stage.output("data/fingerprints") as folder:
-        sources = shard_folder.shard_paths(FEATURES, given, hdf5_shards.SUFFIX)
-        targets = shard_folder.shard_paths(folder, given, SUFFIX)
+        sources = shard_folder.shard_paths(FEATURES, manifest, hdf5_shards.SUFFIX)
+        targets = shard_folder.shard_paths(folder, manifest, SUFFIX)
         jobs = list(zip(sources, targets, strict=True))
         map_shards(fingerprint_shard, jobs, compute.local_workers, STAGE)
-        shard_folder.write(folder, given)
+        shard_folder.write(folder, manifest)
 
 
 if __name__ == "__main__":

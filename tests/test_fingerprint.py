@@ -1,4 +1,4 @@
-"""Fingerprints: their definition, what they do not notice, and what they say nothing about."""
+"""Fingerprints: their definition, what they are robust to, and which sounds have none."""
 
 from functools import cache
 
@@ -33,7 +33,7 @@ def prints(wave):
 
 
 def find(tests, clip):
-    """The match of a clip among test files, both waveforms."""
+    """Return the match of a clip among test files, all given as waveforms."""
     index = search.build_index([prints(wave) for wave in tests])
     return search.search(index, prints(clip)[::STRIDE], CRITERIA)
 
@@ -46,15 +46,15 @@ def test_each_bit_is_the_sign_of_a_change_of_the_difference_of_two_bands():
     def level(n, b):
         return np.log(energy[n : n + SMOOTH, band[b] : band[b] + 4].sum())
 
-    found = fingerprint.fingerprint(frames)
-    assert len(found) == len(frames) - SPAN + 1
-    for n in range(len(found)):
+    values = fingerprint.fingerprint(frames)
+    assert len(values) == len(frames) - SPAN + 1
+    for n in range(len(values)):
         bits = 0
         for b in range(32):
             now = level(n, b + 1) - level(n, b)
             later = level(n + LAG, b + 1) - level(n + LAG, b)
             bits |= (now > later) << b
-        assert found[n] == bits
+        assert values[n] == bits
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_each_bit_is_the_sign_of_a_change_of_the_difference_of_two_bands():
     ],
     ids=["silence", "tone", "constant"],
 )
-def test_what_does_not_change_says_nothing(wave):
+def test_constant_sounds_are_uninformative(wave):
     edge = LOG_MEL.n_fft // LOG_MEL.hop_length  # frames that see the reflected ends
     assert (prints(wave)[edge:-edge] == UNINFORMATIVE).all()
     assert find([wave], wave) is None
 
 
-def test_frames_fewer_than_a_span_have_no_fingerprint():
+def test_fewer_frames_than_a_span_have_no_fingerprint():
     frames = np.zeros((SPAN, 64), np.float16)
     assert len(fingerprint.fingerprint(frames)) == 1
     assert len(fingerprint.fingerprint(frames[1:])) == 0
@@ -88,7 +88,7 @@ def test_too_few_mel_bins_are_refused():
     [(44_100, "OGG", "VORBIS"), (48_000, "MP3", "MPEG_LAYER_III"), (22_050, "WAV", "PCM_16")],
 )
 @pytest.mark.parametrize("begin_s", [1.234, -0.777])  # where the test file begins in the clip
-def test_a_lossy_quieter_copy_cut_elsewhere_is_found_where_it_is(
+def test_a_lossy_quieter_copy_cut_elsewhere_is_found_at_its_position(
     rate, file_format, subtype, begin_s
 ):
     whole = recording(12, seed=1)
@@ -103,7 +103,7 @@ def test_a_lossy_quieter_copy_cut_elsewhere_is_found_where_it_is(
     assert match.bit_error < 0.2
 
 
-def test_a_whole_short_file_is_found_and_a_part_of_a_long_one_is_not():
+def test_a_whole_short_file_is_found_but_part_of_a_long_one_is_not():
     whole = recording(8, seed=4)
     second = whole[3 * RATE : 4 * RATE]
     clip = np.concatenate([recording(3, seed=5), second, recording(3, seed=6)])
@@ -111,7 +111,7 @@ def test_a_whole_short_file_is_found_and_a_part_of_a_long_one_is_not():
     assert find([recording(4, seed=7), whole], clip) is None
 
 
-def test_a_short_clip_inside_of_a_long_file_is_found():
+def test_a_short_clip_inside_a_long_file_is_found():
     whole = recording(8, seed=8)
     match = find([whole], whole[3 * RATE : round(4.5 * RATE)])
     assert match.offset == -300
@@ -147,8 +147,8 @@ def test_the_search_finds_what_a_comparison_at_every_position_finds():
             if STRIDE * len(pairs) >= CRITERIA.min_overlap:
                 error = sum((a ^ b).bit_count() for a, b in pairs) / (32 * len(pairs))
                 expected.append((error, number, offset))
-    found = search.search(search.build_index(files), clip, CRITERIA)
-    assert (found.bit_error, found.file, found.offset) == pytest.approx(min(expected))
+    match = search.search(search.build_index(files), clip, CRITERIA)
+    assert (match.bit_error, match.file, match.offset) == pytest.approx(min(expected))
 
 
 def test_fewer_bits_may_differ_over_a_shorter_overlap():
@@ -158,7 +158,7 @@ def test_fewer_bits_may_differ_over_a_shorter_overlap():
     assert (allowed[3:] < 0).all()
 
 
-def test_what_many_frames_share_is_no_key():
+def test_values_shared_by_many_frames_are_not_keys():
     rng = np.random.default_rng(0)
     common = np.full(search.MAX_REPEATS + 1, 7, np.uint32)
     rare = rng.integers(100, 2**24, 50).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""Stages fingerprint, leaks and exclude, and what pre-training makes of their result."""
+"""Stages fingerprint, leaks and exclude, and pre-training without the excluded clips."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ CLIPS = 5
 
 @cache
 def corpus():
-    """Clips by their ids; c3 has the file `planted`, lossy and 6 dB quieter, from 1.234 s on."""
+    """Clips by id; c3 holds the file `planted` from 1.234 s on, lossily coded and 6 dB quieter."""
     clips = {f"c{i}_0": recording(5, seed=100 + i) for i in range(CLIPS)}
     clips["c3_0"] = coded(
         0.5 * recording(9, seed=200)[2 * RATE : 7 * RATE], 44_100, "OGG", "VORBIS"
@@ -69,7 +69,7 @@ def write_corpus(folder):
 
 
 def write_tests(splits, name=TASK):
-    """A prepared task of one label, split -> file -> wave."""
+    """Write a prepared task with one label; `splits` is split -> file -> wave."""
     labels = {split: {file: ["noise"] for file in files} for split, files in splits.items()}
     folder = write_task(Path("data/hear", name), labels)
     for split, files in splits.items():
@@ -78,7 +78,7 @@ def write_tests(splits, name=TASK):
 
 
 def usual_splits(**changes):
-    """Train, valid and test with unrelated recordings, or others."""
+    """Train, valid and test with unrelated recordings, except for `changes`."""
     numbers = {"train": 0, "valid": 1, "test": 2}
     splits = {split: {f"{n}.wav": recording(3, seed=300 + n)} for split, n in numbers.items()}
     return splits | changes
@@ -138,21 +138,21 @@ def exclude(repository, policy="exclude", tasks=(TASK,)):
 
 
 def message(caplog, stage, *arguments) -> str:
-    """What a failing stage says; nothing else, and no traceback."""
+    """Return the message of a failing stage, which has no traceback."""
     with pytest.raises(SystemExit):
         stage(*arguments)
     assert "Traceback" not in caplog.text
     return caplog.records[-1].getMessage()
 
 
-# ---- what is found ----------------------------------------------------------------------------
+# ---- detection --------------------------------------------------------------------------------
 
 
-def test_a_test_file_inside_of_a_clip_is_found_where_it_begins():
+def test_a_test_file_inside_a_clip_is_found_at_its_start():
     write_tests(usual_splits(test={"a.wav": recording(3, seed=400), "b.wav": planted()}))
-    found = search()
-    (leak,) = found.leaks
-    assert (found.task, found.files, found.unchecked, found.clips) == (TASK, 2, 0, CLIPS)
+    result = search()
+    (leak,) = result.leaks
+    assert (result.task, result.files, result.unchecked, result.clips) == (TASK, 2, 0, CLIPS)
     assert (leak.clip_id, leak.split, leak.file, leak.how) == ("c3_0", "test", "b.wav", "audio")
     assert leak.offset_s == pytest.approx(1.234, abs=0.02)
     assert leak.similarity > 0.85
@@ -168,14 +168,14 @@ def test_every_fold_is_a_test_split():
     folds = {f"fold{i:02d}": {f"{i}.wav": recording(3, seed=500 + i)} for i in range(3)}
     folds["fold01"] = {"b.wav": planted()}
     write_tests(folds)
-    found = search()
-    assert found.files == 3
-    assert [(leak.clip_id, leak.split, leak.file) for leak in found.leaks] == [
+    result = search()
+    assert result.files == 3
+    assert [(leak.clip_id, leak.split, leak.file) for leak in result.leaks] == [
         ("c3_0", "fold01", "b.wav")
     ]
 
 
-def test_one_job_per_shard_and_file_finds_the_same(monkeypatch):
+def test_one_job_per_shard_and_file_gives_the_same_result(monkeypatch):
     def map_pickled(function, jobs, workers, description):
         assert len(jobs) == SHARDS
         return [function(pickle.loads(pickle.dumps(job))) for job in jobs]
@@ -195,8 +195,8 @@ def test_files_that_cannot_be_compared_are_counted():
     write_tests(
         usual_splits(test={"a.wav": short, "b.wav": silent, "c.wav": tiny, "d.wav": planted()})
     )
-    found = search()
-    assert (found.files, found.unchecked, len(found.leaks)) == (4, 3, 1)
+    result = search()
+    assert (result.files, result.unchecked, len(result.leaks)) == (4, 3, 1)
 
 
 def test_a_task_at_another_sample_rate_is_refused(caplog):
@@ -220,24 +220,27 @@ FREESOUND = [("test", "123.wav"), ("test", "1-456-a-0.wav"), ("test", "x789.wav"
         ("folder", "fsd50k-v1.0-full", {}),
     ],
 )
-def test_ids_count_only_where_both_sides_have_freesounds(source, task, expected):
+def test_ids_count_only_if_both_sides_have_freesound_ids(source, task, expected):
     clips = ["123_0", "456_0", "789_0", "1234_0"]
-    found = detect.leaks_by_id(clips, source, task, FREESOUND)
-    assert {leak.clip_id: leak.file for leak in found} == expected
-    assert all((leak.how, leak.offset_s) == ("id", None) for leak in found)
+    result = detect.leaks_by_id(clips, source, task, FREESOUND)
+    assert {leak.clip_id: leak.file for leak in result} == expected
+    assert all((leak.how, leak.offset_s) == ("id", None) for leak in result)
 
 
-def test_a_clip_of_the_same_id_is_found_though_it_sounds_otherwise(repository, monkeypatch):
+def test_a_clip_with_the_same_id_is_found_even_if_it_sounds_different(repository, monkeypatch):
     set_params(repository, "source: sample ", "source: fsd50k ")
     monkeypatch.setattr(detect, "FREESOUND_FILES", {"fsd50k": "(c[0-9]+)"})
     name = "fsd50k-v1.0-full"
     write_tests(usual_splits(test={"c1.wav": recording(3, seed=700), "b.wav": planted()}), name)
-    found = search(name)
-    assert [(leak.clip_id, leak.how) for leak in found.leaks] == [("c1_0", "id"), ("c3_0", "audio")]
-    assert found.by == {"id": 1, "audio": 1}
+    result = search(name)
+    assert [(leak.clip_id, leak.how) for leak in result.leaks] == [
+        ("c1_0", "id"),
+        ("c3_0", "audio"),
+    ]
+    assert result.by == {"id": 1, "audio": 1}
 
 
-# ---- what is done -----------------------------------------------------------------------------
+# ---- exclusion -------------------------------------------------------------------------------
 
 
 def leaky_and_clean():
@@ -248,14 +251,14 @@ def leaky_and_clean():
     return TASK, "clean-v1-small"
 
 
-def test_exclude_lists_the_clips_of_the_tasks_asked_for(repository):
+def test_exclude_lists_the_clips_of_the_chosen_tasks(repository):
     tasks = leaky_and_clean()
     assert exclude(repository, "exclude", tasks[1:]) == []
     assert exclude(repository, "exclude", tasks) == ["c3_0"]
     assert Path("data/excluded.csv").read_text() == "clip_id\nc3_0\n"
 
 
-def test_report_leaves_nothing_out(repository):
+def test_report_excludes_nothing(repository):
     assert exclude(repository, "report", leaky_and_clean()) == []
 
 
@@ -269,15 +272,17 @@ def test_refuse_stops_and_names_count_task_clip_and_remedy(repository, caplog):
     assert not Path("data/excluded.csv").exists()
 
 
-def test_refuse_lets_clean_data_pass(repository):
+def test_refuse_accepts_clean_data(repository):
     leaky_and_clean()
     assert exclude(repository, "refuse", ["clean-v1-small"]) == []
 
 
 def test_the_list_does_not_depend_on_which_tasks_found_a_clip():
     leak = Leak("c3_0", "test", "b.wav", "audio", 1.2, 0.9)
-    found = [TaskLeaks(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
-    assert table.clips_to_exclude(found, "exclude") == table.clips_to_exclude(found[:1], "exclude")
+    result = [TaskLeaks(task=t, files=1, unchecked=0, clips=9, leaks=[leak]) for t in ("a", "b")]
+    assert table.clips_to_exclude(result, "exclude") == table.clips_to_exclude(
+        result[:1], "exclude"
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"task": "other"}'])
@@ -290,9 +295,9 @@ def test_a_missing_or_broken_result_is_named_with_the_remedy(tmp_path, content):
 
 
 def test_a_result_of_another_task_is_refused(tmp_path):
-    found = TaskLeaks(task="other", files=1, unchecked=0, clips=1, leaks=[])
-    table.write(tmp_path / f"{TASK}.json", found)
-    with pytest.raises(ValueError, match="is of task 'other'"):
+    result = TaskLeaks(task="other", files=1, unchecked=0, clips=1, leaks=[])
+    table.write(tmp_path / f"{TASK}.json", result)
+    with pytest.raises(ValueError, match="belongs to task 'other'"):
         table.read(tmp_path, [TASK])
 
 
@@ -310,21 +315,20 @@ def test_a_missing_or_foreign_list_is_refused(tmp_path):
 LEFT_OUT = ["clip3", "clip40", "clip63"]
 
 
-def without_physically(made):
+def removed_by_hand(made):
     """The same features, as if the clips had never been there."""
-    kept = [i for i, name in enumerate(made.clip_id) if name not in LEFT_OUT]
-    frames = torch.cat([made.frames[made.start[i] : made.start[i + 1]] for i in kept])
+    rest = [i for i, name in enumerate(made.clip_id) if name not in LEFT_OUT]
+    frames = torch.cat([made.frames[made.start[i] : made.start[i + 1]] for i in rest])
     length = int(made.start[1])
-    start = torch.arange(len(kept) + 1) * length
-    names = [made.clip_id[i] for i in kept]
+    start = torch.arange(len(rest) + 1) * length
+    names = [made.clip_id[i] for i in rest]
     return type(made)(frames, start, names, made.log_mel, made.mean, made.std)
 
 
-def test_training_is_that_on_a_corpus_without_the_clips():
+def test_training_equals_training_on_a_corpus_without_the_clips():
     made = features()
     trainers = [
-        Trainer(settings(), data, CPU)
-        for data in (made.excluding(LEFT_OUT), without_physically(made))
+        Trainer(settings(), data, CPU) for data in (made.excluding(LEFT_OUT), removed_by_hand(made))
     ]
     for trainer in trainers:
         trainer.run()
@@ -337,7 +341,7 @@ def test_training_is_that_on_a_corpus_without_the_clips():
     )
 
 
-def test_a_clip_that_is_left_out_is_never_drawn():
+def test_an_excluded_clip_is_never_drawn():
     data = features().excluding(LEFT_OUT)
     trainer = Trainer(settings(), data, CPU)
     numbers = {data.clip_id.index(name) for name in LEFT_OUT}
@@ -350,7 +354,7 @@ def test_a_clip_that_is_left_out_is_never_drawn():
     assert len(data) == 61
 
 
-def test_a_run_without_them_goes_on_in_the_same_bits():
+def test_a_run_without_them_resumes_bit_for_bit():
     def begin():
         return Trainer(settings(), features().excluding(LEFT_OUT), CPU)
 
@@ -366,7 +370,7 @@ def test_a_run_without_them_goes_on_in_the_same_bits():
     )
 
 
-def test_states_belong_to_one_list_of_clips_that_are_left_out(tmp_path):
+def test_states_belong_to_one_list_of_excluded_clips(tmp_path):
     lists = [tmp_path / "none.csv", tmp_path / "one.csv"]
     excluded.write(lists[0], [])
     excluded.write(lists[1], ["c3_0"])
@@ -375,7 +379,7 @@ def test_states_belong_to_one_list_of_clips_that_are_left_out(tmp_path):
     assert none == data_identity(Path("data/logmel"), lists[0])
 
 
-def test_features_of_shards_leave_out_what_the_stages_say(repository):
+def test_features_exclude_what_the_stages_list(repository):
     leaky_and_clean()
     data = load_features(Path("data/logmel"))
     assert len(data) == CLIPS
@@ -386,7 +390,7 @@ def test_features_of_shards_leave_out_what_the_stages_say(repository):
     assert data.excluding([]) is data
 
 
-def test_unknown_clips_and_an_empty_rest_are_refused():
+def test_excluding_unknown_clips_or_all_clips_is_refused():
     with pytest.raises(ValueError, match="1 clips to leave out, first other, are not among the 64"):
         features().excluding(["clip1", "other"])
     with pytest.raises(ValueError, match="All 64 clips are in test splits"):

@@ -1,1 +1,1 @@
-"""Clips of the pre-training data that are in the test split of a HEAR task."""
+"""Detection of pre-training clips that are in the test split of a HEAR task."""

@@ -1,14 +1,14 @@
-"""Audio fingerprints of log-mel spectrograms, by which one recording is found in another.
+"""Audio fingerprints of log-mel spectrograms, which identify copies of a recording.
 
-After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): 32 bits for
-each frame, the signs of how the differences of neighbouring bands' energies change over time. They
-hardly notice gain, lossy coding or where a recording was cut. Here each bit sees `SPAN` frames:
-band energies are means over `SMOOTH` frames, and change is measured over `LAG` frames. The value
-`UNINFORMATIVE` stands for frames of silence or of an unchanging sound.
+After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): 32 bits per
+frame. Each is the sign of the change over time of the energy difference of two neighboring bands.
+Gain, lossy coding and cutting hardly affect them. Here each bit depends on `SPAN` frames: energies
+are averaged over `SMOOTH` frames, and changes are measured over `LAG` frames. Frames of silence or
+of a constant sound have the value `UNINFORMATIVE`.
 
-Layout of one shard of fingerprints, of the same clips as the shard of log-mels:
+Layout of a shard of fingerprints, with the same clips as the shard of log-mels:
 
-    /fingerprint  uint32 [total]       every `STRIDE`th frame of the clips, end to end
+    /fingerprint  uint32 [total]       every `STRIDE`th frame of the clips, concatenated
     /start        int64  [clips + 1]   clip i is fingerprint[start[i]:start[i + 1]]
     /clip_id      utf-8  [clips]
     attribute     logmel               front end, as in the shard of log-mels
@@ -33,7 +33,7 @@ MELS_PER_BAND = 4  # mel bins; the bands overlap
 SMOOTH = 16  # frames, a power of 2
 LAG = 16  # frames
 SPAN = SMOOTH + LAG  # frames
-STRIDE = 4  # frames between two fingerprints of a shard: neighbours share most of their frames
+STRIDE = 4  # frames between two fingerprints of a shard; neighbors share most of their frames
 LEAST_CHANGE = 0.1  # nats, root mean square over the bits; a steady tone has about 0.001
 UNINFORMATIVE = 0
 
@@ -49,10 +49,10 @@ class Fingerprints:
 
 
 def fingerprint(log_mel: Float[np.ndarray, "T F"]) -> UInt32[np.ndarray, " N"]:
-    """Return the fingerprint of each frame that has all of its span, N = max(0, T - SPAN + 1).
+    """Return the fingerprints of all complete spans, N = max(0, T - SPAN + 1).
 
     Raises:
-        ValueError: there are too few mel bins for as many bands.
+        ValueError: there are too few mel bins for the bands.
     """
     frames, n_mels = log_mel.shape
     if n_mels < BITS + MELS_PER_BAND:
@@ -79,7 +79,7 @@ def fingerprint_shard(job: tuple[Path, Path]) -> int:
     """Write the fingerprints of a shard of log-mels; return the number of clips.
 
     Args:
-        job: the shard of log-mels, and the file to write.
+        job: the shard of log-mels and the file to write.
 
     Raises:
         ValueError: the shard is damaged.
@@ -101,7 +101,7 @@ def read(path: Path) -> Fingerprints:
     """Read a shard.
 
     Raises:
-        ValueError: the file is no shard of fingerprints, or is damaged.
+        ValueError: the file is not a shard of fingerprints, or is damaged.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -113,6 +113,6 @@ def read(path: Path) -> Fingerprints:
             )
     except (KeyError, OSError) as error:
         raise ValueError(
-            f"{path} is no shard of fingerprints, or is damaged ({error}). Run `dvc repro -f "
+            f"{path} is not a shard of fingerprints, or is damaged ({error}). Run `dvc repro -f "
             f"{STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
         ) from error

@@ -1,4 +1,4 @@
-"""Section `leaks` of params.yaml: clips of the pre-training data that are in test splits."""
+"""Section `leaks` of params.yaml: how pre-training clips in test splits are found and handled."""
 
 from typing import Literal
 
@@ -11,5 +11,7 @@ class LeaksParams(Section):
     """Section `leaks`."""
 
     policy: Literal["exclude", "refuse", "report"]
-    max_bit_error: float = Field(gt=0, lt=0.5)  # share of the fingerprints' bits; unrelated: 0.5
-    min_overlap_s: float = Field(ge=0.5, le=60)  # seconds, or most of the shorter clip
+    max_bit_error: float = Field(
+        gt=0, lt=0.5
+    )  # share of fingerprint bits; unrelated recordings: 0.5
+    min_overlap_s: float = Field(ge=0.5, le=60)  # or most of the shorter clip

@@ -1,6 +1,6 @@
-"""What the search for leaks has found, and what is done about it.
+"""The leaks found for each task, and which clips to exclude because of them.
 
-reports/leaks/<task>.json    {"task", "files", "unchecked", "clips", "leaks": [{...}]}; see `TaskLeaks`
+reports/leaks/<task>.json    {"task", "files", "unchecked", "clips", "leaks": [...]}: `TaskLeaks`
 """
 
 import json
@@ -23,13 +23,13 @@ class Leak:
     clip_id: str
     split: str
     file: str
-    how: str  # id: of the same recording | audio: they sound the same
+    how: str  # id: the same recording | audio: they sound the same
     offset_s: float | None = None  # audio: where in the clip the test file begins; may be negative
-    similarity: float | None = None  # audio: share of equal bits, of unrelated recordings 0.5
+    similarity: float | None = None  # audio: share of equal bits; unrelated recordings: 0.5
 
 
 class TaskLeaks(BaseModel):
-    """Result of one task."""
+    """Leaks of one task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,17 +37,17 @@ class TaskLeaks(BaseModel):
     files: int  # that the task is tested on
     unchecked: int  # too short or too quiet for a comparison of audio
     clips: int  # of the pre-training data
-    leaks: list[Leak]  # one for each clip, in the order of the corpus
+    leaks: list[Leak]  # at most one per clip, in the order of the corpus
 
     @property
     def by(self) -> dict[str, int]:
-        """Clips by how they were found."""
+        """Number of clips by how they were found."""
         return {how: sum(leak.how == how for leak in self.leaks) for how in ("id", "audio")}
 
 
-def write(path: Path, found: TaskLeaks) -> None:
+def write(path: Path, result: TaskLeaks) -> None:
     """Write the result of a task."""
-    content = {**dict(found), "leaks": [asdict(leak) for leak in found.leaks]}
+    content = {**dict(result), "leaks": [asdict(leak) for leak in result.leaks]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -62,25 +62,25 @@ def read(folder: Path, tasks: Sequence[str]) -> list[TaskLeaks]:
 
 
 def _read(path: Path, task: str) -> TaskLeaks:
-    again = f"Run `dvc repro leaks@{task}`."
+    remedy = f"Run `dvc repro leaks@{task}`."
     try:
-        found = TaskLeaks.model_validate_json(path.read_bytes())
+        result = TaskLeaks.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {path}. {again}") from None
+        raise FileNotFoundError(f"{path} does not exist. {remedy}") from None
     except ValidationError as error:
-        raise ValueError(f"{path} is broken: {error.errors()[0]['msg']}. {again}") from None
-    if found.task != task:
-        raise ValueError(f"{path} is of task {found.task!r}. {again}")
-    return found
+        raise ValueError(f"{path} is broken: {error.errors()[0]['msg']}. {remedy}") from None
+    if result.task != task:
+        raise ValueError(f"{path} belongs to task {result.task!r}. {remedy}")
+    return result
 
 
 def clips_to_exclude(results: Sequence[TaskLeaks], policy: str) -> list[str]:
-    """Return the clips to leave out: every one that was found, or none if `policy` is report.
+    """Return the clips to exclude: all leaks, or none if `policy` is report.
 
     Raises:
-        RuntimeError: `policy` is refuse, and there are some.
+        RuntimeError: `policy` is refuse, and there are leaks.
     """
-    clips = sorted({leak.clip_id for found in results for leak in found.leaks})
+    clips = sorted({leak.clip_id for result in results for leak in result.leaks})
     if policy == "refuse" and clips:
         raise RuntimeError(_refusal(results, len(clips)))
     return clips if policy == "exclude" else []
@@ -88,23 +88,23 @@ def clips_to_exclude(results: Sequence[TaskLeaks], policy: str) -> list[str]:
 
 def _refusal(results: Sequence[TaskLeaks], total: int) -> str:
     lines = [
-        f"  {found.task}: {len(found.leaks)}, for example "
-        + ", ".join(f"{x.clip_id} ({x.split}/{x.file})" for x in found.leaks[:SHOWN])
-        for found in results
-        if found.leaks
+        f"  {result.task}: {len(result.leaks)}, for example "
+        + ", ".join(f"{x.clip_id} ({x.split}/{x.file})" for x in result.leaks[:SHOWN])
+        for result in results
+        if result.leaks
     ]
     return "\n".join(
         [
             f"{total} clips of the pre-training data are in test splits (leaks.policy = refuse):",
             *lines,
-            "All are in reports/leaks. Set leaks.policy to exclude, which pre-trains without them, "
-            "take them out of the source, or take the task out of hear.tasks.",
+            "reports/leaks lists them all. Set leaks.policy to exclude, which pre-trains without "
+            "them, remove them from the source, or remove the task from hear.tasks.",
         ]
     )
 
 
 def mark(ledger: pd.DataFrame, clips: Collection[str]) -> pd.DataFrame:
-    """Return the ledger of a run that left out these clips: they are not obtained, but leaks."""
+    """Return the ledger with the excluded clips marked as leaks."""
     left_out = ledger["clip_id"].isin(set(clips)) & (ledger["status"] == "ok")
     marked = ledger.copy()
     values = [STATUS, STAGE, "it is in the test split of a task"]
