@@ -1,4 +1,4 @@
-"""Stage `hear_tasks <task>`: one HEAR task, checked, at the sample rate of the front end.
+"""Stage `hear_tasks <task>`: check one HEAR task and resample it to the front end's rate.
 
 Reads   <hear.sources.<source>.path>/<task>, or its archive in a Zenodo record
 Writes  data/hear/<task>

@@ -1,4 +1,4 @@
-"""Archives of HEAR tasks: unpacked as a folder is published, and never outside their folder."""
+"""Archives of HEAR tasks: unpacked as a folder is published, never outside their folder."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ CLIP = f"{BASE}/48000/fold01/fold01_2.wav"
 
 
 def unpacked(tmp_path, contents, name=NAME, sample_rate=16_000):
-    """Unpack an archive of these files (or its bytes) into tmp_path/task."""
+    """Unpack an archive of these files (or with these bytes) into tmp_path/task."""
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(contents if isinstance(contents, bytes) else pack(contents))
     folder = tmp_path / "task"
@@ -31,14 +31,14 @@ def unpacked(tmp_path, contents, name=NAME, sample_rate=16_000):
 
 
 def contents_of(folder):
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("order", [list, reversed])  # the lists after the audio, and before
+@pytest.mark.parametrize("order", [list, reversed])  # lists after and before the audio
 @pytest.mark.parametrize("name", [NAME, "fsd50k-v1.0-full", "maestro-v3.0.0-5h"])
-def test_an_archive_becomes_what_its_unpacked_folder_becomes(tmp_path, name, order):
-    """Unpacked by tarfile's own extraction."""
+def test_an_archive_gives_the_same_files_as_its_unpacked_folder(tmp_path, name, order):
+    """Compare with tarfile's own extraction."""
     contents = dict(order(list(files(name).items())))
     with tarfile.open(fileobj=io.BytesIO(pack(contents))) as tar:
         tar.extractall(tmp_path / "plain", filter="data")
@@ -66,7 +66,7 @@ def test_the_compression_does_not_matter(tmp_path, mode):
     assert len(contents_of(unpacked(tmp_path, other.getvalue()))) == 5 * 6 + 5 + 2
 
 
-def test_what_no_split_lists_is_left_out_even_if_faulty(tmp_path):
+def test_unlisted_files_are_skipped_even_if_invalid(tmp_path):
     expected = contents_of(unpacked(tmp_path, files(NAME)))
     (tmp_path / "second").mkdir()
     more = {
@@ -102,14 +102,14 @@ def member(name, kind=tarfile.REGTYPE, link=""):
     ],
     ids=lambda info: f"{info.name} {info.type.decode()} {info.linkname}",
 )
-def test_nothing_leads_outside(tmp_path, bad):
+def test_no_member_is_written_outside_the_folder(tmp_path, bad):
     with pytest.raises(ValueError, match=r"a\.tar\.gz cannot be unpacked"):
         unpacked(tmp_path, pack(files(NAME), bad))
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar.gz", "task"}
     assert not contents_of(tmp_path / "task")
 
 
-def test_a_link_inside_counts_as_what_it_leads_to(tmp_path):
+def test_a_link_inside_the_archive_gives_its_targets_content(tmp_path):
     contents = files(NAME)
     target = f"{BASE}/48000/fold00/fold00_0.wav"
     linked = contents | {CLIP: contents[target]}
@@ -120,7 +120,7 @@ def test_a_link_inside_counts_as_what_it_leads_to(tmp_path):
     assert contents_of(unpacked(tmp_path / "second", links)) == expected
 
 
-def test_a_link_to_nothing_is_named(tmp_path):
+def test_a_dangling_link_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be unpacked: .*absent"):
         unpacked(tmp_path, pack(files(NAME), member(CLIP, tarfile.SYMTYPE, "absent")))
 
@@ -141,15 +141,15 @@ TONE = wave("low", 0.1, np.random.default_rng(0), RATE)
         (b"<html>", "not audio"),
         (wav(TONE[:0]), "holds no samples"),
         (wav(np.stack([TONE, TONE], axis=1)), "has 2 channels, expected 1"),
-        (wav(np.where(TONE > 0, np.nan, TONE), subtype="FLOAT"), "not numbers"),
+        (wav(np.where(TONE > 0, np.nan, TONE), subtype="FLOAT"), "samples that are not finite"),
     ],
 )
-def test_a_faulty_clip_is_named_with_its_task(tmp_path, content, message):
+def test_an_invalid_clip_is_named_with_its_task(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"{CLIP}.*{message}"):
         unpacked(tmp_path, files(NAME) | {CLIP: content})
 
 
-def test_a_clip_of_another_rate_than_its_folder_is_resampled_from_its_own(tmp_path):
+def test_a_clip_with_another_rate_than_its_folder_is_resampled_from_its_own_rate(tmp_path):
     folder = unpacked(tmp_path, files(NAME) | {CLIP: wav(TONE, 32_000)})
     info = soundfile.info(folder / "16000/fold01/fold01_2.wav")
     assert (info.samplerate, info.frames) == (16_000, len(TONE) // 2)
@@ -159,7 +159,9 @@ def test_a_clip_of_another_rate_than_its_folder_is_resampled_from_its_own(tmp_pa
 def test_a_missing_file_is_named(tmp_path, missing):
     contents = files(NAME)
     del contents[missing]
-    with pytest.raises(FileNotFoundError, match=f"{missing.rsplit('/', 1)[-1]} is missing"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{missing.rsplit('/', 1)[-1]} is missing"
+    ):
         unpacked(tmp_path, contents)
 
 
@@ -168,7 +170,7 @@ def test_an_archive_without_the_task_is_named(tmp_path):
         unpacked(tmp_path, files("vocal_imitation-v1.1.3-full"))
 
 
-def test_an_archive_of_two_rates_is_refused(tmp_path):
+def test_an_archive_with_two_sample_rates_is_refused(tmp_path):
     more = {CLIP.replace("48000", "16000"): wav(TONE, 16_000)}
     with pytest.raises(ValueError, match=r"audio of 16000, 48000 Hz .*hear\.source = folder"):
         unpacked(tmp_path, files(NAME) | more)
@@ -176,13 +178,13 @@ def test_an_archive_of_two_rates_is_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "half"])
 def test_a_damaged_archive_is_named(tmp_path, content):
-    whole = pack(files(NAME))
+    complete = pack(files(NAME))
     with pytest.raises(ValueError, match=r"a\.tar\.gz cannot be unpacked"):
-        unpacked(tmp_path, whole[: len(whole) // 2] if content == "half" else content)
+        unpacked(tmp_path, complete[: len(complete) // 2] if content == "half" else content)
 
 
-def test_every_miniature_has_its_tasks_real_kind():
-    """Against the benchmark's own table: kind, splits, first metric."""
+def test_every_miniature_has_the_kind_of_the_real_task():
+    """Compare with the benchmark's table: kind, splits, first metric."""
     expected = {
         "scene multiclass new_split_kfold top1_acc": 9,
         "scene multiclass presplit_kfold top1_acc": 1,
@@ -193,10 +195,10 @@ def test_every_miniature_has_its_tasks_real_kind():
         "event multilabel trainvaltest event_onset_200ms_fms": 1,
         "event multilabel new_split_kfold event_onset_50ms_fms": 1,
     }
-    found = {}
+    counts = {}
     for name in TASKS:
         data = json.loads(files(name)[f"tasks/{name}/task_metadata.json"])
         keys = ("embedding_type", "prediction_type", "split_mode")
         kind = " ".join([*(data[key] for key in keys), data["evaluation"][0]])
-        found[kind] = found.get(kind, 0) + 1
-    assert found == expected
+        counts[kind] = counts.get(kind, 0) + 1
+    assert counts == expected

@@ -1,4 +1,4 @@
-"""Published audio of HEAR tasks: the right rate, and each fault named with its file."""
+"""Published audio of HEAR tasks: its sample rate, and errors that name the file."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def test_a_task_of_the_right_rate_is_copied_byte_by_byte(tmp_path, write):
     assert contents(published(folder, tmp_path)) == contents(folder)
 
 
-def test_files_that_no_split_lists_are_left_out(tmp_path):
+def test_unlisted_files_are_skipped(tmp_path):
     folder = write_scene_task(tmp_path / "toy")
     shutil.copy(folder / "16000/train/0.wav", folder / "16000/train/extra.wav")
     (folder / "notes.txt").write_text("")
@@ -38,7 +38,7 @@ def test_files_that_no_split_lists_are_left_out(tmp_path):
 
 
 def at_48_khz(folder):
-    """Replace a task's audio by that of 48 kHz and, a distraction, 22.05 kHz."""
+    """Replace a task's audio by audio at 48 kHz and, as a distractor, at 22.05 kHz."""
     rng = np.random.default_rng(0)
     for path in sorted((folder / "16000").rglob("*.wav")):
         for rate in (48_000, 22_050):
@@ -57,7 +57,7 @@ def test_a_task_of_another_rate_is_resampled_from_the_highest(tmp_path):
     resampled, rate = soundfile.read(target / "16000/test/0.wav")
     assert rate == RATE
     assert len(resampled) == RATE // 2
-    inner = slice(500, -500)  # a tone far below both limits keeps its samples
+    inner = slice(500, -500)  # resampling keeps a tone far below both Nyquist frequencies
     np.testing.assert_allclose(resampled[inner], original[::3][inner], atol=1e-3)
 
 
@@ -68,14 +68,14 @@ def test_the_same_task_gives_the_same_bytes(tmp_path):
     assert contents(published(folder, tmp_path)) == first
 
 
-def test_the_files_own_rate_counts_not_its_folders(tmp_path):
+def test_the_rate_in_the_file_counts_not_that_of_its_folder(tmp_path):
     folder = write_scene_task(tmp_path / "toy")
     path = folder / "16000/train/0.wav"
     soundfile.write(path, wave("low", 0.5, np.random.default_rng(0), 44_100), 44_100)
     assert soundfile.info(published(folder, tmp_path) / "16000/train/0.wav").samplerate == RATE
 
 
-def write_faulty(path, fault):
+def write_invalid(path, fault):
     tone = wave("low", 0.5, np.random.default_rng(0))
     if fault == "stereo":
         soundfile.write(path, np.stack([tone, tone], axis=1), RATE)
@@ -96,15 +96,15 @@ def write_faulty(path, fault):
     [
         ("stereo", "has 2 channels, expected 1"),
         ("no samples", "no samples"),
-        ("not finite", "not numbers"),
+        ("not finite", "samples that are not finite"),
         ("truncated", "it is truncated"),
         ("empty", "the file is empty"),
         ("no audio", "not audio"),
     ],
 )
-def test_faulty_audio_is_named(tmp_path, fault, message):
+def test_invalid_audio_is_named(tmp_path, fault, message):
     folder = write_scene_task(tmp_path / "toy")
-    write_faulty(folder / "16000/valid/3.wav", fault)
+    write_invalid(folder / "16000/valid/3.wav", fault)
     with pytest.raises(ValueError, match=f"toy/16000/valid/3.wav.*{message}"):
         published(folder, tmp_path)
 
@@ -112,7 +112,7 @@ def test_faulty_audio_is_named(tmp_path, fault, message):
 def test_a_truncated_flac_is_named(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, wave("noise", 0.5, np.random.default_rng(0)), RATE)
-    write_faulty(path, "truncated")
+    write_invalid(path, "truncated")
     with pytest.raises(ValueError, match=r"a\.flac: .*Replace the file"):
         read_clip(path)
 

@@ -1,4 +1,4 @@
-"""Stage hear_tasks with tasks from a record, of which all 18 run, and from a folder."""
+"""Stage hear_tasks with all 18 tasks of a record, and with tasks from a folder."""
 
 import io
 import re
@@ -49,7 +49,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def use(**options):
-    """Change params.yaml as `dvc exp run -S` does; `__` stands for the dots."""
+    """Change params.yaml as `dvc exp run -S` does; `__` replaces the dots."""
     text = changed_params(tuple(f"{k.replace('__', '.')}={v}" for k, v in options.items()))
     Path("params.yaml").write_text(text)
 
@@ -78,8 +78,8 @@ def publish(name):
 
 def published(repository, name=NAME):
     folder = repository / "data/hear" / name
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -94,15 +94,15 @@ def test_each_of_the_18_tasks_comes_from_the_record(repository, site, name):
             key: expected[key] for key in ("task_name", "splits", "evaluation", "split_mode")
         }.items()
     )
-    assert {split: list(found) for split, found in task.labels.items()} == {
-        split: list(found) for split, found in label_files(name).items()
+    assert {split: list(files) for split, files in task.labels.items()} == {
+        split: list(files) for split, files in label_files(name).items()
     }
     check_audio(task, TASKS[name])
     assert not list((repository / ".work/archives").iterdir())
 
 
 def check_audio(task, miniature: Miniature):
-    """Every clip is the tone that belongs to its number, at 16 kHz, with little noise."""
+    """Check that each clip is the tone of its number, at 16 kHz, with little noise."""
     seconds = 0.6 if miniature.events else 0.1
     time = np.arange(round(seconds * 16_000)) / 16_000
     for split, names in task.labels.items():
@@ -110,10 +110,10 @@ def check_audio(task, miniature: Miniature):
             wave, rate = soundfile.read(task.audio(16_000, split) / name)
             assert (rate, len(wave)) == (16_000, len(time))
             tone = 0.3 * np.sin(2 * np.pi * 500 * 2 ** (number % 3) * time)
-            assert np.abs(wave - tone)[50:-50].max() < 0.035  # of aliased noise: over 0.04
+            assert np.abs(wave - tone)[50:-50].max() < 0.035  # aliased noise: over 0.04
 
 
-def test_tasks_that_share_audio_have_files_of_the_same_bytes(repository, site):
+def test_tasks_that_share_audio_have_identical_files(repository, site):
     use_record(site)
     for name in ("mridangam_stroke-v1.5-full", "mridangam_tonic-v1.5-full"):
         publish(name)
@@ -137,7 +137,7 @@ def test_a_folder_with_the_unpacked_archive_gives_the_same_bytes(repository, sit
     assert published(repository) == from_record
 
 
-def test_a_folder_has_the_wanted_rate_taken_before_a_higher_one(repository):
+def test_a_folder_with_the_front_ends_rate_is_preferred_to_a_higher_one(repository):
     for path, content in files(NAME).items():
         target = repository / "here" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,12 +160,12 @@ def message(caplog, action) -> str:
     return caplog.records[-1].getMessage()
 
 
-def test_faults_of_the_site_publish_nothing_and_the_next_run_goes_on(repository, site, caplog):
+def test_a_failing_site_publishes_nothing_and_the_next_run_resumes(repository, site, caplog):
     use_record(site)
     for fault, words in (
-        (["corrupt", "corrupt"], "has not the md5"),
-        ([404], "cannot be fetched (404"),
-        ([503] * 3, "cannot be fetched after 3 attempts (503"),
+        (["corrupt", "corrupt"], "does not have the md5"),
+        ([404], "cannot be downloaded (404"),
+        ([503] * 3, "cannot be downloaded after 3 attempts (503"),
     ):
         site.faults[key(NAME)] = list(fault)
         assert words in message(caplog, lambda: publish(NAME))
@@ -198,7 +198,7 @@ def test_an_interrupted_unpacking_publishes_nothing_and_keeps_the_archive(
     assert [name for name, _ in site.requests] == ["6332517"]  # the archive was there
 
 
-def test_validate_lets_git_see_what_an_experiment_has_written(repository, monkeypatch):
+def test_validate_lets_git_see_the_changes_of_an_experiment(repository, monkeypatch):
     written = Path("params.yaml").stat().st_mtime
     stages.validate.mark_as_edited(Path("params.yaml"))
     assert Path("params.yaml").stat().st_mtime == written
@@ -227,17 +227,17 @@ def test_validate_knows_the_tasks_of_hear_s_record(repository, caplog, name, hin
     text = message(caplog, lambda: run("validate", stages.validate.main))
     assert re.search(rf"hear\.tasks: {name!r} is no task of Zenodo's record 6332517: {hint}", text)
     assert "hear.source = folder" in text
-    use(**settings, hear__sources__zenodo__record=7)  # which may have others
+    use(**settings, hear__sources__zenodo__record=7)  # another record may have other tasks
     run("validate", stages.validate.main)
 
 
 def test_validate_looks_into_the_chosen_folder(repository, caplog):
     use_folder(repository / "here")
     text = message(caplog, lambda: run("validate", stages.validate.main))
-    assert f"is no task in {repository / 'here'}; available: none" in text
+    assert f"is not a task in {repository / 'here'}; available: none" in text
 
 
-def test_tasks_inside_the_corpus_of_pre_training_are_refused(repository):
+def test_tasks_inside_the_pre_training_corpus_are_refused(repository):
     use_folder("data/folder/tasks")
     load_config()
     use_folder("data/folder/tasks", source="folder")

@@ -179,7 +179,7 @@ def message(caplog, stage, *arguments) -> str:
 
 
 def test_an_unknown_task_is_answered_with_those_there_are(caplog):
-    assert f"'esc50' is no task in data/sample/tasks; available: {TASK}" in message(
+    assert f"'esc50' is not a task in data/sample/tasks; available: {TASK}" in message(
         caplog, publish_task, "esc50"
     )
 

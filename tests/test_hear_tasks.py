@@ -1,4 +1,4 @@
-"""HEAR tasks: what is accepted, and that each fault is named with its task, file and field."""
+"""HEAR tasks: what is accepted, and errors that name task, file and field."""
 
 import ast
 import importlib.util
@@ -19,12 +19,12 @@ EVENT = {"label": "low", "start": 0.0, "end": 1.0}
 
 def edit(path: Path, **changes) -> None:
     content = {**json.loads(path.read_text()), **changes}
-    kept = {key: value for key, value in content.items() if value is not MISSING}
-    path.write_text(json.dumps(kept))
+    present = {key: value for key, value in content.items() if value is not MISSING}
+    path.write_text(json.dumps(present))
 
 
 @pytest.mark.parametrize("name", available_tasks(SAMPLE))
-def test_the_tasks_of_the_sample_corpus_are_faultless(name):
+def test_the_tasks_of_the_sample_corpus_are_valid(name):
     task = read_task(find_task(SAMPLE, name))
     assert task.name == name
     assert list(task.labels) == ["train", "valid", "test"]
@@ -56,7 +56,7 @@ def test_metrics_are_those_of_heareval():
     assert known == {*hear_tasks.SCENE_METRICS, *hear_tasks.EVENT_METRICS}
 
 
-def test_an_unknown_task_is_answered_with_those_there_are(tmp_path):
+def test_the_message_for_an_unknown_task_lists_the_available_ones(tmp_path):
     write_scene_task(tmp_path / "b-v1-full")
     write_scene_task(tmp_path / "a-v1-full")
     (tmp_path / "notes").mkdir()
@@ -67,7 +67,7 @@ def test_an_unknown_task_is_answered_with_those_there_are(tmp_path):
 
 def test_without_any_tasks_the_folder_is_named(tmp_path):
     assert available_tasks(tmp_path / "absent") == []
-    with pytest.raises(ValueError, match=r"no task in .*absent; available: none"):
+    with pytest.raises(ValueError, match=r"is not a task in .*absent; available: none"):
         find_task(tmp_path / "absent", "esc")
 
 
@@ -82,8 +82,11 @@ METADATA_FAULTS = [
     ({"sample_duration": 0.0}, "field 'sample_duration'.*got '0.0'"),
     ({"sample_duration": MISSING}, "field 'sample_duration': Field required"),
     ({"evaluation": []}, "field 'evaluation'"),
-    ({"evaluation": ["f1"]}, r"evaluation = \['f1'\]: no metric of a scene task.*top1_acc"),
-    ({"evaluation": ["top1_acc", "segment_1s_er"]}, r"\['segment_1s_er'\]: no metric of a scene"),
+    ({"evaluation": ["f1"]}, r"evaluation = \['f1'\]: not a metric of scene tasks, .*top1_acc"),
+    (
+        {"evaluation": ["top1_acc", "segment_1s_er"]},
+        r"\['segment_1s_er'\]: not a metric of scene tasks",
+    ),
     ({"embedding_type": "event"}, "prediction_type = 'multiclass': an event task must be"),
     ({"evaluation": MISSING, "evalution": ["mAP"]}, "'evalution': did you mean 'evaluation'"),
     (
@@ -106,7 +109,7 @@ METADATA_FAULTS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), METADATA_FAULTS)
-def test_faulty_metadata_are_named_with_task_file_and_field(tmp_path, changes, message):
+def test_invalid_metadata_is_named_with_task_file_and_field(tmp_path, changes, message):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     edit(folder / "task_metadata.json", **changes)
     with pytest.raises(ValueError, match=rf"toy-v1-full/task_metadata.json.*{message}"):
@@ -124,18 +127,18 @@ def test_faulty_metadata_are_named_with_task_file_and_field(tmp_path, changes, m
         ("idx,label\n0,high\n0,low\n1,noise\n", "without gaps"),
         ("idx,label\n0,high\n1\n", "one label each"),
         ("idx,label\n0,high\n1,Cough, dry\n", "in quotes if it has a comma.*'1,Cough, dry'"),
-        ("idx,label\n0,high\n1,high\n", "label 'high' stands more than once"),
+        ("idx,label\n0,high\n1,high\n", "label 'high' appears more than once"),
         ("idx,label\n0,high\n1,low\n", r"train.json, file '2.wav': label 'noise' is not in label"),
     ],
 )
-def test_a_faulty_vocabulary_is_named(tmp_path, text, message):
+def test_an_invalid_vocabulary_is_named(tmp_path, text, message):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     (folder / "labelvocabulary.csv").write_text(text)
     with pytest.raises(ValueError, match=f"toy-v1-full/.*{message}"):
         read_task(folder)
 
 
-def test_a_label_with_a_comma_or_quotes_stands_in_quotes(tmp_path):
+def test_a_label_with_a_comma_or_quotes_is_quoted(tmp_path):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     text = 'idx,label\r\n0,"Cough, dry"\r\n1,"the ""p"" sound"\r\n'
     (folder / "labelvocabulary.csv").write_text(text)
@@ -143,24 +146,26 @@ def test_a_label_with_a_comma_or_quotes_stands_in_quotes(tmp_path):
         labels = {"0.wav": ["Cough, dry"], "1.wav": ['the "p" sound']}
         (folder / f"{split}.json").write_text(json.dumps(labels))
     assert read_task(folder).labels["test"]["0.wav"] == ["Cough, dry"]
-    found = pd.read_csv(folder / "labelvocabulary.csv")  # how heareval reads it
-    assert list(found["label"]) == ["Cough, dry", 'the "p" sound']
+    vocabulary = pd.read_csv(folder / "labelvocabulary.csv")  # as heareval reads it
+    assert list(vocabulary["label"]) == ["Cough, dry", 'the "p" sound']
 
 
 @pytest.mark.parametrize("content", [b"idx,label\n0,\xff\n", b'idx,label\n0,"' + b"x" * 200_000])
 def test_a_vocabulary_that_cannot_be_read_is_named(tmp_path, content):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     (folder / "labelvocabulary.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"toy-v1-full/labelvocabulary\.csv is no CSV in UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"toy-v1-full/labelvocabulary\.csv is not a UTF-8 CSV file"
+    ):
         read_task(folder)
 
 
-def test_a_vocabulary_may_begin_with_a_byte_order_mark_as_it_may_for_hear_eval_kit(tmp_path):
+def test_a_vocabulary_may_begin_with_a_byte_order_mark_as_in_hear_eval_kit(tmp_path):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     path = folder / "labelvocabulary.csv"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_task(folder).labels
-    assert list(pd.read_csv(path).columns) == ["idx", "label"]  # how heareval reads it
+    assert list(pd.read_csv(path).columns) == ["idx", "label"]  # as heareval reads it
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_a_vocabulary_may_begin_with_a_byte_order_mark_as_it_may_for_hear_eval_k
         ([], "an object, got"),
     ],
 )
-def test_faulty_scene_labels_are_named(tmp_path, files, message):
+def test_invalid_scene_labels_are_named(tmp_path, files, message):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     (folder / "valid.json").write_text(json.dumps(files))
     with pytest.raises(ValueError, match=f"toy-v1-full/valid.json.*{message}"):
@@ -193,16 +198,16 @@ def test_faulty_scene_labels_are_named(tmp_path, files, message):
 def test_a_file_that_is_listed_twice_is_named(tmp_path, text, key):
     folder = write_scene_task(tmp_path / "toy-v1-full")
     (folder / "valid.json").write_text(text)
-    with pytest.raises(ValueError, match=f"toy-v1-full/valid.json: key {key!r} stands more than"):
+    with pytest.raises(ValueError, match=f"toy-v1-full/valid.json: key {key!r} appears more than"):
         read_task(folder)
 
 
-def test_a_field_of_an_event_or_of_the_metadata_that_stands_twice_is_named(tmp_path):
+def test_a_repeated_field_of_an_event_or_of_the_metadata_is_named(tmp_path):
     folder = write_event_task(tmp_path / "toy-v1-full")
     for file, key in (("test.json", "label"), ("task_metadata.json", "splits")):
         path = folder / file
         path.write_text(path.read_text().replace(f'"{key}": ', f'"{key}": 1, "{key}": ', 1))
-        with pytest.raises(ValueError, match=f"toy-v1-full/{file}: key {key!r} stands more than"):
+        with pytest.raises(ValueError, match=f"toy-v1-full/{file}: key {key!r} appears more than"):
             read_task(folder)
 
 
@@ -218,7 +223,7 @@ def test_a_field_of_an_event_or_of_the_metadata_that_stands_twice_is_named(tmp_p
         ({**EVENT, "end": float("nan")}, "field '0.wav.0.end'.*finite"),
     ],
 )
-def test_faulty_events_are_named(tmp_path, event, message):
+def test_invalid_events_are_named(tmp_path, event, message):
     folder = write_event_task(tmp_path / "toy-v1-full")
     edit(folder / "test.json", **{"0.wav": [event]})
     with pytest.raises(ValueError, match=f"toy-v1-full/test.json.*{message}"):
@@ -245,7 +250,7 @@ def test_a_missing_file_is_named(tmp_path, name):
         read_task(folder)
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path):
+def test_a_file_that_is_not_json_is_named(tmp_path):
     folder = write_scene_task(tmp_path / "toy")
     (folder / "train.json").write_text('{"a.wav": ')
     with pytest.raises(ValueError, match=r"toy/train.json: Invalid JSON"):

@@ -1,4 +1,4 @@
-"""Downloads from a record: each fault of a site, with a server on the loopback interface."""
+"""Downloads from a record: every failure of a site, with a local server."""
 
 import re
 
@@ -42,7 +42,7 @@ def fetch(site, task="toy", network=NETWORK, **changes):
         return path.read_bytes()
 
 
-def kept(repository):
+def archives(repository):
     return sorted((repository / ".work/archives").iterdir())
 
 
@@ -55,30 +55,30 @@ def test_the_published_record_is_the_default():
     )
 
 
-def test_an_archive_is_whole_inside_the_block_and_gone_after(repository, site):
+def test_an_archive_is_complete_inside_the_block_and_removed_after(repository, site):
     assert fetch(site) == CONTENT
-    assert kept(repository) == []
+    assert archives(repository) == []
     assert site.requests == [(str(RECORD), ""), (key("toy"), "")]
 
 
-def test_an_archive_stays_if_the_block_fails_and_is_not_fetched_again(repository, site):
+def test_an_archive_stays_if_the_block_fails_and_is_not_downloaded_again(repository, site):
     params = PARAMS.model_copy(update={"listing": site.listing})
     with pytest.raises(ZeroDivisionError), downloaded_archive(params, "toy", NETWORK):
         raise ZeroDivisionError
-    assert [path.read_bytes() for path in kept(repository)] == [CONTENT]
+    assert [path.read_bytes() for path in archives(repository)] == [CONTENT]
     site.requests.clear()
     assert fetch(site) == CONTENT
     assert site.requests == [(str(RECORD), "")]
 
 
 def ranges(site):
-    """First byte that each request for the archive asked for."""
-    asked = [text for name, text in site.requests if name == key("toy")]
-    return [int(text.removeprefix("bytes=").removesuffix("-") or 0) for text in asked]
+    """First byte of each request for the archive."""
+    requested = [text for name, text in site.requests if name == key("toy")]
+    return [int(text.removeprefix("bytes=").removesuffix("-") or 0) for text in requested]
 
 
-def test_a_broken_transfer_goes_on_from_its_byte(site, caplog):
-    site.faults[key("toy")] = ["break"] * 4  # more than `tries`, but each brings something
+def test_a_broken_transfer_resumes_at_its_byte(site, caplog):
+    site.faults[key("toy")] = ["break"] * 4  # more than `tries`, but each makes progress
     assert fetch(site) == CONTENT
     first, *rest = ranges(site)
     assert first == 0 and len(rest) == 4
@@ -86,12 +86,12 @@ def test_a_broken_transfer_goes_on_from_its_byte(site, caplog):
     assert f"transfer broken at byte {rest[0]} of {len(CONTENT)}" in caplog.text
 
 
-def test_an_interrupted_download_goes_on_in_the_next_run(repository, site):
+def test_an_interrupted_download_resumes_in_the_next_run(repository, site):
     network = NETWORK.model_copy(update={"tries": 1})
     site.faults[key("toy")] = ["break", 503]
-    with pytest.raises(OSError, match="run it again later to go on with what is here"):
+    with pytest.raises(OSError, match="run it again later to resume"):
         fetch(site, network=network)
-    (partial,) = kept(repository)
+    (partial,) = archives(repository)
     size = partial.stat().st_size
     assert 400_000 < size < len(CONTENT) and CONTENT.startswith(partial.read_bytes())
     site.requests.clear()
@@ -99,22 +99,22 @@ def test_an_interrupted_download_goes_on_in_the_next_run(repository, site):
     assert ranges(site) == [size]
 
 
-def test_a_site_that_ignores_ranges_sends_the_file_anew(site, caplog):
+def test_a_site_that_ignores_ranges_sends_the_whole_file(site, caplog):
     site.faults[key("toy")] = ["break", "whole"]
     assert fetch(site) == CONTENT
     assert len(ranges(site)) == 2
     assert "md5" not in caplog.text
 
 
-def test_transfers_that_bring_nothing_end_in_an_error(repository, site, monkeypatch):
+def test_transfers_without_progress_end_in_an_error(repository, site, monkeypatch):
     monkeypatch.setattr(site, "archives", {key("toy"): CONTENT[:100]})
-    site.faults[key("toy")] = ["break"] * 9  # of 100 bytes, 50 come, which are less than a block
-    with pytest.raises(OSError, match=r"broke 3 times at byte 0 of 100 .*run it again to go on"):
+    site.faults[key("toy")] = ["break"] * 9  # 50 of 100 bytes arrive, less than a block
+    with pytest.raises(OSError, match=r"broke 3 times at byte 0 of 100 .*run it again to resume"):
         fetch(site)
     assert len(ranges(site)) == 3
 
 
-def test_a_wrong_checksum_is_fetched_once_more(site, caplog):
+def test_a_file_with_a_wrong_checksum_is_downloaded_once_more(site, caplog):
     site.faults[key("toy")] = ["corrupt"]
     assert fetch(site) == CONTENT
     assert "its md5 is" in caplog.text
@@ -122,31 +122,33 @@ def test_a_wrong_checksum_is_fetched_once_more(site, caplog):
 
 def test_a_checksum_that_stays_wrong_is_an_error_and_nothing_is_kept(repository, site):
     site.faults[key("toy")] = ["corrupt"] * 3
-    with pytest.raises(OSError, match=r"toy.* has not the md5 [0-9a-f]{32} that the record lists"):
+    with pytest.raises(
+        OSError, match=r"toy.* does not have the md5 [0-9a-f]{32} that the record lists"
+    ):
         fetch(site)
     assert ranges(site) == [0, 0]
-    assert [path.stat().st_size for path in kept(repository)] == [0]
+    assert [path.stat().st_size for path in archives(repository)] == [0]
 
 
-def test_an_archive_that_is_not_there_is_one_message_at_once(site):
+def test_a_missing_archive_is_one_immediate_message(site):
     site.faults[key("toy")] = [404]
-    with pytest.raises(OSError, match=rf"files/{key('toy')}/content cannot be fetched \(404"):
+    with pytest.raises(OSError, match=rf"files/{key('toy')}/content cannot be downloaded \(404"):
         fetch(site)
     assert ranges(site) == [0]
 
 
-def test_a_record_that_is_not_there_names_the_parameter(site):
+def test_a_missing_record_names_the_parameter(site):
     with pytest.raises(OSError, match=r"records/7 cannot.* \(404.*hear\.sources\.zenodo\.record"):
         fetch(site, record=7)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-@pytest.mark.parametrize("place", ["listing", "archive"])
-def test_a_busy_site_is_asked_again_when_it_wishes(site, monkeypatch, caplog, status, place):
+@pytest.mark.parametrize("resource", ["listing", "archive"])
+def test_a_busy_site_is_retried_when_it_says(site, monkeypatch, caplog, status, resource):
     slept = []
     monkeypatch.setattr(urllib3.util.retry.time, "sleep", slept.append)
     site.retry_after = "47"
-    site.faults[str(RECORD) if place == "listing" else key("toy")] = [status]
+    site.faults[str(RECORD) if resource == "listing" else key("toy")] = [status]
     assert fetch(site) == CONTENT
     assert slept == [47] or (status == 500 and slept == [])
     assert f"status {status}; next attempt in {47 if slept else 0} s" in caplog.text
@@ -154,14 +156,14 @@ def test_a_busy_site_is_asked_again_when_it_wishes(site, monkeypatch, caplog, st
 
 def test_a_site_that_stays_busy_is_one_message(site):
     site.faults[str(RECORD)] = [503] * 3
-    with pytest.raises(OSError, match=r"fetched after 3 attempts \(503 .*run it again later"):
+    with pytest.raises(OSError, match=r"downloaded after 3 attempts \(503 .*run it again later"):
         fetch(site)
     assert len(site.requests) == 3
 
 
-def test_no_site_at_all_is_one_short_message_that_says_what_else_to_do(site, caplog):
+def test_an_unreachable_site_is_one_short_message_with_the_alternative(site, caplog):
     reason = "[Errno 111] Connection refused"
-    message = re.escape(f"http://127.0.0.1:1/x cannot be fetched after 3 attempts ({reason}): ")
+    message = re.escape(f"http://127.0.0.1:1/x cannot be downloaded after 3 attempts ({reason}): ")
     with pytest.raises(OSError, match=rf"^{message}run it again later.*hear\.source = folder"):
         fetch(site, listing="http://127.0.0.1:1/x")
     assert {record.name for record in caplog.records} == {"pipeline.hear.fetch.zenodo"}
@@ -169,8 +171,10 @@ def test_no_site_at_all_is_one_short_message_that_says_what_else_to_do(site, cap
         f"/x: {reason}; next attempt in 0 s"] * 2  # fmt: skip
 
 
-def test_an_unknown_task_is_answered_with_those_there_are(site):
-    with pytest.raises(ValueError, match=r"'esc' is no task of .*6332517.*available: other, toy"):
+def test_the_message_for_an_unknown_task_lists_the_available_ones(site):
+    with pytest.raises(
+        ValueError, match=r"'esc' is not a task in .*6332517.*available: other, toy"
+    ):
         fetch(site, "esc")
 
 
@@ -187,9 +191,9 @@ def test_an_unknown_task_is_answered_with_those_there_are(site):
         {"files": [{"key": "x", "size": 1, "checksum": "md5:" + "0" * 32, "links": {}}]},
     ],
 )
-def test_a_listing_of_another_form_is_refused(site, monkeypatch, record):
+def test_a_listing_in_another_format_is_refused(site, monkeypatch, record):
     monkeypatch.setattr(site, "record", lambda: record)
-    with pytest.raises(OSError, match="lists no files of a record"):
+    with pytest.raises(OSError, match="does not list the files of a record"):
         fetch(site)
 
 

@@ -1,1 +1,1 @@
-"""HEAR tasks out of archives, and the archives out of a Zenodo record."""
+"""Download of HEAR task archives from a Zenodo record, and unpacking of them."""

@@ -1,8 +1,8 @@
-"""Archives of HEAR tasks: unpacked to the sample rate of the front end in one pass.
+"""Unpack archives of HEAR tasks to the sample rate of the front end in one pass.
 
-An archive is a tar file, compressed or not, that holds `tasks/<task>/` with the files that
-`hear_tasks` describes. Its audio goes straight from there through the resampler: the 48 kHz of a
-large task need no place on the disk.
+An archive is a tar file, compressed or not, with `tasks/<task>/` laid out as in
+`pipeline.hear.tasks.task`. Its audio is resampled on the fly, so the 48 kHz files of a large task
+need no disk space.
 """
 
 import lzma
@@ -18,18 +18,18 @@ from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, read_task
 
 DAMAGED = (tarfile.TarError, EOFError, KeyError, zlib.error, lzma.LZMAError)
 
-Faults = dict[Path, ValueError]  # clip -> what is wrong with it
+Faults = dict[Path, ValueError]  # clip -> its error
 
 
 def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Task:
-    """Write a task into an existing folder, its audio at `sample_rate`, and check it.
+    """Write a task into an existing folder, with its audio at `sample_rate`, and check it.
 
-    Files that no split lists are left out.
+    Files that no split lists are skipped.
 
     Raises:
         FileNotFoundError: the archive lacks the task or one of its files.
-        ValueError: the archive is damaged, would write elsewhere, or has audio of two rates; or
-            the task is faulty.
+        ValueError: the archive is damaged, would write outside the folder, or has audio of several
+            sample rates; or the task is invalid.
     """
     faults: Faults = {}
     rates: set[str] = set()
@@ -42,18 +42,18 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
         try:
             with tarfile.open(fileobj=progress) as tar:
                 for member in tar:
-                    where = _task_path(member, name)
-                    if where and not member.isdir():
-                        rates |= _write_member(tar, member, where, folder, sample_rate, faults)
+                    parts = _task_path(member, name)
+                    if parts and not member.isdir():
+                        rates |= _write_member(tar, member, parts, folder, sample_rate, faults)
         except DAMAGED as error:
             raise ValueError(
-                f"{archive} cannot be unpacked: {error}. If its contents can be trusted, unpack it "
-                "by hand and use hear.source = folder."
+                f"{archive} cannot be unpacked: {error}. If you trust its contents, unpack it "
+                "yourself and set hear.source = folder."
             ) from error
     if len(rates) != 1:
         raise ValueError(
             f"{archive} has audio of {', '.join(sorted(rates)) or 'no'} Hz in tasks/{name}, "
-            "expected one sample rate. Unpack it and use hear.source = folder."
+            "expected one sample rate. Unpack it and set hear.source = folder."
         )
     task = read_task(folder)
     _remove_unlisted(task, sample_rate, faults, f"{archive}: tasks/{name}/{rates.pop()}")
@@ -61,20 +61,20 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
 
 
 def _task_path(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
-    """Return a member's path in the task's folder, () if it is none of the task's.
+    """Return the parts of a member's path in the task's folder; () if it belongs elsewhere.
 
-    What is refused is what tarfile's filter `data` refuses, which Python has since 3.11.4 only.
+    Refuses what tarfile's filter `data` refuses, which Python has only since 3.11.4.
 
     Raises:
-        tarfile.TarError: it or the target of a link is outside the archive's own tree, or it is no
-            file, folder or link.
+        tarfile.TarError: the path or the target of a link is outside the archive's tree, or the
+            member is not a file, folder or link.
     """
     path = PurePosixPath(member.name)
     base = path.parent if member.issym() else PurePosixPath()
     link = os.path.normpath(base / member.linkname) if member.linkname else ""
-    for place in (member.name, link):
-        if place.startswith("/") or ".." in PurePosixPath(place).parts:
-            raise tarfile.TarError(f"{member.name!r} leads out of the archive")
+    for target in (member.name, link):
+        if target.startswith("/") or ".." in PurePosixPath(target).parts:
+            raise tarfile.TarError(f"{member.name!r} points outside the archive")
     if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         raise tarfile.TarError(f"{member.name!r} is a device or pipe")
     tasks = ("tasks", name)
@@ -84,41 +84,41 @@ def _task_path(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
 def _write_member(
     tar: tarfile.TarFile,
     member: tarfile.TarInfo,
-    where: tuple[str, ...],
+    parts: tuple[str, ...],
     folder: Path,
     sample_rate: int,
     faults: Faults,
 ) -> set[str]:
-    """Write one file; return the sample rate by its place if it is audio.
+    """Write one file; return the sample rate in its path if it is audio.
 
-    Faulty audio is no error yet, since the lists of the clips may stand behind it.
+    Invalid audio is only recorded, since the lists of clips may come later in the archive.
     """
-    is_audio = len(where) == 3 and where[0].isdecimal()
-    if len(where) != 1 and not is_audio:
+    is_audio = len(parts) == 3 and parts[0].isdecimal()
+    if len(parts) != 1 and not is_audio:
         return set()
     file = tar.extractfile(member)
     content = file.read() if file else b""
     if not is_audio:
-        (folder / where[0]).write_bytes(content)
+        (folder / parts[0]).write_bytes(content)
         return set()
-    target = folder.joinpath(str(sample_rate), *where[1:])
+    target = folder.joinpath(str(sample_rate), *parts[1:])
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         publish_clip(content, member.name, target, sample_rate)
     except ValueError as error:
         faults[target] = error
-    return {where[0]}
+    return {parts[0]}
 
 
 def _remove_unlisted(task: Task, sample_rate: int, faults: Faults, source: str) -> None:
-    """Remove what no split lists.
+    """Remove files that no split lists.
 
     Raises:
         FileNotFoundError: a listed clip is missing.
-        ValueError: one is faulty.
+        ValueError: a listed clip is invalid.
     """
     names = (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits))
-    wanted = {task.folder / name for name in names}
+    listed = {task.folder / name for name in names}
     for split, files in task.labels.items():
         clips = {name: task.audio(sample_rate, split) / name for name in files}
         for name, path in clips.items():
@@ -126,7 +126,7 @@ def _remove_unlisted(task: Task, sample_rate: int, faults: Faults, source: str) 
                 raise faults[path]
             if not path.is_file():
                 raise FileNotFoundError(f"{source}/{split}/{name} is missing, but listed.")
-        wanted |= set(clips.values())
+        listed |= set(clips.values())
     for path in [path for path in task.folder.rglob("*") if path.is_file()]:
-        if path not in wanted:
+        if path not in listed:
             path.unlink()

@@ -1,1 +1,1 @@
-"""HEAR tasks: metadata, labels and audio."""
+"""HEAR tasks on disk: checking of metadata and labels, reading and resampling of audio."""

@@ -1,4 +1,4 @@
-"""The audio of HEAR tasks: checked, and published at the rate of the front end."""
+"""Audio of HEAR tasks: checking, reading, and resampling to the rate of the front end."""
 
 import shutil
 from collections import deque
@@ -16,13 +16,13 @@ from pipeline.audio import BadAudioError
 from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, require_file
 
 SUFFIXES = (".wav", ".flac")
-AHEAD_BYTES = 2**24  # of files that are decoded before they are asked for
+READ_AHEAD_BYTES = 2**24  # size of the files that are decoded ahead of use
 
 
 def publish_task(task: Task, target: Path, sample_rate: int) -> None:
-    """Copy a task into an existing folder, its audio at `sample_rate`.
+    """Copy a task into an existing folder, with its audio at `sample_rate`.
 
-    Files of that rate are copied as they are, others resampled and written with 16 bits.
+    Files of that rate are copied unchanged; others are resampled and written with 16 bits.
 
     Raises:
         FileNotFoundError: an audio file is missing.
@@ -52,25 +52,24 @@ def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
 def read_clips(
     paths: Sequence[Path], workers: int
 ) -> Iterator[tuple[Float32[np.ndarray, " S"], int]]:
-    """Yield what `read_clip` returns of each file, in order; threads read ahead.
+    """Yield samples and sample rate of each file, in order; threads read ahead.
 
-    libsndfile decodes outside of Python's lock, so threads do what processes would, without the
-    seconds that those take to start.
+    libsndfile releases the GIL, so threads are as fast as processes, which take seconds to start.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_clip`.
+        FileNotFoundError, ValueError: see `read_clip`.
     """
     pool = ThreadPoolExecutor(workers)
     try:
         ahead: deque = deque()
-        waiting = 0  # bytes
+        pending_bytes = 0
         for path in paths:
             size = path.stat().st_size if path.exists() else 0
             ahead.append((pool.submit(read_clip, path), size))
-            waiting += size
-            while waiting > AHEAD_BYTES and len(ahead) > workers:
+            pending_bytes += size
+            while pending_bytes > READ_AHEAD_BYTES and len(ahead) > workers:
                 future, size = ahead.popleft()
-                waiting -= size
+                pending_bytes -= size
                 yield future.result()
         for future, _ in ahead:
             yield future.result()
@@ -79,11 +78,11 @@ def read_clips(
 
 
 def publish_clip(content: bytes, name: str, target: Path, sample_rate: int) -> None:
-    """Write a mono file as it is if it has the sample rate, else resampled, with 16 bits.
+    """Write a mono file unchanged if it has the sample rate, else resampled with 16 bits.
 
     Args:
         content: the file's bytes.
-        name: where they are from, for messages; its suffix counts.
+        name: their origin for messages; its suffix must be that of WAV or FLAC.
         target: the file to write, in an existing folder.
         sample_rate: Hz.
 
@@ -113,7 +112,7 @@ def _decode(content: bytes, name: str) -> tuple[Float32[np.ndarray, " S"], int]:
 
 
 def _source_rate(task: Task, sample_rate: int) -> int:
-    """Return the rate wanted if the task has it, else its highest one, from which to resample."""
+    """Return `sample_rate` if the task has it, else its highest rate."""
     rates = [int(path.name) for path in task.folder.iterdir() if path.name.isdigit()]
     if not rates:
         raise FileNotFoundError(

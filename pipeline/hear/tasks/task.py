@@ -1,4 +1,4 @@
-"""HEAR tasks on disk: metadata, vocabulary and labels, checked as a whole before any work.
+"""HEAR tasks on disk: metadata, vocabulary and labels, all checked before any work starts.
 
 One folder per task, as hear-preprocess writes it and hear-eval-kit reads it:
 
@@ -32,8 +32,8 @@ from pydantic import (
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
 TRAIN_VALID_TEST = ["train", "valid", "test"]
-MISSPELT = 0.85  # likeness of two names that are taken for one (difflib); no real field's is
-MIN_FOLDS = 3  # one to test, one to validate, the rest to train
+MISSPELT = 0.85  # similarity (difflib) from which a name counts as a misspelt field
+MIN_FOLDS = 3  # one for testing, one for validation, the rest for training
 SCENE_METRICS = ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc")
 EVENT_METRICS = (
     "event_onset_200ms_fms",
@@ -55,7 +55,7 @@ Name = Annotated[str, AfterValidator(_plain)]
 
 
 class EvaluationParams(BaseModel):
-    """Field `evaluation_params`: what hear-eval-kit tries, in place of its own grids."""
+    """Field `evaluation_params`: grids that replace those of hear-eval-kit."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class EvaluationParams(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What hear-eval-kit reads of task_metadata.json; its other fields are left as they are."""
+    """The fields of task_metadata.json that hear-eval-kit reads; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -83,7 +83,7 @@ class Metadata(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_misspelt_field(cls, content: Any) -> Any:
-        """A field that may be missing would be missed silently if its name had a fault."""
+        """Refuse misspelt fields: an optional one would otherwise be ignored silently."""
         for name in content if isinstance(content, dict) else ():
             nearest = get_close_matches(name, cls.model_fields, n=1, cutoff=MISSPELT)
             if nearest and name not in cls.model_fields:
@@ -100,8 +100,8 @@ class Metadata(BaseModel):
         unknown = [name for name in self.evaluation if name not in metrics]
         if unknown:
             raise ValueError(
-                f"evaluation = {unknown}: no metric of a {self.embedding_type} task, "
-                f"which has {', '.join(metrics)}."
+                f"evaluation = {unknown}: not a metric of {self.embedding_type} tasks, "
+                f"which have {', '.join(metrics)}."
             )
         return self
 
@@ -150,12 +150,12 @@ class EventFile(RootModel[dict[Name, list[Event]]]):
 
 @dataclass(frozen=True)
 class Task:
-    """A task whose metadata, vocabulary and labels are checked; its audio is not."""
+    """A task with checked metadata, vocabulary and labels; its audio is not checked."""
 
     folder: Path
     metadata: Metadata
     labels: Mapping[str, Mapping[str, Labels]]  # split -> file -> labels, files in stored order
-    vocabulary: Sequence[str]  # labels by their indices
+    vocabulary: Sequence[str]  # labels by index
 
     @property
     def name(self) -> str:
@@ -168,7 +168,7 @@ class Task:
 
 
 def available_tasks(folder: Path) -> list[str]:
-    """Return the names of all tasks in a folder; none if there is no such folder."""
+    """Return the names of all tasks in a folder; none if it does not exist."""
     return sorted(path.parent.name for path in folder.glob(f"*/{METADATA}"))
 
 
@@ -176,12 +176,12 @@ def find_task(folder: Path, name: str) -> Path:
     """Return the folder of a task.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: it does not exist; the message lists those that do.
     """
     available = available_tasks(folder)
     if name not in available:
         known = ", ".join(available) or "none"
-        raise ValueError(f"hear.tasks: {name!r} is no task in {folder}; available: {known}.")
+        raise ValueError(f"hear.tasks: {name!r} is not a task in {folder}; available: {known}.")
     return folder / name
 
 
@@ -190,7 +190,7 @@ def read_task(folder: Path) -> Task:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a field is missing or faulty, the vocabulary has gaps, or a label is not in it.
+        ValueError: a field is missing or invalid, the vocabulary has gaps, or a label is not in it.
     """
     metadata = _check(Metadata, folder / METADATA)
     vocabulary = read_vocabulary(folder / VOCABULARY)
@@ -204,30 +204,30 @@ def read_task(folder: Path) -> Task:
 
 
 def _check(kind: type[M], path: Path) -> M:
-    """Return a JSON file's content as its class, or raise one message for its first fault."""
+    """Return a validated JSON file, or raise one message about its first error."""
     content = require_file(path).read_bytes()
     try:
-        found = kind.model_validate_json(content)
+        model = kind.model_validate_json(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
         where = f"{path}, field {field!r}" if field else str(path)
-        if fault["type"] == "value_error":
-            raise ValueError(f"{where}: {fault['ctx']['error']}") from None
-        value = "" if fault["type"] == "missing" else f", got {str(fault['input'])[:80]!r}"
-        raise ValueError(f"{where}: {fault['msg']}{value}.") from None
+        if first["type"] == "value_error":
+            raise ValueError(f"{where}: {first['ctx']['error']}") from None
+        value = "" if first["type"] == "missing" else f", got {str(first['input'])[:80]!r}"
+        raise ValueError(f"{where}: {first['msg']}{value}.") from None
     _refuse_repeated_keys(content, path)
-    return found
+    return model
 
 
 def _refuse_repeated_keys(content: bytes, path: Path) -> None:
-    """Refuse what JSON's readers merge silently: the last value of a key counts."""
+    """Refuse repeated keys, of which JSON readers silently take the last."""
 
     def check(pairs: list[tuple[str, Any]]) -> None:
         keys = Counter(key for key, _ in pairs)
         if len(keys) < len(pairs):
             raise ValueError(
-                f"{path}: key {keys.most_common(1)[0][0]!r} stands more than once. Remove or "
+                f"{path}: key {keys.most_common(1)[0][0]!r} appears more than once. Remove or "
                 "rename one of them."
             )
 
@@ -235,11 +235,11 @@ def _refuse_repeated_keys(content: bytes, path: Path) -> None:
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Return the labels in the order of their indices.
+    """Return the labels ordered by index.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no vocabulary.
+        ValueError: it is not a valid vocabulary.
     """
     with require_file(path).open(
         newline="", encoding="utf-8-sig"
@@ -247,7 +247,7 @@ def read_vocabulary(path: Path) -> list[str]:
         try:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is no CSV in UTF-8: {error}. Save it as such.") from None
+            raise ValueError(f"{path} is not a UTF-8 CSV file: {error}. Save it as one.") from None
     if header != ["idx", "label"]:
         raise ValueError(f"{path}: the header must be idx,label, got {','.join(header)[:80]!r}.")
     by_index = {row[0]: row[1] for row in rows if len(row) == 2 and row[1]}
@@ -255,13 +255,12 @@ def read_vocabulary(path: Path) -> list[str]:
     if not rows or set(by_index) != set(expected):
         raise ValueError(
             f"{path}: idx must count from 0 without gaps, with one label each (in quotes if it has "
-            "a comma), got "
-            f" {[','.join(row) for row in rows[:20]]}."
+            f"a comma), got {[','.join(row) for row in rows[:20]]}."
         )
     labels = [by_index[index] for index in expected]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
-        raise ValueError(f"{path}: label {repeated[0]!r} stands more than once.")
+        raise ValueError(f"{path}: label {repeated[0]!r} appears more than once.")
     return labels
 
 
@@ -286,10 +285,10 @@ def _check_labels(
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of a file.
+    """Return the path of a task's file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Restore it, or fetch the task again.")
