@@ -159,9 +159,7 @@ def test_a_clip_with_another_rate_than_its_folder_is_resampled_from_its_own_rate
 def test_a_missing_file_is_named(tmp_path, missing):
     contents = files(NAME)
     del contents[missing]
-    with pytest.raises(
-        FileNotFoundError, match=f"{missing.rsplit('/', 1)[-1]} is missing"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"{missing.rsplit('/', 1)[-1]} is missing"):
         unpacked(tmp_path, contents)
 
 

@@ -9,20 +9,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline.core.params import Section, check, classes
 from pipeline.core.stage import Stage
 
-TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # one word in DVC and in a shell
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # a single word for DVC and shells
 Model = Literal["pretrained", "random", "mel", "crepe", "wav2vec2", "module"]
-TRAINED: tuple[Model, ...] = ("pretrained", "random")  # made by the stage pretrain
+TRAINED: tuple[Model, ...] = ("pretrained", "random")  # by the stage pretrain
 BASELINES: tuple[Model, ...] = ("mel", "crepe", "wav2vec2", "module")  # by the stage baselines
 
 
 def _distinct(values: list[Any]) -> list[Any]:
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
-        raise ValueError(f"{', '.join(repeated)} stands more than once. Remove the repetition.")
+        raise ValueError(f"{', '.join(repeated)} appears more than once. Remove the repetition.")
     return values
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
@@ -30,44 +30,44 @@ def _task_name(name: str) -> str:
     if not TASK_NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} must be the name of a folder, such as esc50-v2.0.0-full: letters, digits "
-            "and _ . + -, the first one a letter, a digit or _. Correct it, or rename the folder."
+            "and _ . + -, starting with a letter, digit or _. Correct it, or rename the folder."
         )
     return name
 
 
-TaskName = Annotated[str, AfterValidator(_task_name)]  # of a folder in the HEAR format
+TaskName = Annotated[str, AfterValidator(_task_name)]  # a folder in the HEAR format
 Tasks = Annotated[list[TaskName], AfterValidator(_distinct)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000)]
 Windows = Annotated[
     list[Milliseconds],
-    BeforeValidator(_listed),
+    BeforeValidator(_as_list),
     Field(min_length=1, max_length=16),
     AfterValidator(_distinct),
 ]
 
 
 class ExtractionParams(Section):
-    """How an encoder's embeddings are made of audio; part of section `hear`."""
+    """How an encoder embeds audio; part of section `hear`."""
 
     mode: Literal["ours", "reference"]  # reference: the authors' wrapper
-    normalization: Literal["dataset", "task", "reference"]  # whose statistics
+    normalization: Literal["dataset", "task", "reference"]  # source of the statistics
     window_ms: Windows  # of a timestamp embedding; several are concatenated
     hop_ms: Milliseconds  # between timestamps
-    edges: Literal["context", "cut"]  # of a window: the clip's one STFT, or its own
-    layers: Literal["last", "concat", "mean"]  # which outputs of the encoder, how joined
+    edges: Literal["context", "cut"]  # of a window: from the STFT of the clip, or from its own
+    layers: Literal["last", "concat", "mean"]  # which layers, and how they are combined
     mel_mean: bool  # whether the mean of the log-mel over time is appended
 
     @model_validator(mode="after")
-    def _reference_is_as_it_was(self) -> "ExtractionParams":
+    def _reference_fixes_other_settings(self) -> "ExtractionParams":
         if self.mode == "ours":
             return self
-        needed = {"normalization": "reference", "edges": "cut", "layers": "last", "mel_mean": False}
-        wrong = {key: value for key, value in needed.items() if getattr(self, key) != value}
+        fixed = {"normalization": "reference", "edges": "cut", "layers": "last", "mel_mean": False}
+        wrong = {key: value for key, value in fixed.items() if getattr(self, key) != value}
         if wrong or len(self.window_ms) > 1:
             settings = "".join(f" -S hear.{key}={value}" for key, value in wrong.items())
             settings += " -S hear.window_ms=950.0" if len(self.window_ms) > 1 else ""
             raise ValueError(
-                "mode = 'reference' is the authors' wrapper as it was, which fixes other settings: "
+                "mode = 'reference' reproduces the authors' wrapper, which fixes other settings: "
                 f"add{settings.replace('False', 'false')}."
             )
         return self
@@ -95,21 +95,21 @@ class CrepeParams(Section):
     """Section `hear.crepe`."""
 
     size: Literal["full", "tiny"]
-    scene_hop_ms: Milliseconds  # between the frames whose mean is a scene embedding
+    scene_hop_ms: Milliseconds  # between the frames that a scene embedding averages
 
 
 class Wav2Vec2Params(Section):
     """Section `hear.wav2vec2`."""
 
     bundle: str = Field(pattern=r"^(WAV2VEC2|HUBERT)_[A-Z0-9_]+$")  # in torchaudio.pipelines
-    weights: str  # path of the bundle's file
+    weights: str  # path of the bundle's weights
 
 
 class ModuleParams(Section):
     """Section `hear.module`: any installed module with the HEAR API."""
 
     import_: str = Field(alias="import", pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?$")
-    weights: str  # path that its load_model gets; "": none
+    weights: str  # path passed to its load_model; "": none
 
 
 class BaselineParams(Section):
@@ -122,16 +122,16 @@ class BaselineParams(Section):
 
 
 class TaskFolderParams(Section):
-    """Section `hear.sources.sample` or `.folder`: tasks that are here."""
+    """Section `hear.sources.sample` or `.folder`: tasks on this disk."""
 
-    path: str = Field(min_length=1)  # of the folder that holds them
+    path: str = Field(min_length=1)  # of their parent folder
 
 
 class ZenodoParams(Section):
-    """Section `hear.sources.zenodo`: archives of tasks in a Zenodo record."""
+    """Section `hear.sources.zenodo`: task archives in a Zenodo record."""
 
     record: int = Field(ge=1)
-    listing: str = Field(pattern=r"^https?://")  # address; {record} stands for the record
+    listing: str = Field(pattern=r"^https?://")  # address; {record} is replaced by the record
     archive: str = Field(pattern=r"\{task\}")  # name of a task's archive in the record
 
 
@@ -154,15 +154,15 @@ class HearParams(ExtractionParams, BaselineParams):
     tasks: Tasks = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _levers_have_a_model(self) -> "HearParams":
-        """Refuse a lever that no model asked for has."""
+    def _encoder_settings_have_an_encoder(self) -> "HearParams":
+        """Refuse settings that apply to none of the models."""
         if set(self.models) & set(TRAINED):
             return self
         neutral = {"mode": "ours", "normalization": "dataset", "layers": "last"}
         for key, value in {**neutral, "mel_mean": False}.items():
-            if (found := getattr(self, key)) != value:
+            if (setting := getattr(self, key)) != value:
                 raise ValueError(
-                    f"{key} = {found!r} concerns the encoders alone, but models has neither "
+                    f"{key} = {setting!r} applies only to the encoders, but models has neither "
                     f"pretrained nor random ({', '.join(self.models)}). Add one of them, or set "
                     f"{key} back to {value!r}."
                 )
@@ -170,22 +170,22 @@ class HearParams(ExtractionParams, BaselineParams):
 
     @property
     def folder(self) -> Path | None:
-        """Folder that holds the tasks; None if they are fetched."""
+        """Parent folder of the tasks; None if they are downloaded."""
         chosen: TaskFolderParams | ZenodoParams = getattr(self.sources, self.source)
         return Path(chosen.path) if isinstance(chosen, TaskFolderParams) else None
 
 
 def check_layers(layers: str, encoder: str) -> None:
-    """Raise a ValueError if the encoder's layers cannot be joined in this way."""
+    """Raise a ValueError if the encoder's layers cannot be combined in this way."""
     if layers == "mean" and encoder == "audiontt":
         raise ValueError(
-            "hear.layers = 'mean' needs layers of one size, which audiontt has not (encoders vitc "
-            "and vit have). Set hear.layers to last or concat."
+            "hear.layers = 'mean' needs layers of one size, which audiontt does not have (vitc and "
+            "vit do). Set hear.layers to last or concat."
         )
 
 
 class ProbeParams(Section):
-    """Section `probe`: quick scores of the encoders that pre-training keeps."""
+    """Section `probe`: quick scores of the encoder snapshots of pre-training."""
 
     tasks: Tasks  # scene tasks among hear.tasks; empty: no probe
     neighbors: int = Field(ge=1, le=100_000)  # of the kNN classifier

@@ -1,6 +1,6 @@
 """The HEAR API (https://hearbenchmark.com/hear-api.html) of a checkpoint.
 
-Every tool that takes a HEAR module takes this package, such as
+Use this package with any tool for HEAR modules, such as
 `hear-validator pipeline.hear.api -m data/pretrained`.
 """
 

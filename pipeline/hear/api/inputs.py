@@ -1,4 +1,4 @@
-"""What every model with the HEAR API does with its audio before it embeds it."""
+"""Input checks and inference settings shared by all models with the HEAR API."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's weights or buffers; the CPU where it has none."""
+    """Return the device of a model's weights or buffers; the CPU if it has none."""
     tensors: Iterator[Tensor] = chain(model.parameters(), model.buffers())
     return next(tensors, torch.empty(0)).device
 
@@ -28,19 +28,19 @@ def validate_audio(audio: Tensor, model: nn.Module) -> Float[Tensor, "B S"]:
         )
     if not audio.is_floating_point():
         raise ValueError(f"audio must be floating point in [-1, 1], got {audio.dtype}.")
-    faulty = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
-    if faulty:
-        raise ValueError(f"audio has values that are not finite in clips {faulty[:10]}.")
+    invalid = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if invalid:
+        raise ValueError(f"audio has values that are not finite in clips {invalid[:10]}.")
     return audio.to(device_of(model), torch.float32)
 
 
 @contextmanager
 def deterministic(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, whatever the caller set, and full float32 precision in convolutions."""
+    """Set evaluation mode, deterministic kernels and full float32 precision in the block."""
     model.eval()
     with ExitStack() as stack:
         if torch.backends.cudnn.is_available():
-            full = {"enabled": True, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(torch.backends.cudnn.flags(**full))
+            flags = {"enabled": True, "deterministic": True, "allow_tf32": False}
+            stack.enter_context(torch.backends.cudnn.flags(**flags))
         stack.enter_context(torch.autocast(device_of(model).type, enabled=False))
         yield

@@ -1,12 +1,12 @@
-"""Outputs of an encoder's layers, joined to one representation (`hear.layers`).
+"""Outputs of an encoder's layers, combined into one representation (`hear.layers`).
 
     last      the representation y of pre-training
-    concat    all layers side by side
-    mean      their mean, where all have one size (vit, vitc)
+    concat    all layers, concatenated
+    mean      the mean of all layers, if they have one size (vit, vitc)
 
-AudioNTT's layers are the first convolution block, the MLP's hidden layer and y (which holds the
-second block), each pooled over time as y is, by maximum plus mean. A ViT's are its blocks: each
-output passes the final norm and is pooled as the last one, which is y.
+AudioNTT's layers are the first convolution block, the MLP's hidden layer and y (which includes the
+second block), each pooled over time like y: maximum plus mean. A ViT's layers are its blocks: each
+output passes through the final norm and is pooled like the last one, which is y.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.encoders.vit import ViT
 
 
 def represent(encoder: Encoder, x: Float[Tensor, "B 1 F T"], layers: str) -> Float[Tensor, "B D"]:
-    """Return the representation of inputs that the encoder takes in one pass."""
+    """Return the representation of inputs that fit into one pass of the encoder."""
     if layers == "last":
         return encoder(x)
     outputs = _audiontt(encoder, x) if isinstance(encoder, AudioNTT) else _vit(encoder, x)
@@ -41,10 +41,10 @@ def representation_size(encoder: Encoder, n_mels: int, layers: str) -> int:
 
 def _audiontt(encoder: AudioNTT, x: Float[Tensor, "B 1 F T"]) -> list[Tensor]:
     first, second = encoder.conv
-    h = first(x)
-    h2 = second(h)
+    h1 = first(x)
+    h2 = second(h1)
     hidden = encoder.mlp[1](encoder.mlp[0](_frames(h2)))
-    pooled = [part.amax(dim=1) + part.mean(dim=1) for part in (_frames(h), hidden)]
+    pooled = [part.amax(dim=1) + part.mean(dim=1) for part in (_frames(h1), hidden)]
     return [*pooled, encoder.encode(h2)]
 
 

@@ -2,15 +2,15 @@
 
 A clip's embedding depends on that clip alone: dropout is off, batch norm uses its running
 statistics, the log-mel is normalized with the statistics of the pre-training data, and the front
-end is the checkpoint's own. (With `mode` or `normalization` `reference` it is as in the authors'
-code, where the clips of one call decide together.)
+end is that of the checkpoint. (With `mode` or `normalization` = `reference`, embeddings depend on
+all clips of the call, as in the authors' code.)
 
-Scene embedding: one representation of the whole clip. An encoder of fixed input length gets
-consecutive segments, the last one filled up with silence; its representations are averaged with
-the number of real frames as weights.
+Scene embedding: one representation of the whole clip. An encoder with a fixed input length gets
+consecutive segments, the last one padded with silence; their representations are averaged, weighted
+by the number of real frames.
 
-Timestamp embeddings: one representation per window (`timestamps`). Where windows overlap, AudioNTT
-computes what they share once (`sliding`).
+Timestamp embeddings: one representation per window (`timestamps`). AudioNTT computes the shared
+part of overlapping windows only once (`sliding`).
 """
 
 from itertools import pairwise
@@ -34,13 +34,13 @@ from pipeline.hear.api.inputs import deterministic, validate_audio
 from pipeline.hear.api.timestamps import WindowedLogMel
 from pipeline.hear.params import ExtractionParams, check_layers
 
-REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, of the wrapper; pre-training has 1024
+REFERENCE_WIN_LENGTH = 400  # samples, 25 ms, in the authors' wrapper; pre-training has 1024
 
 Statistics = tuple[float, float]  # mean and standard deviation of log-mels
 
 
 class HearModel(nn.Module):
-    """An encoder with its front end and statistics, and the attributes that HEAR asks for."""
+    """An encoder with its front end and statistics, and the attributes that HEAR requires."""
 
     def __init__(
         self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
@@ -60,12 +60,12 @@ class HearModel(nn.Module):
         self.timestamp_embedding_size = len(params.window_ms) * size
         if params.mode == "ours":
             fold_batch_norms(self.encoder)
-        # Convolution and pooling take half the time with channels last.
+        # Channels last halves the time of convolution and pooling.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether the clips of one call decide together about their embeddings."""
+        """Whether an embedding depends on the other clips of the call."""
         return self.params.normalization == "reference"
 
     def scene_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
@@ -77,14 +77,14 @@ class HearModel(nn.Module):
         return torch.cat([self.embed(batch, silence) for batch in batches])
 
     def timestamp_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
-        """Return one embedding per window; those of several window lengths side by side."""
+        """Return one embedding per window; those of several window lengths are concatenated."""
         return torch.cat([self._windows(audio, n) for n in self.front_end.window_steps], dim=-1)
 
     def scene_statistics(self, log_mel: Float[Tensor, "B F T"]) -> Statistics:
-        """Return the mean and the standard deviation that normalize the clips of one call.
+        """Return the mean and standard deviation that normalize the clips of one call.
 
-        As the authors' code takes them: for a convolutional encoder, the means over the clips of
-        each one's mean and standard deviation; for a ViT, those of all values.
+        The reference takes those of all values for a ViT, and averages the mean and standard
+        deviation of each clip for a convolutional encoder.
         """
         if not self.batch_dependent:
             return self.mean, self.std
@@ -92,40 +92,42 @@ class HearModel(nn.Module):
         return float(log_mel.mean(dim=dims).mean()), float(log_mel.std(dim=dims).mean())
 
     def window_statistics(self, windows: list[Float[Tensor, "N F T"]]) -> Statistics:
-        """Return the same for the windows of all clips of one call.
+        """Return the mean and standard deviation that normalize the windows of one call.
 
-        As the authors' code takes them: those of all values, divided by the number of windows.
+        The reference takes those of all values, divided by the number of windows.
         """
         if not self.batch_dependent:
             return self.mean, self.std
-        together = torch.cat(windows)
-        return float(together.mean()) / len(together), float(together.std()) / len(together)
+        values = torch.cat(windows)
+        return float(values.mean()) / len(values), float(values.std()) / len(values)
 
     def embed(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B E"]:
         """Return one embedding for each normalized log-mel of any length."""
-        found = self.represent(log_mel, silence)
-        return torch.cat([found, log_mel.mean(dim=-1)], -1) if self.params.mel_mean else found
+        embedding = self.represent(log_mel, silence)
+        if not self.params.mel_mean:
+            return embedding
+        return torch.cat([embedding, log_mel.mean(dim=-1)], dim=-1)
 
     def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
-        """Return one representation; segments of an encoder of fixed length are averaged."""
+        """Return one representation per clip, averaged over segments if their length is fixed."""
         if self.segment_frames is None:
             return layer_outputs.represent(self.encoder, log_mel[:, None], self.params.layers)
-        real = log_mel.shape[-1]
-        segments = -(-real // self.segment_frames)
-        padding = segments * self.segment_frames - real
+        frames = log_mel.shape[-1]
+        segments = -(-frames // self.segment_frames)
+        padding = segments * self.segment_frames - frames
         padded = functional.pad(log_mel, (0, padding), value=silence)
         embedded = self.represent_segments(padded.unflatten(-1, (segments, -1)).movedim(2, 1))
-        weights = torch.full((segments,), self.segment_frames / real, device=log_mel.device)
-        weights[-1] -= padding / real
+        weights = torch.full((segments,), self.segment_frames / frames, device=log_mel.device)
+        weights[-1] -= padding / frames
         return torch.einsum("bnd,n->bd", embedded, weights)
 
     def represent_segments(self, pieces: Float[Tensor, "B N F T"]) -> Float[Tensor, "B N D"]:
         """Return the representation of each segment."""
         batches = pieces.flatten(0, 1)[:, None].split(self.front_end.batch_size(pieces.shape[-1]))
-        found = [
+        representations = [
             layer_outputs.represent(self.encoder, batch, self.params.layers) for batch in batches
         ]
-        return torch.cat(found).unflatten(0, pieces.shape[:2])
+        return torch.cat(representations).unflatten(0, pieces.shape[:2])
 
     def _windows(self, audio: Float[Tensor, "B S"], steps: int) -> Float[Tensor, "B N E"]:
         front_end, edges = self.front_end, self.params.edges
@@ -151,35 +153,35 @@ class HearModel(nn.Module):
     def _slide(
         self, encoder: AudioNTT, dense: Float[Tensor, "F L"], steps: int
     ) -> Float[Tensor, "N E"]:
-        """Return the embeddings of a clip's windows, so many at a time as fit a pass."""
+        """Return the embeddings of a clip's windows, as many at a time as fit into one pass."""
         hop = self.front_end.hop_steps
         count = (dense.shape[-1] - steps - 1) // hop + 1
         span = max(1, self.front_end.batch_size(1) // hop)  # windows
-        found = []
+        spans = []
         for first in range(0, count, span):
             end = (min(first + span, count) - 1) * hop + steps + 1
-            found.append(sliding.slide(encoder, dense[:, first * hop : end], steps + 1, hop))
-        together = torch.cat(found)
+            spans.append(sliding.slide(encoder, dense[:, first * hop : end], steps + 1, hop))
+        embeddings = torch.cat(spans)
         if not self.params.mel_mean:
-            return together
-        return torch.cat([together, self.front_end.slices(dense, steps).mean(dim=-1)], dim=-1)
+            return embeddings
+        return torch.cat([embeddings, self.front_end.slices(dense, steps).mean(dim=-1)], dim=-1)
 
 
 class ReferenceModel(HearModel):
-    """The authors' wrapper as it was, with its faults (docs/reference-faults.md, B1 to B5).
+    """The authors' wrapper with its faults (docs/reference-faults.md, B1 to B5).
 
-    Where its dropout is active, it draws from torch's global generator.
+    Active dropout draws from torch's global generator.
     """
 
     def __init__(
         self, source: Checkpoint, params: ExtractionParams, statistics: Statistics
     ) -> None:
         super().__init__(source, params, statistics)
-        other = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
-        self.front_end = WindowedLogMel(other, params.window_ms, params.hop_ms)
+        log_mel = source.log_mel.model_copy(update={"win_length": REFERENCE_WIN_LENGTH})  # B2
+        self.front_end = WindowedLogMel(log_mel, params.window_ms, params.hop_ms)
 
     def scene_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B E"]:
-        """Return one embedding per clip; a convolutional encoder is in training mode (B1)."""
+        """Return one embedding per clip, from a convolutional encoder in training mode (B1)."""
         if self.segment_frames:
             return super().scene_embeddings(audio)
         log_mel = self.front_end.clips(audio)
@@ -188,7 +190,7 @@ class ReferenceModel(HearModel):
         return torch.cat([self.represent((clip[None] - mean) / std, 0.0) for clip in log_mel])
 
     def represent(self, log_mel: Float[Tensor, "B F T"], silence: float) -> Float[Tensor, "B D"]:
-        """Return one representation; segments count alike, also one without any frame (B5)."""
+        """Return one representation per clip; all segments weigh the same, even empty ones (B5)."""
         if self.segment_frames is None:
             return self.encoder(log_mel[:, None])
         padding = self.segment_frames - log_mel.shape[-1] % self.segment_frames
@@ -198,7 +200,7 @@ class ReferenceModel(HearModel):
 
 
 def fold_batch_norms(encoder: nn.Module) -> None:
-    """Let each convolution do the batch norm behind it, an affine map in eval mode."""
+    """Fold each batch norm, an affine map in evaluation mode, into the convolution before it."""
     for block in [module for module in encoder.modules() if isinstance(module, nn.Sequential)]:
         for i, (conv, norm) in enumerate(pairwise(block)):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -214,47 +216,54 @@ def load_model(
     edges: str = "context",
     layers: str = "last",
     mel_mean: bool = False,
-    statistics: tuple[float, float] | None = None,
+    statistics: Statistics | None = None,
 ) -> HearModel:
     """Return a checkpoint as a HEAR model on the CPU.
 
     Args:
         model_file_path: folder of the checkpoint, or its encoder.safetensors.
-        mode: this and the next as in section `hear` of params.yaml, with the paper's values.
-        statistics: mean and standard deviation of the log-mels of a task's training clips, for the
-            normalization "task"; `pipeline.hear.api.statistics` computes them.
+        mode: as the following options, see section `hear` of params.yaml; defaults: the paper's.
+        statistics: mean and standard deviation of a task's training log-mels, for normalization
+            "task" (`pipeline.hear.api.statistics`).
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: no path is given, the checkpoint is damaged, an option has a wrong value or
-            does not suit another one or the encoder, or window or hop is no multiple of the hop of
-            the front end, or the window too short.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the path is empty, the checkpoint is damaged, or an option is invalid or does
+            not fit another one, the encoder or the front end.
     """
-    if not model_file_path:
-        raise ValueError(
-            "load_model needs the path of a checkpoint: its folder, such as data/pretrained, or "
-            "the encoder.safetensors in it (hear-eval-kit: --model data/pretrained)."
-        )
-    options: dict[str, Any] = {"mode": mode, "normalization": normalization, "edges": edges}
-    options |= {"window_ms": window_ms, "hop_ms": hop_ms, "layers": layers, "mel_mean": mel_mean}
-    params = check(options, ExtractionParams, prefix="hear", path=Path("load_model"))
-    if (normalization == "task") != (statistics is not None):
-        raise ValueError(
-            "load_model needs `statistics`, mean and standard deviation of a task's log-mels, with "
-            f"normalization = 'task' and only then; got normalization = {normalization!r}, "
-            f"statistics = {statistics}."
-        )
+    options: dict[str, Any] = {"mode": mode, "normalization": normalization, "window_ms": window_ms}
+    options |= {"hop_ms": hop_ms, "edges": edges, "layers": layers, "mel_mean": mel_mean}
+    params = _check_arguments(model_file_path, options, statistics)
     source = checkpoint.load(Path(model_file_path))
     check_layers(layers, source.encoder_name)
     kind = ReferenceModel if mode == "reference" else HearModel
     return kind(source, params, statistics or (source.mean, source.std)).eval()
 
 
+def _check_arguments(
+    model_file_path: str, options: dict[str, Any], statistics: Statistics | None
+) -> ExtractionParams:
+    """Return the options of `load_model` after checking its arguments."""
+    if not model_file_path:
+        raise ValueError(
+            "load_model needs the path of a checkpoint: its folder, such as data/pretrained, or "
+            "the encoder.safetensors in it (hear-eval-kit: --model data/pretrained)."
+        )
+    params = check(options, ExtractionParams, prefix="hear", path=Path("load_model"))
+    if (params.normalization == "task") != (statistics is not None):
+        raise ValueError(
+            "load_model needs `statistics`, mean and standard deviation of a task's log-mels, with "
+            f"normalization = 'task' and only then; got normalization = {params.normalization!r}, "
+            f"statistics = {statistics}."
+        )
+    return params
+
+
 @torch.inference_mode()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return one embedding per clip: audio [n, samples] in [-1, 1] to float32 [n, D].
 
-    Clips too short for the encoder's fewest frames are followed by zeros.
+    Clips too short for the encoder are padded with zeros.
 
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.
@@ -266,9 +275,9 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.inference_mode()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Return embeddings over time: audio [n, samples] to float32 [n, N, D] and timestamps [n, N].
+    """Return float32 embeddings [n, N, D] and timestamps [n, N] in ms for audio [n, samples].
 
-    Timestamps are in ms from 0; N is the number of whole hops in the clip, plus one.
+    Timestamps start at 0; N is the number of whole hops in the clip, plus one.
 
     Raises:
         ValueError: the audio has another shape, no samples, integer or non-finite values.

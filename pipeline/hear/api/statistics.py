@@ -15,12 +15,12 @@ from pipeline.hear.tasks.task import Task
 def task_statistics(task: Task, params: LogMelParams, workers: int = 1) -> tuple[float, float]:
     """Return mean and standard deviation of the log-mels of a task's training clips.
 
-    In a k-fold task, where every fold trains most of the time, those of all folds. Clips shorter
-    than an STFT window are followed by zeros.
+    In a k-fold task, all folds count, since each is mostly used for training. Clips shorter than an
+    STFT window are padded with zeros.
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: an audio file is faulty, or all clips are equal everywhere.
+        ValueError: an audio file is invalid, or the log-mels are constant.
     """
     kfold = task.metadata.split_mode != "trainvaltest"
     splits = task.metadata.splits if kfold else ["train"]
@@ -34,7 +34,7 @@ def task_statistics(task: Task, params: LogMelParams, workers: int = 1) -> tuple
     if not totals.std > 0 or not math.isfinite(totals.std):
         raise ValueError(
             f"{task.name}: the log-mels of its training clips do not vary (standard deviation "
-            f"{totals.std}), so they cannot be normalized by them. Set hear.normalization to "
-            "dataset, or replace the audio."
+            f"{totals.std}), so they cannot normalize it. Set hear.normalization to dataset, or "
+            "replace the audio."
         )
     return totals.mean, totals.std

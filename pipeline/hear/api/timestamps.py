@@ -1,14 +1,14 @@
-"""Log-mels of clips and of the windows that timestamp embeddings are made of (report section 3.4).
+"""Log-mels of clips, and of the windows behind timestamp embeddings (report section 3.4).
 
-Windows are centred on 0, hop, 2 hop ... ms; the clip is padded with half a window of zeros at both
-ends. Their edges are, as `hear.edges` says,
+Windows are centered on 0, hop, 2 hop ... ms; the clip is padded with half a window of zeros at both
+ends. `hear.edges` selects how a window gets its log-mel:
 
-    context    slices of the clip's one STFT, which see what is really around them
-    cut        those of the audio that is cut first and transformed alone, as the authors do
+    context    as a slice of the clip's single STFT, whose edge frames see the surrounding audio
+    cut        from its audio alone, cut out and transformed by itself, as the authors do
 
-The two differ in the frames whose analysis window reaches over the slice's edge (4 of 96 at either
-side, of any signal): cut audio is mirrored there. One STFT costs a nineteenth of an STFT per window
-at 950 ms every 50 ms.
+The two differ in the frames whose analysis window crosses the window's edge (4 of 96 on either
+side): cut audio is mirrored there. At 950 ms every 50 ms, a single STFT costs a nineteenth of one
+STFT per window.
 """
 
 import torch
@@ -20,12 +20,12 @@ from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams
 from pipeline.hear.api.inputs import device_of
 
-BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # in one pass, unless one clip is longer
-STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: what fits a core's cache is faster
+BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # per pass, unless one clip is longer
+STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: fits the cache of a core
 
 
 class WindowedLogMel(nn.Module):
-    """The log-mel with windows and hops of timestamp embeddings in whole hops of the STFT."""
+    """Log-mel front end that also cuts windows, in whole hops of the STFT."""
 
     def __init__(self, params: LogMelParams, window_ms: list[float], hop_ms: float) -> None:
         super().__init__()
@@ -37,28 +37,28 @@ class WindowedLogMel(nn.Module):
         self.min_samples = params.encoder_min_samples
 
     def batch_size(self, frames: int) -> int:
-        """Return how many items of so many frames go in one pass."""
+        """Return how many items of this many frames fit into one pass."""
         return max(1, BATCH_FRAMES[device_of(self).type] // frames)
 
     def clips(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B F T"]:
-        """Return the log-mels of whole clips; zeros follow those too short for an encoder."""
+        """Return the log-mels of whole clips, zero-padded if too short for an encoder."""
         audio = functional.pad(audio, (0, max(0, self.min_samples - audio.shape[-1])))
         return self._log_mels(audio)
 
     def timestamps(self, samples: int) -> Float[Tensor, " N"]:
-        """Return the centres of a clip's windows in ms."""
+        """Return the centers of a clip's windows in ms."""
         return self.hop_ms * torch.arange(samples // (self.hop_steps * self.stft_hop) + 1)
 
     def dense(self, clip: Float[Tensor, " S"], steps: int) -> Float[Tensor, "F L"]:
-        """Return the log-mel that holds all windows of `steps` hops, edges `context`."""
+        """Return the log-mel that contains all windows of `steps` hops, with edges `context`."""
         return self.log_mel(self._padded(clip, steps))
 
     def slices(self, dense: Float[Tensor, "F L"], steps: int) -> Float[Tensor, "N F T"]:
-        """Return the windows of a dense log-mel as a view of it."""
+        """Return the windows of a dense log-mel, as a view."""
         return dense.unfold(-1, steps + 1, self.hop_steps).movedim(1, 0)
 
     def cut(self, clip: Float[Tensor, " S"], steps: int) -> Float[Tensor, "N F T"]:
-        """Return the log-mels of windows of `steps` hops, edges `cut`."""
+        """Return the log-mels of windows of `steps` hops, with edges `cut`."""
         size, hop = steps * self.stft_hop, self.hop_steps * self.stft_hop
         return self._log_mels(self._padded(clip, steps).unfold(-1, size, hop))
 
