@@ -1,6 +1,6 @@
-"""Stage `baselines`: which models without training of ours the evaluation compares.
+"""Stage `baselines`: describe the models of the evaluation that are not trained here.
 
-Writes  data/mel, data/crepe, data/wav2vec2, data/module: model.json each
+Writes  data/mel, data/crepe, data/wav2vec2, data/module: one model.json each
 Params  hear.models, hear.crepe, hear.wav2vec2, hear.module, logmel
 """
 

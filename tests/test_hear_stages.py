@@ -153,7 +153,7 @@ def test_a_baseline_that_was_not_requested_is_not_embedded(repository, caplog):
     publish_task()
     run("baselines", stages.baselines.main)
     text = message(caplog, embed, "mel")
-    assert "mel was not among hear.models when it was made. Add it there" in text
+    assert "mel was not in hear.models when it was written. Add it there" in text
 
 
 @pytest.mark.usefixtures("_heareval")

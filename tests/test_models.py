@@ -1,4 +1,4 @@
-"""The baselines of the evaluation: what they compute, what describes them, what they refuse."""
+"""The baselines of the evaluation: what they compute, their descriptions, what they refuse."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from pipeline.hear.models import baselines, registry
 from pipeline.hear.params import BASELINES, BaselineParams, ExtractionParams
 from pipeline.hear.tasks.task import read_task
 
-TINY = {  # of wav2vec 2.0: two convolutions, one transformer layer
+TINY = {  # a wav2vec 2.0 with two convolutions and one transformer layer
     "extractor_mode": "group_norm",
     "extractor_conv_layer_config": [(8, 10, 5), (8, 8, 4)],
     "extractor_conv_bias": False,
@@ -45,7 +45,7 @@ def extraction(**changes) -> ExtractionParams:
     return check(settings | changes, ExtractionParams)
 
 
-def asked_for(*names, **changes) -> BaselineParams:
+def chosen(*names, **changes) -> BaselineParams:
     settings = CONFIG.hear.model_dump(include=set(BaselineParams.model_fields), by_alias=True)
     for key, value in changes.items():
         settings[key] = settings[key] | value
@@ -53,8 +53,8 @@ def asked_for(*names, **changes) -> BaselineParams:
 
 
 def described(folder, name, **changes):
-    """A folder with the description of one baseline that is asked for."""
-    content = baselines.describe(name, asked_for(name, **changes), CONFIG.logmel)
+    """Write the description of a chosen baseline into a folder."""
+    content = baselines.describe(name, chosen(name, **changes), CONFIG.logmel)
     baselines.write(content, folder)
     return folder
 
@@ -64,7 +64,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def check_the_api(module, clips=2, seconds=0.5):
-    """Sizes, kinds and repeatability that HEAR asks for; a clip alone decides."""
+    """Check sizes, types and repeatability, and that a clip's embedding depends on it alone."""
     audio = noise(clips, round(seconds * module.sample_rate))
     scenes, _ = module(audio, "scene")
     found, times = module(audio, "event")
@@ -109,7 +109,7 @@ def torchcrepe():
     return pytest.importorskip("torchcrepe")
 
 
-def test_crepe_gives_what_its_package_does(tmp_path, torchcrepe):
+def test_crepe_equals_its_package(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny", "scene_hop_ms": 250.0})
     module = registry.load_hear_module("crepe", folder, extraction(hop_ms=50.0))
     audio, scenes, found, times = check_the_api(module, seconds=0.6)
@@ -127,12 +127,12 @@ def test_crepe_stays_finite_in_silence(tmp_path, torchcrepe):
     assert module(torch.zeros(1, 100), "scene")[0].isfinite().all()
 
 
-def test_a_missing_package_is_named_with_its_command_only_if_asked_for(monkeypatch):
+def test_a_missing_package_is_named_with_its_command_only_if_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcrepe", None)
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
-    baselines.require_installed(asked_for("pretrained", "mel"))
+    baselines.require_installed(chosen("pretrained", "mel"))
     with pytest.raises(RuntimeError, match=r"torchcrepe is not installed.*pip install torchcrepe"):
-        baselines.require_installed(asked_for("pretrained", "crepe"))
+        baselines.require_installed(chosen("pretrained", "crepe"))
 
 
 # ---- wav2vec 2.0 --------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_missing_package_is_named_with_its_command_only_if_asked_for(monkeypat
 
 @pytest.fixture
 def tiny_bundle(tmp_path, monkeypatch):
-    """A bundle of torchaudio that is small, with random weights on disk."""
+    """A small torchaudio bundle with random weights on disk."""
     torch.manual_seed(0)
     network = torchaudio.models.wav2vec2_model(**TINY).eval()
     path = tmp_path / "tiny.pth"
@@ -150,7 +150,7 @@ def tiny_bundle(tmp_path, monkeypatch):
     return network, {"bundle": "WAV2VEC2_TINY", "weights": str(path)}
 
 
-def test_wav2vec2_gives_the_last_layer_every_hop_of_its_convolutions(tmp_path, tiny_bundle):
+def test_wav2vec2_gives_the_last_layer_at_every_hop_of_its_convolutions(tmp_path, tiny_bundle):
     network, settings = tiny_bundle
     module = registry.load_hear_module(
         "wav2vec2", described(tmp_path, "wav2vec2", wav2vec2=settings), extraction()
@@ -166,7 +166,7 @@ def test_wav2vec2_gives_the_last_layer_every_hop_of_its_convolutions(tmp_path, t
     assert times[0, :2].tolist() == pytest.approx([22.5 / 16, 42.5 / 16])
 
 
-def test_the_centres_of_the_published_bundles_are_12_5_ms_and_on():
+def test_the_centers_of_the_published_bundles_start_at_12_5_ms():
     params = torchaudio.pipelines.WAV2VEC2_BASE._params
     config = [(4, kernel, stride) for _, kernel, stride in params["extractor_conv_layer_config"]]
     small = {"extractor_conv_layer_config": config}
@@ -184,24 +184,24 @@ def test_weights_of_another_bundle_are_refused(tmp_path, tiny_bundle):
         registry.load_hear_module("wav2vec2", folder, extraction())
 
 
-def test_an_unknown_bundle_is_answered_with_those_there_are(tmp_path, tiny_bundle):
+def test_the_message_for_an_unknown_bundle_lists_the_available_ones(tmp_path, tiny_bundle):
     _, settings = tiny_bundle
     folder = described(tmp_path, "wav2vec2", wav2vec2=settings | {"bundle": "WAV2VEC2_X"})
     with pytest.raises(ValueError, match=r"bundle = 'WAV2VEC2_X': torchaudio.* WAV2VEC2_BASE"):
         registry.load_hear_module("wav2vec2", folder, extraction())
 
 
-def test_missing_weights_are_told_with_where_to_get_them():
-    message = r"hear\.wav2vec2\.weights = '' is no file.*download\.pytorch\.org.*WAV2VEC2_LARGE"
+def test_the_message_for_missing_weights_says_where_to_get_them():
+    message = r"hear\.wav2vec2\.weights = '' is not a file.*download\.pytorch\.org.*WAV2VEC2_LARGE"
     with pytest.raises(FileNotFoundError, match=message):
-        baselines.require_installed(asked_for("wav2vec2"))
+        baselines.require_installed(chosen("wav2vec2"))
 
 
 # ---- any HEAR module ----------------------------------------------------------------------------
 
 
 class ToyModel(nn.Module):
-    """As hearbaseline's simplest: a random projection of frames."""
+    """Like hearbaseline's simplest model: a random projection of frames."""
 
     sample_rate = RATE
     scene_embedding_size = timestamp_embedding_size = 5
@@ -215,9 +215,9 @@ class ToyModel(nn.Module):
 
 def toy_timestamps(audio, model):
     frames = torch.nn.functional.pad(audio, (0, 800)).unfold(-1, 800, 800)
-    found = model.dropout(frames @ model.projection)
-    times = 25.0 + 50.0 * torch.arange(found.shape[1])
-    return found, times.repeat(len(audio), 1)
+    embeddings = model.dropout(frames @ model.projection)
+    times = 25.0 + 50.0 * torch.arange(embeddings.shape[1])
+    return embeddings, times.repeat(len(audio), 1)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_any_module_embeds_tasks_in_evaluation_mode(tmp_path, toy, write):
     assert json.loads((tmp_path / "out/test.embedding-dimensions.json").read_text())[1] == 5
 
 
-def test_the_weights_content_is_in_the_description(tmp_path, toy):
+def test_the_description_depends_on_the_content_of_the_weights(tmp_path, toy):
     weights = tmp_path / "toy.pt"
     settings = {"import": "toybaseline", "weights": str(weights)}
     contents = []
@@ -258,7 +258,7 @@ def test_the_weights_content_is_in_the_description(tmp_path, toy):
     assert contents[0] != contents[1] == contents[2]
 
 
-def test_what_is_no_hear_module_is_refused(tmp_path, toy):
+def test_a_module_without_the_hear_api_is_refused(tmp_path, toy):
     folder = described(tmp_path, "module", module={"import": "toybaseline", "weights": ""})
     toy.load_model = lambda: "model"
     with pytest.raises(ValueError, match=r"toybaseline\.load_model returned a str, expected"):
@@ -272,13 +272,13 @@ def test_what_is_no_hear_module_is_refused(tmp_path, toy):
     ("settings", "error", "message"),
     [
         ({"import": ""}, ValueError, r"hear\.module\.import is empty"),
-        ({"import": "no_such.module"}, RuntimeError, "no such module.*pip install"),
+        ({"import": "no_such.module"}, RuntimeError, "the module does not exist.*pip install"),
         ({"import": "json", "weights": "nowhere"}, FileNotFoundError, "'nowhere' does not exist"),
     ],
 )
-def test_a_module_that_cannot_be_loaded_stops_before_any_work(settings, error, message):
+def test_an_unusable_module_is_refused_before_any_work(settings, error, message):
     with pytest.raises(error, match=message):
-        baselines.require_installed(asked_for("module", module=settings))
+        baselines.require_installed(chosen("module", module=settings))
 
 
 HEAR_MODULE = """
@@ -295,7 +295,7 @@ def get_timestamp_embeddings(audio, model):
 
 @pytest.fixture
 def written_module(tmp_path, monkeypatch):
-    """Makes an importable module of some code; returns its name."""
+    """Return a function that makes an importable module from code and returns its name."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(code):
@@ -318,14 +318,16 @@ def written_module(tmp_path, monkeypatch):
         ("def f(:", RuntimeError, r"cannot be imported: SyntaxError: .*__init__\.py, line 1"),
     ],
 )
-def test_a_module_that_fails_on_import_stops_before_any_work(written_module, code, error, message):
-    params = asked_for("module", module={"import": written_module(code)})
+def test_a_module_that_fails_on_import_is_refused_before_any_work(
+    written_module, code, error, message
+):
+    params = chosen("module", module={"import": written_module(code)})
     with pytest.raises(error, match=rf"hear\.module\.import = 'toymodule' {message}"):
         baselines.require_installed(params)
 
 
 @pytest.mark.parametrize("code", ["raise TypeError('boom')", "assert False, 'boom'", "no_name"])
-def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, written_module, code):
+def test_errors_of_a_module_name_its_function(tmp_path, written_module, code):
     cause = r"failed: (TypeError: boom|AssertionError: boom|NameError: name 'no_name' is)"
     name = written_module(HEAR_MODULE.format(load=code, embed=code))
     folder = described(tmp_path, "module", module={"import": name})
@@ -342,18 +344,18 @@ def test_a_module_that_fails_at_work_is_named_with_the_function(tmp_path, writte
 # ---- descriptions -------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_asked_for_has_its_name_alone():
-    params = asked_for("pretrained")
+def test_the_description_of_an_unused_model_is_its_name():
+    params = chosen("pretrained")
     for name in BASELINES:
         assert baselines.describe(name, params, CONFIG.logmel) == {"model": name}
 
 
-def test_versions_of_packages_are_in_the_description(tmp_path, torchcrepe):
-    content = baselines.describe("crepe", asked_for("crepe"), CONFIG.logmel)
+def test_the_description_has_the_versions_of_packages(tmp_path, torchcrepe):
+    content = baselines.describe("crepe", chosen("crepe"), CONFIG.logmel)
     assert set(content["packages"]) == {"torchcrepe"}
 
 
-def test_a_folder_of_weights_is_known_by_content_and_names(tmp_path):
+def test_the_checksum_of_a_folder_covers_content_and_names(tmp_path):
     (tmp_path / "a").write_text("1")
     before = baselines.checksum(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")

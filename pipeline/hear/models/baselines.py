@@ -1,38 +1,37 @@
-"""What the baselines of the evaluation load, as `data/<model>/model.json`.
+"""Descriptions of the evaluation's baselines, `data/<model>/model.json`.
 
-    {"model", ...}: all that decides what the model computes, with the versions of packages and the
-    checksums of weights, so that DVC embeds anew when one of them changes
+    {"model", ...}: everything that affects what the model computes, with versions of packages and
+    checksums of weights, so that DVC repeats the embedding when one of them changes
 
-A model that is not asked for has the name alone. Nothing heavy is imported here but the module of
-`hear.module`, if it is asked for: `validate` looks whether packages and weights are there before
-any work.
+The description of a model that is not in `hear.models` is its name alone. Nothing heavy is imported
+here except the module of `hear.module`, if it is used: `validate` checks that packages and weights
+are available before any work starts.
 """
 
 import hashlib
 import importlib
 import json
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.core.files import sha256
 from pipeline.features.params import LogMelParams
 from pipeline.hear.params import BaselineParams, Model
 
 SETTINGS = "model.json"
-BLOCK = 2**20  # bytes
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")  # the HEAR API
 WAV2VEC2_FILES = "https://download.pytorch.org/torchaudio/models/"
 
 
 def require_installed(params: BaselineParams) -> None:
-    """Refuse a baseline that is asked for and whose package or weights are not here.
+    """Check that packages and weights of the chosen baselines are available.
 
     Raises:
         FileNotFoundError: weights are missing.
-        ValueError: a setting is missing, or hear.module has not the HEAR API.
+        ValueError: a setting is missing, or hear.module does not have the HEAR API.
         RuntimeError: a package is missing, or hear.module cannot be imported.
     """
     if "crepe" in params.models and find_spec("torchcrepe") is None:
@@ -72,11 +71,11 @@ def write(content: dict[str, Any], folder: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the content of model.json, given it or its folder.
+    """Return the content of model.json, given its path or its folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, or of a model that was not asked for when it was made.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not JSON, or its model was not in hear.models when it was written.
     """
     file = path / SETTINGS if path.is_dir() else path
     if not file.exists():
@@ -87,7 +86,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is broken ({error}). Run `dvc repro -f baselines`.") from None
     if set(content) == {"model"}:
         raise ValueError(
-            f"{file}: {content['model']} was not among hear.models when it was made. Add it there "
+            f"{file}: {content['model']} was not in hear.models when it was written. Add it there "
             "and run `dvc repro`."
         )
     return content
@@ -95,28 +94,22 @@ def read(path: Path) -> dict[str, Any]:
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's files with their names."""
+    if not path.is_dir():
+        return sha256(path)
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(f"{file.relative_to(path)}\0".encode())
-        for block in _blocks(file):
-            digest.update(block)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path)}\0".encode())
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            yield block
 
 
 def _require_wav2vec2(bundle: str, weights: str) -> None:
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"hear.models has wav2vec2, but hear.wav2vec2.weights = {weights!r} is no file. Print "
-            "the address of the bundle's file with `python -c 'import torchaudio.pipelines as p; "
-            f'print("{WAV2VEC2_FILES}" + p.{bundle}._path)\'`, download it (0.4 to 8 GB), and set '
+            f"hear.models has wav2vec2, but hear.wav2vec2.weights = {weights!r} is not a file. "
+            "Print the address of the bundle's file with `python -c 'import torchaudio.pipelines as "
+            f'p; print("{WAV2VEC2_FILES}" + p.{bundle}._path)\'`, download it (0.4 to 8 GB), and set '
             "hear.wav2vec2.weights to its path."
         )
 
@@ -136,8 +129,8 @@ def import_hear_module(name: str) -> ModuleType:
     """Import a module with the HEAR API.
 
     Raises:
-        RuntimeError: it cannot be imported, for whatever reason.
-        ValueError: it has not the HEAR API.
+        RuntimeError: it cannot be imported, for any reason.
+        ValueError: it does not have the HEAR API.
     """
     try:
         api = importlib.import_module(name)
@@ -148,22 +141,22 @@ def import_hear_module(name: str) -> ModuleType:
     missing = [function for function in FUNCTIONS if not callable(getattr(api, function, None))]
     if missing:
         raise ValueError(
-            f"hear.module.import = {name!r} has no {', '.join(missing)}, so it is no HEAR module. "
-            "Correct the name."
+            f"hear.module.import = {name!r} has no {', '.join(missing)}, so it is not a HEAR "
+            "module. Correct the name."
         )
     return api
 
 
 def _import_failure(name: str, error: Exception) -> str:
-    """Say why a module cannot be imported and what to do."""
+    """Return why a module cannot be imported, and what to do."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return (
-            f"cannot be imported: {type(error).__name__}: {error}. Correct the module, or install "
-            "its package anew."
+            f"cannot be imported: {type(error).__name__}: {error}. Correct the module, or "
+            "reinstall its package."
         )
     if f"{name}.".startswith(f"{error.name}."):
         return (
-            "is not installed: there is no such module. Install its package with "
+            "is not installed: the module does not exist. Install its package with "
             "`pip install <package>`, or correct the name."
         )
     return (
@@ -173,11 +166,11 @@ def _import_failure(name: str, error: Exception) -> str:
 
 
 def _versions(name: str) -> dict[str, str]:
-    """Return the versions of the distributions that hold a package; none if it is no such one."""
-    found = {}
+    """Return the versions of the distributions that contain a package; possibly none."""
+    versions = {}
     for distribution in sorted(set(packages_distributions().get(name, []))):
         try:
-            found[distribution] = version(distribution)
+            versions[distribution] = version(distribution)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

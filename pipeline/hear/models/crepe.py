@@ -1,9 +1,10 @@
 """CREPE (Kim et al. 2018), a pitch tracker, as a baseline of HEAR and the paper.
 
-An embedding is the output of the fifth of six convolution layers for one frame of 1024 samples at
-16 kHz, flattened: 2048 numbers in the full model. Frames are centred, with zeros around the clip,
-and each has mean 0 and standard deviation 1. Timestamp embeddings are frames every `hear.hop_ms`,
-the scene embedding is the mean of those every `hear.crepe.scene_hop_ms` (HEAR's baseline: 50, 250).
+An embedding is the flattened output of the fifth of six convolution layers for a frame of 1024
+samples at 16 kHz: 2048 numbers in the full model. The clip is zero-padded so that frames are
+centered, and each frame is scaled to mean 0 and standard deviation 1. Timestamp embeddings have a
+hop of `hear.hop_ms`; the scene embedding is the mean over frames with a hop of
+`hear.crepe.scene_hop_ms` (HEAR's baseline: 50 and 250).
 """
 
 import importlib
@@ -19,12 +20,12 @@ from pipeline.hear.models import baselines
 
 SAMPLE_RATE = 16_000  # Hz
 FRAME = 1024  # samples
-MIN_STD = 1e-10  # of a silent frame
-BATCH = {"cpu": 64, "cuda": 2048}  # frames in one pass
+MIN_STD = 1e-10  # for silent frames
+BATCH = {"cpu": 64, "cuda": 2048}  # frames per pass
 
 
 class Crepe(nn.Module):
-    """torchcrepe's network with what HEAR asks for."""
+    """torchcrepe's network with the attributes that HEAR requires."""
 
     def __init__(self, network: nn.Module, hop_ms: float, scene_hop_ms: float) -> None:
         super().__init__()
@@ -42,17 +43,17 @@ class Crepe(nn.Module):
         return torch.cat([self._embed(batch) for batch in batches])
 
     def _embed(self, frames: Float[Tensor, "N S"]) -> Float[Tensor, "N D"]:
-        centred = frames - frames.mean(dim=1, keepdim=True)
-        scaled = centred / centred.std(dim=1, keepdim=True).clamp(min=MIN_STD)
-        found: Tensor = self.network(scaled, embed=True)  # [N, channels, places, 1]
-        return found.flatten(1)
+        centered = frames - frames.mean(dim=1, keepdim=True)
+        scaled = centered / centered.std(dim=1, keepdim=True).clamp(min=MIN_STD)
+        output: Tensor = self.network(scaled, embed=True)  # [N, channels, positions, 1]
+        return output.flatten(1)
 
 
 def load_model(model_file_path: str = "", hop_ms: float = 50.0) -> Crepe:
-    """Return the model that a folder's model.json names, with the weights of the package.
+    """Return the model described by a folder's model.json, with the weights of the package.
 
     Raises:
-        FileNotFoundError, ValueError: model.json is missing or faulty.
+        FileNotFoundError, ValueError: model.json is missing or invalid.
         RuntimeError: torchcrepe is not installed.
     """
     settings = baselines.read(Path(model_file_path))
@@ -72,7 +73,7 @@ def get_scene_embeddings(audio: Tensor, model: Crepe) -> Tensor:
     """Return one embedding per clip: audio [n, samples] to [n, D].
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     audio = validate_audio(audio, model)
     with deterministic(model):
@@ -84,13 +85,13 @@ def get_timestamp_embeddings(audio: Tensor, model: Crepe) -> tuple[Tensor, Tenso
     """Return embeddings [n, N, D] and timestamps [n, N] in ms.
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     audio = validate_audio(audio, model)
     with deterministic(model):
-        found = torch.stack([model.frames(clip, model.hop_ms) for clip in audio])
-    times = model.hop_ms * torch.arange(found.shape[1], device=audio.device)
-    return found, times.repeat(len(audio), 1)
+        embeddings = torch.stack([model.frames(clip, model.hop_ms) for clip in audio])
+    times = model.hop_ms * torch.arange(embeddings.shape[1], device=audio.device)
+    return embeddings, times.repeat(len(audio), 1)
 
 
 def _samples(milliseconds: float) -> int:

@@ -13,22 +13,22 @@ from pipeline.hear.models import baselines
 
 
 class ExternalModule(HearModule):
-    """A module of others, whose errors may be of any kind."""
+    """A third-party module, which may raise any exception."""
 
     def __call__(self, waves: Float[Tensor, "B S"], embedding_type: str) -> tuple[Any, Any]:
-        """Return what the module does for clips of equal length; see `HearModule`.
+        """Return the module's output for clips of equal length; see `HearModule`.
 
         Raises:
             RuntimeError: the module fails.
         """
         kind = "scene" if embedding_type == "scene" else "timestamp"
-        with _named(f"{self.api.__name__}.get_{kind}_embeddings"):
+        with _errors_named(f"{self.api.__name__}.get_{kind}_embeddings"):
             return super().__call__(waves, embedding_type)
 
 
 @contextmanager
-def _named(function: str) -> Iterator[None]:
-    """Name the module's function in any error of the block."""
+def _errors_named(function: str) -> Iterator[None]:
+    """Turn any exception of the block into a RuntimeError that names the module's function."""
     try:
         yield
     except Exception as error:
@@ -39,19 +39,19 @@ def _named(function: str) -> Iterator[None]:
 
 
 def load_external_module(folder: Path) -> HearModule:
-    """Return the module that a folder's model.json names, with its model in evaluation mode.
+    """Return the module named in a folder's model.json, with its model in evaluation mode.
 
-    hear-eval-kit leaves the mode to the module; a module that forgets it would embed with dropout.
+    hear-eval-kit leaves the mode to the module, so one that forgets to set it embeds with dropout.
 
     Raises:
-        FileNotFoundError, ValueError: model.json is missing or faulty, or the module has not the
-            HEAR API.
+        FileNotFoundError, ValueError: model.json is missing or invalid, or the module does not have
+            the HEAR API.
         RuntimeError: it cannot be imported, or its load_model fails.
     """
     settings = baselines.read(folder)
     name, weights = settings["import"], settings["weights"]
     api = baselines.import_hear_module(name)
-    with _named(f"{name}.load_model"):
+    with _errors_named(f"{name}.load_model"):
         model = api.load_model(weights) if weights else api.load_model()
     if not isinstance(model, nn.Module) or not hasattr(model, "sample_rate"):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Plain statistics of the log-mel as a model: what a score owes to the front end alone.
+"""Plain statistics of the log-mel as a model: how far the front end alone gets.
 
 Scene embedding: mean and standard deviation of every mel bin over time, [2 F]. Timestamp
-embeddings: the same of each window (`pipeline.hear.api.timestamps`), those of several lengths side
-by side.
+embeddings: the same for each window (`pipeline.hear.api.timestamps`), concatenated over window
+lengths.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.hear.models import baselines
 
 
 class MelStatistics(nn.Module):
-    """The front end with what HEAR asks for."""
+    """The front end with the attributes that HEAR requires."""
 
     def __init__(
         self, log_mel: LogMelParams, window_ms: list[float], hop_ms: float, edges: str
@@ -38,10 +38,10 @@ def load_model(
     hop_ms: float = 50.0,
     edges: str = "context",
 ) -> MelStatistics:
-    """Return the model of a front end, given the folder of model.json; windows are of 950 ms.
+    """Return the model of the front end in a folder's model.json; windows default to 950 ms.
 
     Raises:
-        FileNotFoundError, ValueError: model.json is missing or faulty.
+        FileNotFoundError, ValueError: model.json is missing or invalid.
     """
     path = Path(model_file_path)
     log_mel = check(baselines.read(path)["logmel"], LogMelParams, prefix="logmel", path=path)
@@ -53,7 +53,7 @@ def get_scene_embeddings(audio: Tensor, model: MelStatistics) -> Tensor:
     """Return one embedding per clip: audio [n, samples] to [n, 2 F].
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     return _statistics(model.front_end.clips(validate_audio(audio, model)))
 
@@ -63,7 +63,7 @@ def get_timestamp_embeddings(audio: Tensor, model: MelStatistics) -> tuple[Tenso
     """Return embeddings [n, N, 2 F] and timestamps [n, N] in ms.
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     audio = validate_audio(audio, model)
     front_end = model.front_end

@@ -1,11 +1,11 @@
 """The models that the evaluation compares (`hear.models`), each with the HEAR API.
 
-    pretrained, random  encoders of the stage pretrain: `pipeline.hear.api.model`
-    mel, crepe, wav2vec2    modules here
-    module    any installed module
+    pretrained, random      encoders of the stage pretrain: `pipeline.hear.api.model`
+    mel, crepe, wav2vec2    modules of this package
+    module                  any installed module
 
-A module here has `load_model(folder of model.json, ...)`, `get_scene_embeddings` and
-`get_timestamp_embeddings`; it imports its package only when it is loaded.
+A module of this package has `load_model(folder of model.json, ...)`, `get_scene_embeddings` and
+`get_timestamp_embeddings`; it imports its third-party package only in `load_model`.
 """
 
 from pathlib import Path
@@ -23,10 +23,10 @@ def load_hear_module(
     """Return a model on the CPU.
 
     Args:
-        statistics: of a task's training clips, where the normalization is "task".
+        statistics: those of a task's training clips, for the normalization "task".
 
     Raises:
-        FileNotFoundError, ValueError: what describes the model is missing or faulty.
+        FileNotFoundError, ValueError: the model's files are missing or invalid.
         RuntimeError: a package is missing.
     """
     if name in TRAINED:

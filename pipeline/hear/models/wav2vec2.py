@@ -1,12 +1,12 @@
-"""wav2vec 2.0 (Baevski et al. 2020) or HuBERT, one of torchaudio's bundles.
+"""wav2vec 2.0 (Baevski et al. 2020) or HuBERT, from torchaudio's bundles.
 
-HEAR's and the paper's baseline has other weights, of 100,000 hours of VoxPopuli, for which
-torchaudio has no bundle: scores are near the published ones at best.
+The baseline of HEAR and the paper was trained on 100,000 hours of VoxPopuli; torchaudio has no
+bundle with those weights, so scores are at best close to the published ones.
 
-Timestamp embeddings are the outputs of the last transformer layer, one every 320 samples (20 ms)
-and centred on the 400 samples that the first layers see; the scene embedding is their mean.
-`hear.hop_ms` does not apply. Audio is 16 kHz; bundles that ask for it get each clip with mean 0 and
-variance 1.
+Timestamp embeddings are the outputs of the last transformer layer, one every 320 samples (20 ms),
+centered on the 400 samples that the convolutions see; the scene embedding is their mean.
+`hear.hop_ms` does not apply. Audio is at 16 kHz; bundles that require it get each clip scaled to
+mean 0 and variance 1.
 """
 
 from pathlib import Path
@@ -22,12 +22,12 @@ from pipeline.hear.models import baselines
 
 
 class Wav2Vec2(nn.Module):
-    """torchaudio's network with what HEAR asks for."""
+    """torchaudio's network with the attributes that HEAR requires."""
 
     def __init__(self, network: nn.Module, size: int, sample_rate: int, normalized: bool) -> None:
         super().__init__()
         self.network = network
-        self.normalized = normalized  # whether clips have mean 0 and variance 1
+        self.normalized = normalized  # whether clips are scaled to mean 0 and variance 1
         self.sample_rate = sample_rate  # Hz
         self.scene_embedding_size = self.timestamp_embedding_size = size
         layers = [block.conv for block in network.feature_extractor.conv_layers]  # type: ignore
@@ -41,24 +41,24 @@ class Wav2Vec2(nn.Module):
         padded = functional.pad(audio, (0, max(0, self.reach - audio.shape[-1])))
         if self.normalized:
             padded = functional.layer_norm(padded, padded.shape[-1:])
-        found: Tensor = torch.cat([self.network(clip[None])[0] for clip in padded])
-        return found
+        outputs: Tensor = torch.cat([self.network(clip[None])[0] for clip in padded])
+        return outputs
 
 
 def load_model(model_file_path: str = "") -> Wav2Vec2:
-    """Return the model that a folder's model.json names, with its weights.
+    """Return the model described by a folder's model.json, with its weights.
 
     Raises:
         FileNotFoundError: model.json or the weights are missing.
-        ValueError: model.json is faulty, there is no such bundle, or the weights are of another.
+        ValueError: model.json is invalid, the bundle does not exist, or the weights do not fit it.
     """
     settings = baselines.read(Path(model_file_path))
     name, weights = settings["bundle"], Path(settings["weights"])
     bundle = getattr(torchaudio.pipelines, name, None)
     if bundle is None:
-        known = [n for n in dir(torchaudio.pipelines) if n.startswith(("WAV2VEC2", "HUBERT"))]
+        bundles = [n for n in dir(torchaudio.pipelines) if n.startswith(("WAV2VEC2", "HUBERT"))]
         raise ValueError(
-            f"hear.wav2vec2.bundle = {name!r}: torchaudio.pipelines has {', '.join(known)}."
+            f"hear.wav2vec2.bundle = {name!r}: torchaudio.pipelines has {', '.join(bundles)}."
         )
     network = torchaudio.models.wav2vec2_model(**bundle._params)
     try:
@@ -76,7 +76,7 @@ def get_scene_embeddings(audio: Tensor, model: Wav2Vec2) -> Tensor:
     """Return one embedding per clip: audio [n, samples] to [n, D].
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     audio = validate_audio(audio, model)
     with deterministic(model):
@@ -88,10 +88,10 @@ def get_timestamp_embeddings(audio: Tensor, model: Wav2Vec2) -> tuple[Tensor, Te
     """Return embeddings [n, N, D] and timestamps [n, N] in ms.
 
     Raises:
-        ValueError: the audio is faulty.
+        ValueError: the audio is invalid.
     """
     audio = validate_audio(audio, model)
     with deterministic(model):
-        found = model.frames(audio)
-    centres = model.hop * torch.arange(found.shape[1], device=audio.device) + model.reach / 2
-    return found, (1000 / model.sample_rate * centres).repeat(len(audio), 1)
+        embeddings = model.frames(audio)
+    centers = model.hop * torch.arange(embeddings.shape[1], device=audio.device) + model.reach / 2
+    return embeddings, (1000 / model.sample_rate * centers).repeat(len(audio), 1)
