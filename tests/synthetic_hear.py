@@ -1,4 +1,4 @@
-"""Small checkpoints and HEAR tasks, and what old tools need, for the tests of the evaluation."""
+"""Small checkpoints and HEAR tasks for the tests of the evaluation, and stubs for old tools."""
 
 import json
 import os
@@ -22,7 +22,7 @@ LABELS = ["high", "low", "noise"]
 
 
 def write_checkpoint(folder: Path, name: str, **changes) -> Path:
-    """A checkpoint whose batch norm has seen data, so that its statistics are not 0 and 1."""
+    """Write a checkpoint whose batch norms have seen data, so their statistics are not 0 and 1."""
     torch.manual_seed(0)
     params = getattr(CONFIG.encoders, name).model_copy(update=changes)
     encoder = build_encoder(name, params, n_mels=64, crop_frames=96)
@@ -34,7 +34,7 @@ def write_checkpoint(folder: Path, name: str, **changes) -> Path:
 
 
 def wave(label: str, seconds: float, rng: np.random.Generator, rate: int = RATE) -> np.ndarray:
-    """A tone or noise, for each label another."""
+    """Return a tone or noise, different for each label."""
     time = np.arange(round(seconds * rate)) / rate
     frequency = {"high": 3000, "low": 300}.get(label, 0) * rng.uniform(0.9, 1.1)
     tone = np.sin(2 * np.pi * frequency * time) if frequency else rng.standard_normal(len(time))
@@ -42,7 +42,7 @@ def wave(label: str, seconds: float, rng: np.random.Generator, rate: int = RATE)
 
 
 def write_task(folder: Path, labels: dict[str, dict], seconds: float = 0.5, **metadata) -> Path:
-    """A task with audio; the first label of a file (or its name) decides how it sounds."""
+    """Write a task with audio; the first label of a file decides how it sounds."""
     kfold = "train" not in labels
     content = {
         "task_name": "toy",
@@ -64,19 +64,19 @@ def write_task(folder: Path, labels: dict[str, dict], seconds: float = 0.5, **me
         (folder / f"{split}.json").write_text(json.dumps(files))
         audio = folder / str(RATE) / split
         audio.mkdir(parents=True)
-        for name, found in files.items():
-            label = found[0] if found and isinstance(found[0], str) else "low"
+        for name, tags in files.items():
+            label = tags[0] if tags and isinstance(tags[0], str) else "low"
             soundfile.write(audio / name, wave(label, seconds, rng), RATE)
     return folder
 
 
 def scenes(clips: int, prefix: str = "") -> dict[str, list[str]]:
-    """Labels of a multiclass split, in an order that is not sorted."""
+    """Return the labels of a multiclass split, in unsorted order."""
     return {f"{prefix}{7 * i % clips}.wav": [LABELS[i % 3]] for i in range(clips)}
 
 
 def events(clips: int, seconds: float, prefix: str = "") -> dict[str, list[dict]]:
-    """Labels of an event split: two that overlap, one of zero length, and one to the end."""
+    """Return the labels of an event split: two overlap, one is empty, one lasts to the end."""
     return {
         f"{prefix}{5 * i % clips}.wav": [
             {"label": "low", "start": 100.0 + 10 * i, "end": 250.0},
@@ -89,19 +89,19 @@ def events(clips: int, seconds: float, prefix: str = "") -> dict[str, list[dict]
 
 
 def write_scene_task(folder: Path, clips: tuple[int, int, int] = (6, 4, 4)) -> Path:
-    """A multiclass task with the three usual splits."""
+    """Write a multiclass task with the three usual splits."""
     splits = zip(("train", "valid", "test"), clips, strict=True)
     return write_task(folder, {split: scenes(n) for split, n in splits})
 
 
 def write_fold_task(folder: Path, folds: int = 3, clips: int = 4, **metadata) -> Path:
-    """A k-fold multiclass task."""
+    """Write a k-fold multiclass task."""
     labels = {f"fold{i:02d}": scenes(clips, f"f{i}_") for i in range(folds)}
     return write_task(folder, labels, **metadata)
 
 
 def write_event_task(folder: Path, clips: tuple[int, int, int] = (3, 2, 2), **metadata) -> Path:
-    """An event task with the three usual splits."""
+    """Write an event task with the three usual splits."""
     splits = zip(("train", "valid", "test"), clips, strict=True)
     return write_task(
         folder,
@@ -115,10 +115,9 @@ def write_event_task(folder: Path, clips: tuple[int, int, int] = (3, 2, 2), **me
 
 
 def old_tool_environment(folder: Path) -> dict[str, str]:
-    """Environment for tools that import TensorFlow though they need none of it for torch models.
+    """Return an environment for tools that import TensorFlow without needing it for torch models.
 
-    `Module` is what they compare a model's class with; `is_gpu_available` is asked for on a machine
-    with a GPU.
+    They compare a model's class with `Module`, and call `is_gpu_available` on machines with a GPU.
     """
     package = folder / "tensorflow"
     package.mkdir(parents=True)

@@ -91,11 +91,11 @@ def test_too_few_mel_bins_are_refused():
 def test_a_lossy_quieter_copy_cut_elsewhere_is_found_at_its_position(
     rate, file_format, subtype, begin_s
 ):
-    whole = recording(12, seed=1)
+    original = recording(12, seed=1)
     first = round(2 * RATE)
-    clip = coded(0.5 * whole[first : first + 6 * RATE], rate, file_format, subtype)
+    clip = coded(0.5 * original[first : first + 6 * RATE], rate, file_format, subtype)
     begin = first + round(begin_s * RATE)
-    tests = [recording(4, seed=2), whole[begin : begin + 4 * RATE], recording(4, seed=3)]
+    tests = [recording(4, seed=2), original[begin : begin + 4 * RATE], recording(4, seed=3)]
     match = find(tests, clip)
     assert match is not None
     assert match.file == 1
@@ -104,16 +104,16 @@ def test_a_lossy_quieter_copy_cut_elsewhere_is_found_at_its_position(
 
 
 def test_a_whole_short_file_is_found_but_part_of_a_long_one_is_not():
-    whole = recording(8, seed=4)
-    second = whole[3 * RATE : 4 * RATE]
+    original = recording(8, seed=4)
+    second = original[3 * RATE : 4 * RATE]
     clip = np.concatenate([recording(3, seed=5), second, recording(3, seed=6)])
     assert find([recording(4, seed=7), second], clip).file == 1
-    assert find([recording(4, seed=7), whole], clip) is None
+    assert find([recording(4, seed=7), original], clip) is None
 
 
 def test_a_short_clip_inside_a_long_file_is_found():
-    whole = recording(8, seed=8)
-    match = find([whole], whole[3 * RATE : round(4.5 * RATE)])
+    original = recording(8, seed=8)
+    match = find([original], original[3 * RATE : round(4.5 * RATE)])
     assert match.offset == -300
 
 
@@ -131,10 +131,10 @@ def test_other_recordings_noise_and_repetition_do_not_match():
 
 
 def test_the_search_finds_what_a_comparison_at_every_position_finds():
-    whole = recording(8, seed=10)
-    tests = [recording(3, seed=11), whole[20_000:60_000], whole[:50_000]]
+    original = recording(8, seed=10)
+    tests = [recording(3, seed=11), original[20_000:60_000], original[:50_000]]
     files = [prints(wave) for wave in tests]
-    clip = prints(coded(whole[RATE:], 44_100, "OGG", "VORBIS"))[::STRIDE]
+    clip = prints(coded(original[RATE:], 44_100, "OGG", "VORBIS"))[::STRIDE]
     expected = []
     for number, file in enumerate(files):
         for offset in range(-len(file) + 1, STRIDE * len(clip)):

@@ -1,4 +1,4 @@
-"""The HEAR API: a clip's embedding depends on that clip alone, and is what it is declared to be."""
+"""The HEAR API: embeddings are as declared, and each depends on its clip alone."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ ENCODERS = ("audiontt", "vitc")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """TrainingStates of a small AudioNTT and of ViT_C tiny."""
+    """Checkpoints of a small AudioNTT and of ViT_C tiny."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {
         "audiontt": write_checkpoint(root / "audiontt", "audiontt", **SMALL),
@@ -41,7 +41,7 @@ def audiontt(folders):
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Clips of noise of different loudness."""
+    """Noise clips of different loudness."""
     generator = torch.Generator().manual_seed(seed)
     loudness = torch.logspace(-3, 0, shape[0])[:, None]
     return (loudness * torch.randn(*shape, generator=generator)).clamp(-1, 1)
@@ -51,8 +51,8 @@ def samples(seconds: float) -> int:
     return round(seconds * RATE)
 
 
-def check_that_a_clip_alone_decides(model) -> None:
-    """Embeddings of a clip are the same alone, in batches of any size, and every time."""
+def check_independence_of_clips(model) -> None:
+    """Check that a clip has the same embeddings alone, in any batch, and every time."""
     audio = noise(5, samples(0.7))
     model.train()
     scenes = get_scene_embeddings(audio, model)
@@ -64,13 +64,13 @@ def check_that_a_clip_alone_decides(model) -> None:
         pairs = [(scenes, get_scene_embeddings(alone, model))]
         pairs += [(scenes, get_scene_embeddings(audio[i : i + 2], model))]
         pairs += [(events, get_timestamp_embeddings(alone, model)[0])]
-        for together, apart in pairs:
-            error = (together[i] - apart[0]).abs().max() / together[i].abs().max()
+        for batched, single in pairs:
+            error = (batched[i] - single[0]).abs().max() / batched[i].abs().max()
             assert error < 1e-5
 
 
-def test_a_clip_alone_decides_its_embedding_whatever_its_batch_and_the_mode_it_came_in(model):
-    check_that_a_clip_alone_decides(model)
+def test_an_embedding_depends_on_its_clip_alone_in_any_batch_and_mode(model):
+    check_independence_of_clips(model)
 
 
 def test_running_statistics_do_not_drift(model):
@@ -93,7 +93,7 @@ def batch_statistics(self, log_mel):
 def test_the_check_finds_train_mode_and_batch_statistics(audiontt, monkeypatch, method, fault):
     monkeypatch.setattr(api.HearModel, method, fault)
     with pytest.raises(AssertionError):
-        check_that_a_clip_alone_decides(audiontt)
+        check_independence_of_clips(audiontt)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.96, 4.0])
@@ -137,7 +137,7 @@ def test_two_minutes_give_2401_timestamps_in_batches_of_bounded_size(folders, ed
     frames = sum(shape[0] * shape[1] for shape in sizes)
     if edges == "cut":
         assert frames == count * 24
-    else:  # the first and last frame of each window, and the clip's once for each remainder
+    else:  # first and last frame of each window, and all frames of the clip for each grouping
         assert frames < count * 2 + 1.05 * 4 * 25 * seconds
 
 
@@ -146,7 +146,7 @@ def test_two_minutes_have_a_scene_embedding(model):
 
 
 @pytest.mark.parametrize("length", [1, 160, 512])
-def test_a_clip_too_short_for_a_frame_is_followed_by_zeros(model, length):
+def test_a_clip_too_short_for_a_frame_is_padded_with_zeros(model, length):
     clip = noise(1, length)
     padded = torch.nn.functional.pad(clip, (0, 513 - length))
     expected = get_scene_embeddings(padded, model)
@@ -155,7 +155,7 @@ def test_a_clip_too_short_for_a_frame_is_followed_by_zeros(model, length):
 
 
 def normalized(audio: torch.Tensor) -> torch.Tensor:
-    """[B, 1, F, T] as the encoder was trained on."""
+    """Return input [B, 1, F, T] as in the encoder's training."""
     return ((LogMel(load_config().logmel)(audio) - MEAN) / STD)[:, None]
 
 
@@ -168,7 +168,7 @@ def test_a_scene_of_audiontt_is_one_forward_pass_over_the_whole_clip(audiontt):
 
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
-def test_convolutions_that_do_the_batch_norm_behind_them_change_nothing(folders, name):
+def test_folding_batch_norms_into_convolutions_changes_nothing(folders, name):
     ours, original = load_model(str(folders[name])).encoder, checkpoint.load(folders[name]).encoder
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
     assert any(isinstance(module, nn.BatchNorm2d) for module in original.modules())
@@ -195,21 +195,21 @@ def test_a_scene_of_vitc_is_the_mean_of_its_segments_weighted_by_real_frames(fol
     assert sum(seen) == 2 * len(range(0, frames, 96))  # no empty segment
 
 
-def windows_by_hand(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows around each timestamp, cut from one STFT of the padded clip and each with its own."""
+def reference_windows(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows around each timestamp: slices of the padded clip's STFT, and with an STFT each."""
     padded = torch.nn.functional.pad(audio, (WINDOW // 2, WINDOW // 2))
-    whole = normalized(padded)[0]
+    dense = normalized(padded)[0]
     cut, own = [], []
     for k in range(audio.shape[-1] // HOP + 1):
-        cut.append(whole[..., 5 * k : 5 * k + 96])
+        cut.append(dense[..., 5 * k : 5 * k + 96])
         own.append(normalized(padded[:, k * HOP : k * HOP + WINDOW])[0])
     return torch.stack(cut), torch.stack(own)
 
 
 @torch.no_grad()
-def test_a_timestamp_embedding_is_that_of_the_window_centred_on_it(model):
+def test_a_timestamp_embedding_is_that_of_the_window_centered_on_it(model):
     audio = noise(1, samples(0.83))
-    cut, own = windows_by_hand(audio)
+    cut, own = reference_windows(audio)
     embeddings, _ = get_timestamp_embeddings(audio, model)
     torch.testing.assert_close(embeddings[0], model.encoder(cut), atol=1e-5, rtol=1e-5)
     inner = slice(4, 92)  # frames whose 1024 samples lie within the window
@@ -219,7 +219,7 @@ def test_a_timestamp_embedding_is_that_of_the_window_centred_on_it(model):
 @torch.no_grad()
 def test_edges_cut_transforms_the_audio_of_each_window_alone(folders):
     audio = noise(1, samples(0.83))
-    _, own = windows_by_hand(audio)
+    _, own = reference_windows(audio)
     for folder in folders.values():
         model = load_model(str(folder), edges="cut")
         embeddings, _ = get_timestamp_embeddings(audio, model)
@@ -229,41 +229,39 @@ def test_edges_cut_transforms_the_audio_of_each_window_alone(folders):
 
 
 @pytest.mark.parametrize("edges", ["context", "cut"])
-def test_several_windows_stand_side_by_side(model, folders, edges):
+def test_embeddings_of_several_windows_are_concatenated(model, folders, edges):
     audio = noise(2, samples(0.2))
     folder = next(f for n, f in folders.items() if (n == "vitc") == bool(model.segment_frames))
     windows = [160.0, 950.0]
     both = load_model(str(folder), window_ms=windows, edges=edges)
-    found, timestamps = get_timestamp_embeddings(audio, both)
+    embeddings, timestamps = get_timestamp_embeddings(audio, both)
     single = [load_model(str(folder), window_ms=window, edges=edges) for window in windows]
     expected = [get_timestamp_embeddings(audio, one) for one in single]
-    torch.testing.assert_close(found, torch.cat([e for e, _ in expected], dim=-1))
+    torch.testing.assert_close(embeddings, torch.cat([e for e, _ in expected], dim=-1))
     torch.testing.assert_close(timestamps, expected[0][1])
-    assert both.timestamp_embedding_size == found.shape[-1] == 2 * both.scene_embedding_size
+    assert both.timestamp_embedding_size == embeddings.shape[-1] == 2 * both.scene_embedding_size
     assert get_scene_embeddings(audio, both).shape[-1] == both.scene_embedding_size
 
 
-@pytest.mark.parametrize("window_ms", [950.0, 150.0])  # the first shares the windows' work
+@pytest.mark.parametrize("window_ms", [950.0, 150.0])  # with and without shared work
 def test_the_mean_of_the_log_mel_is_appended(folders, window_ms):
     audio = noise(2, samples(0.3))
     for folder in folders.values():
         plain = load_model(str(folder), window_ms=window_ms)
         model = load_model(str(folder), window_ms=window_ms, mel_mean=True)
-        scenes, (found, _) = (
-            get_scene_embeddings(audio, model),
-            get_timestamp_embeddings(audio, model),
-        )
-        assert scenes.shape[-1] == found.shape[-1] == model.timestamp_embedding_size
+        scenes = get_scene_embeddings(audio, model)
+        embeddings, _ = get_timestamp_embeddings(audio, model)
+        assert scenes.shape[-1] == embeddings.shape[-1] == model.timestamp_embedding_size
         torch.testing.assert_close(scenes[:, -64:], normalized(audio)[:, 0].mean(dim=-1))
         torch.testing.assert_close(scenes[:, :-64], get_scene_embeddings(audio, plain))
-        torch.testing.assert_close(found[..., :-64], get_timestamp_embeddings(audio, plain)[0])
+        torch.testing.assert_close(embeddings[..., :-64], get_timestamp_embeddings(audio, plain)[0])
         half = round(window_ms * RATE / 2000)
-        whole = normalized(torch.nn.functional.pad(audio, (half, half)))[:, 0]
-        fourth = whole[..., 15 : 15 + round(window_ms / 10) + 1].mean(dim=-1)
-        torch.testing.assert_close(found[:, 3, -64:], fourth, atol=1e-5, rtol=1e-5)
+        dense = normalized(torch.nn.functional.pad(audio, (half, half)))[:, 0]
+        fourth = dense[..., 15 : 15 + round(window_ms / 10) + 1].mean(dim=-1)
+        torch.testing.assert_close(embeddings[:, 3, -64:], fourth, atol=1e-5, rtol=1e-5)
 
 
-def test_statistics_of_a_task_take_the_place_of_those_of_pre_training(folders, audiontt):
+def test_statistics_of_a_task_replace_those_of_pre_training(folders, audiontt):
     audio = noise(2, samples(1.2))
     options = {"normalization": "task", "statistics": (-3.0, 2.0)}
     model = load_model(str(folders["audiontt"]), **options)
@@ -272,20 +270,20 @@ def test_statistics_of_a_task_take_the_place_of_those_of_pre_training(folders, a
         expected = audiontt.encoder(((log_mel + 3.0) / 2.0)[:, None])
     torch.testing.assert_close(get_scene_embeddings(audio, model), expected)
     assert (get_scene_embeddings(audio, audiontt) - expected).abs().max() > 1e-2
-    check_that_a_clip_alone_decides(model)
+    check_independence_of_clips(model)
 
 
 @torch.no_grad()
-def test_a_click_is_seen_first_by_the_window_that_it_enters(audiontt):
+def test_a_click_affects_only_the_windows_that_contain_it(audiontt):
     silent, click = torch.zeros(1, 2 * RATE), torch.zeros(1, 2 * RATE)
     click[0, RATE] = 1.0
     without, _ = get_timestamp_embeddings(silent, audiontt)
     differs = get_timestamp_embeddings(click, audiontt)[0] != without
-    heard = 50.0 * differs[0].any(dim=1).nonzero().flatten()
+    affected_ms = 50.0 * differs[0].any(dim=1).nonzero().flatten()
     reach = 475 + 32  # half a window and half an STFT window, ms
-    assert heard.min() >= 1000 - reach
-    assert heard.max() <= 1000 + reach
-    assert (heard.min() + heard.max()) / 2 == 1000
+    assert affected_ms.min() >= 1000 - reach
+    assert affected_ms.max() <= 1000 + reach
+    assert (affected_ms.min() + affected_ms.max()) / 2 == 1000
 
 
 def test_window_and_hop_can_be_chosen_and_vitc_takes_windows_of_any_length(folders):
@@ -295,12 +293,12 @@ def test_window_and_hop_can_be_chosen_and_vitc_takes_windows_of_any_length(folde
     assert embeddings.shape == (2, 6, 192)
 
 
-def test_the_callers_autocast_does_not_lower_the_precision(audiontt):
+def test_the_callers_autocast_does_not_reduce_precision(audiontt):
     audio = noise(2, RATE)
     expected = get_scene_embeddings(audio, audiontt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = get_scene_embeddings(audio, audiontt)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        embeddings = get_scene_embeddings(audio, audiontt)
+    torch.testing.assert_close(embeddings, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -316,12 +314,12 @@ def test_the_callers_autocast_does_not_lower_the_precision(audiontt):
     ],
 )
 @pytest.mark.parametrize("function", [get_scene_embeddings, get_timestamp_embeddings])
-def test_faulty_audio_is_refused(audiontt, function, audio, message):
+def test_invalid_audio_is_refused(audiontt, function, audio, message):
     with pytest.raises(ValueError, match=message):
         function(audio, audiontt)
 
 
-def test_a_checkpoint_is_named_by_its_folder_or_its_weights(folders):
+def test_a_checkpoint_is_given_by_its_folder_or_its_weights(folders):
     folder = folders["audiontt"]
     for path in (folder, folder / "encoder.safetensors"):
         model = load_model(str(path))

@@ -1,4 +1,4 @@
-"""The authors' wrapper: each of its faults is there in mode `reference`, and gone in `ours`."""
+"""The authors' wrapper: mode `reference` has each of its faults, mode `ours` has none."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def folders(tmp_path_factory):
 
 
 def models(folder):
-    """The wrapper as it was, and ours."""
+    """Return the authors' wrapper and ours."""
     return load_model(str(folder), **REFERENCE), load_model(str(folder))
 
 
@@ -33,14 +33,14 @@ def noise(clips: int, samples: int) -> torch.Tensor:
 
 
 def log_mel(audio: torch.Tensor, win_length: int) -> torch.Tensor:
-    """The front end written out, with another window."""
+    """The front end written out, with any window."""
     sizes = {"n_fft": 1024, "win_length": win_length, "hop_length": 160}
     mel = MelSpectrogram(RATE, **sizes, n_mels=64, f_min=60.0, f_max=7800.0)
     return (mel(audio) + torch.finfo(torch.float32).eps).log()
 
 
 def test_fault_1_scenes_of_a_convolutional_encoder_are_made_in_training_mode(folders):
-    """Dropout is on, and batch norm takes the clip's own statistics and lets its own drift."""
+    """Dropout is on; batch norm uses the clip's statistics and updates its running ones."""
     wrapper, ours = models(folders["audiontt"])
     audio = noise(1, RATE)
     norm = wrapper.encoder.conv[0][1]
@@ -61,17 +61,17 @@ def test_fault_2_the_stft_window_has_400_samples(folders):
 
 
 @torch.no_grad()
-def test_faults_1_2_and_4_scenes_by_hand(folders):
-    """One clip at a time, normalized by the means over the batch of each one's mean and std."""
+def test_faults_1_2_and_4_in_scenes_written_out(folders):
+    """One clip at a time, normalized by the batch averages of the clips' means and stds."""
     wrapper, _ = models(folders["still"])
     audio = noise(3, RATE)
     mel = log_mel(audio, 400)
     mean = sum(float(clip.mean()) for clip in mel) / 3
     std = sum(float(clip.std()) for clip in mel) / 3
-    found = get_scene_embeddings(audio, wrapper)
+    embeddings = get_scene_embeddings(audio, wrapper)
     encoder = checkpoint.load(folders["still"]).encoder.train()
     expected = torch.cat([encoder(((clip - mean) / std)[None, None]) for clip in mel])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(embeddings, expected)
 
 
 @torch.no_grad()
@@ -83,9 +83,9 @@ def test_fault_3_timestamps_are_normalized_by_statistics_divided_by_the_number_o
     mel = log_mel(windows, 400).flatten(0, 1)
     normalized = (mel - mel.mean() / 22) / (mel.std() / 22)
     assert normalized.std() == pytest.approx(22, rel=1e-3)
-    found, timestamps = get_timestamp_embeddings(audio, wrapper)
+    embeddings, timestamps = get_timestamp_embeddings(audio, wrapper)
     expected = ours.encoder(normalized[:, None])
-    torch.testing.assert_close(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embeddings.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
     assert timestamps.tolist() == [[50.0 * i for i in range(11)]] * 2
 
 
@@ -105,7 +105,9 @@ def test_fault_4_the_other_clips_of_a_batch_change_an_embedding(folders, name):
 
 @pytest.mark.parametrize(("frames", "segments"), [(96, 2), (95, 1), (192, 3), (193, 3)])
 @torch.no_grad()
-def test_fault_5_a_vit_gets_an_empty_segment_more_and_all_count_alike(folders, frames, segments):
+def test_fault_5_a_vit_gets_an_extra_empty_segment_and_all_weigh_the_same(
+    folders, frames, segments
+):
     wrapper, _ = models(folders["vitc"])
     audio = noise(2, 160 * (frames - 1))
     mel = log_mel(audio, 400)
@@ -113,8 +115,8 @@ def test_fault_5_a_vit_gets_an_empty_segment_more_and_all_count_alike(folders, f
     padded = torch.zeros(2, 1, 64, 96 * segments)
     padded[:, 0, :, :frames] = mel
     expected = sum(wrapper.encoder(part) for part in padded.split(96, dim=-1)) / segments
-    found = get_scene_embeddings(audio, wrapper)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    embeddings = get_scene_embeddings(audio, wrapper)
+    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -125,12 +127,12 @@ def test_a_vits_window_is_averaged_with_an_empty_segment(folders):
     normalized = ((mel - mel.mean() / 2) / (mel.std() / 2))[:, None]
     empty = wrapper.encoder(torch.zeros(1, 1, 64, 96))
     expected = (wrapper.encoder(normalized) + empty) / 2
-    found, _ = get_timestamp_embeddings(audio, wrapper)
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    embeddings, _ = get_timestamp_embeddings(audio, wrapper)
+    torch.testing.assert_close(embeddings[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_reference_statistics_alone_leave_the_rest_correct(folders):
+def test_reference_statistics_change_nothing_else(folders):
     model = load_model(str(folders["audiontt"]), normalization="reference")
     audio = noise(2, RATE)
     mel = log_mel(audio, 1024)

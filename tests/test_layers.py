@@ -1,4 +1,4 @@
-"""Joined outputs of an encoder's layers, against hooks on the layers themselves."""
+"""Combined outputs of an encoder's layers, compared with hooks on the layers."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def encoder_of(name, **changes):
 
 
 def outputs(modules, encoder, x):
-    """Outputs of some modules in a pass of the encoder, and its own."""
+    """Return the outputs of some modules in a pass of the encoder, and its own."""
     seen = []
     hooks = [module.register_forward_hook(lambda *a: seen.append(a[2])) for module in modules]
     y = encoder(x)
@@ -32,15 +32,15 @@ def test_audiontts_layers_are_its_first_block_its_hidden_layer_and_y():
     (block, hidden), y = outputs([encoder.conv[0], encoder.mlp[1]], encoder, x)
     block = block.permute(0, 3, 2, 1).reshape(3, 48, -1)  # time, then mel, channels fastest
     expected = [part.mean(dim=1) + part.max(dim=1).values for part in (block, hidden)]
-    found = layers.represent(encoder, x, "concat")
-    torch.testing.assert_close(found, torch.cat([*expected, y], dim=1))
-    assert found.shape[1] == layers.representation_size(encoder, 64, "concat") == 4 * 32 + 16 + 80
+    concat = layers.represent(encoder, x, "concat")
+    torch.testing.assert_close(concat, torch.cat([*expected, y], dim=1))
+    assert concat.shape[1] == layers.representation_size(encoder, 64, "concat") == 4 * 32 + 16 + 80
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("name", ["vit", "vitc"])
 @torch.no_grad()
-def test_a_vits_layers_are_its_blocks_normed_and_pooled_as_the_last(name, pool):
+def test_a_vits_layers_are_its_blocks_normed_and_pooled_like_the_last(name, pool):
     encoder, x = encoder_of(name, size="tiny", pool=pool), torch.randn(2, 1, 64, 96)
     tokens, y = outputs(encoder.blocks, encoder, x)
     normed = [encoder.norm(part) for part in tokens]

@@ -315,20 +315,20 @@ def test_a_missing_or_foreign_list_is_refused(tmp_path):
 LEFT_OUT = ["clip3", "clip40", "clip63"]
 
 
-def removed_by_hand(made):
+def removed_by_hand(data):
     """The same features, as if the clips had never been there."""
-    rest = [i for i, name in enumerate(made.clip_id) if name not in LEFT_OUT]
-    frames = torch.cat([made.frames[made.start[i] : made.start[i + 1]] for i in rest])
-    length = int(made.start[1])
+    rest = [i for i, name in enumerate(data.clip_id) if name not in LEFT_OUT]
+    frames = torch.cat([data.frames[data.start[i] : data.start[i + 1]] for i in rest])
+    length = int(data.start[1])
     start = torch.arange(len(rest) + 1) * length
-    names = [made.clip_id[i] for i in rest]
-    return type(made)(frames, start, names, made.log_mel, made.mean, made.std)
+    names = [data.clip_id[i] for i in rest]
+    return type(data)(frames, start, names, data.log_mel, data.mean, data.std)
 
 
 def test_training_equals_training_on_a_corpus_without_the_clips():
-    made = features()
+    data = features()
     trainers = [
-        Trainer(settings(), data, CPU) for data in (made.excluding(LEFT_OUT), removed_by_hand(made))
+        Trainer(settings(), part, CPU) for part in (data.excluding(LEFT_OUT), removed_by_hand(data))
     ]
     for trainer in trainers:
         trainer.run()

@@ -67,15 +67,15 @@ def check_the_api(module, clips=2, seconds=0.5):
     """Check sizes, types and repeatability, and that a clip's embedding depends on it alone."""
     audio = noise(clips, round(seconds * module.sample_rate))
     scenes, _ = module(audio, "scene")
-    found, times = module(audio, "event")
+    events, times = module(audio, "event")
     assert scenes.shape == (clips, module.model.scene_embedding_size)
-    assert found.shape == (*times.shape, module.model.timestamp_embedding_size)
-    assert scenes.dtype == found.dtype == torch.float32
+    assert events.shape == (*times.shape, module.model.timestamp_embedding_size)
+    assert scenes.dtype == events.dtype == torch.float32
     assert (times[:, 1:] > times[:, :-1]).all()
     assert times.max() <= 1000 * seconds
     torch.testing.assert_close(module(audio[:1], "scene")[0], scenes[:1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(module(audio[:1], "event")[0], found[:1], rtol=1e-4, atol=1e-5)
-    return audio, scenes, found, times
+    torch.testing.assert_close(module(audio[:1], "event")[0], events[:1], rtol=1e-4, atol=1e-5)
+    return audio, scenes, events, times
 
 
 # ---- mel statistics -----------------------------------------------------------------------------
@@ -83,22 +83,22 @@ def check_the_api(module, clips=2, seconds=0.5):
 
 def test_mel_is_the_mean_and_the_standard_deviation_of_every_mel_bin(tmp_path):
     module = registry.load_hear_module("mel", described(tmp_path, "mel"), extraction(hop_ms=50.0))
-    audio, scenes, found, times = check_the_api(module)
+    audio, scenes, events, times = check_the_api(module)
     log_mel = LogMel(CONFIG.logmel)(audio)
     expected = torch.cat([log_mel.mean(-1), log_mel.std(-1, correction=0)], dim=-1)
     torch.testing.assert_close(scenes, expected)
     padded = LogMel(CONFIG.logmel)(torch.nn.functional.pad(audio, (7600, 7600)))
     window = padded[..., 20:116]
     expected = torch.cat([window.mean(-1), window.std(-1, correction=0)], dim=-1)
-    torch.testing.assert_close(found[:, 4], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(events[:, 4], expected, rtol=1e-4, atol=1e-5)
     assert times[0].tolist() == [50.0 * i for i in range(11)]
 
 
 def test_mel_takes_several_windows_and_edges(tmp_path):
     params = extraction(window_ms=[160.0, 950.0], edges="cut")
     module = registry.load_hear_module("mel", described(tmp_path, "mel"), params)
-    _, _, found, _ = check_the_api(module)
-    assert found.shape[-1] == 256
+    _, _, events, _ = check_the_api(module)
+    assert events.shape[-1] == 256
 
 
 # ---- CREPE --------------------------------------------------------------------------------------
@@ -112,9 +112,9 @@ def torchcrepe():
 def test_crepe_equals_its_package(tmp_path, torchcrepe):
     folder = described(tmp_path, "crepe", crepe={"size": "tiny", "scene_hop_ms": 250.0})
     module = registry.load_hear_module("crepe", folder, extraction(hop_ms=50.0))
-    audio, scenes, found, times = check_the_api(module, seconds=0.6)
+    audio, scenes, events, times = check_the_api(module, seconds=0.6)
     assert times[0].tolist() == [50.0 * i for i in range(13)]
-    for clip, embedding, scene in zip(audio, found, scenes, strict=True):
+    for clip, embedding, scene in zip(audio, events, scenes, strict=True):
         expected = torchcrepe.embed(clip[None], RATE, 800, "tiny", device="cpu")  # [1, T, 32, 8]
         torch.testing.assert_close(embedding, expected[0].flatten(1), rtol=1e-3, atol=1e-4)
         expected = torchcrepe.embed(clip[None], RATE, 4000, "tiny", device="cpu")
@@ -155,8 +155,8 @@ def test_wav2vec2_gives_the_last_layer_at_every_hop_of_its_convolutions(tmp_path
     module = registry.load_hear_module(
         "wav2vec2", described(tmp_path, "wav2vec2", wav2vec2=settings), extraction()
     )
-    audio, scenes, found, times = check_the_api(module)
-    for clip, embedding, scene in zip(audio, found, scenes, strict=True):
+    audio, scenes, events, times = check_the_api(module)
+    for clip, embedding, scene in zip(audio, events, scenes, strict=True):
         normalized = (clip - clip.mean()) / clip.std(correction=0)
         with torch.no_grad():
             expected = network(normalized[None])[0][0]

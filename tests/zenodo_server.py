@@ -1,6 +1,6 @@
-"""A record of a Zenodo on the loopback interface, with the 18 HEAR tasks in miniature.
+"""A local server of a Zenodo record, with the 18 HEAR tasks in miniature.
 
-Each archive has its task's real name, layout, kind, splits and metrics, a few clips, three labels.
+Each archive has the real name, layout, kind, splits and metrics, but few clips and three labels.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ import soundfile
 
 RATE = 48_000
 RECORD = 6332517
-SECONDS = 0.1  # of a scene
+SECONDS = 0.1  # per scene
 EVENT_SECONDS = 0.6
-CLIPS = 6  # of a split
+CLIPS = 6  # per split
 SCENE = ["top1_acc", "mAP", "d_prime", "aucroc"]
 TAGGING = ["mAP", "d_prime", "aucroc", "top1_acc"]
 PITCH = ["pitch_acc", "chroma_acc"]
 ONSETS = ["event_onset_200ms_fms", "segment_1s_er"]
 NOTES = ["event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms"]
-WORDS = ["Cough, dry", 'the "p" sound', "piano"]  # a vocabulary needs CSV's quotes
+WORDS = ["Cough, dry", 'the "p" sound', "piano"]  # labels that CSV must quote
 
 
 @dataclass(frozen=True)
 class Miniature:
-    """What is special about a task; `audio` names the recordings, which two tasks may share."""
+    """Properties of a task; `audio` names its recordings, which two tasks may share."""
 
     folds: int = 0  # 0: train, valid, test
     evaluation: list = field(default_factory=lambda: SCENE)
@@ -94,7 +94,7 @@ def splits(task: Miniature) -> list[str]:
 
 
 def metadata(name: str) -> dict:
-    """A task's task_metadata.json, with some of the fields that only its makers use."""
+    """Return task_metadata.json, including some fields that only hear-preprocess uses."""
     task = TASKS[name]
     task_name, version, mode = re.fullmatch(r"([a-z_0-9]+)-(.+)-([^-]+)", name).groups()
     return {
@@ -116,7 +116,7 @@ def metadata(name: str) -> dict:
 
 
 def labels(task: Miniature, clip: int) -> list:
-    """Labels of a clip; those of an event task have a duration."""
+    """Return the labels of a clip; those of an event task have times."""
     chosen = task.labels[clip % 3]
     if task.events:
         return [{"label": chosen, "start": 100.0, "end": 400.0}]
@@ -124,7 +124,7 @@ def labels(task: Miniature, clip: int) -> list:
 
 
 def label_files(name: str) -> dict[str, dict]:
-    """The content of each <split>.json of a task."""
+    """Return the content of each <split>.json of a task."""
     task = TASKS[name]
     counts = {split: CLIPS for split in splits(task)} | {"train": task.train_clips}
     return {
@@ -135,7 +135,7 @@ def label_files(name: str) -> dict[str, dict]:
 
 @cache
 def clip(recordings: str, name: str, seconds: float) -> bytes:
-    """A wav file of 48 kHz: a tone that tells the clip's first label, and noise of its own."""
+    """Return a 48 kHz WAV file: a tone for the clip's first label, and noise of its own."""
     rng = np.random.default_rng(zlib.crc32(f"{recordings}/{name}".encode()))
     number = int(re.search(r"\d+(?=\.wav)", name)[0])
     time = np.arange(round(seconds * RATE)) / RATE
@@ -146,7 +146,7 @@ def clip(recordings: str, name: str, seconds: float) -> bytes:
 
 
 def vocabulary(task: Miniature) -> str:
-    """A task's labelvocabulary.csv, as its makers' CSV writer quotes it."""
+    """Return labelvocabulary.csv, quoted as by hear-preprocess."""
     quoted = [
         '"' + x.replace('"', '""') + '"' if set(str(x)) & {",", '"'} else str(x)
         for x in task.labels
@@ -155,16 +155,16 @@ def vocabulary(task: Miniature) -> str:
 
 
 def files(name: str) -> dict[str, bytes]:
-    """Path in the archive -> content of every file of a task; the audio comes first."""
+    """Return path in the archive -> content for every file of a task, audio first."""
     task = TASKS[name]
     seconds = EVENT_SECONDS if task.events else SECONDS
     content = label_files(name)
     audio = {
         f"{RATE}/{split}/{file}": clip(task.audio or name, file, seconds)
-        for split, found in content.items()
-        for file in found
+        for split, listed in content.items()
+        for file in listed
     }
-    lists = {f"{split}.json": json.dumps(found).encode() for split, found in content.items()}
+    lists = {f"{split}.json": json.dumps(listed).encode() for split, listed in content.items()}
     return {
         f"tasks/{name}/{path}": data
         for path, data in {
@@ -177,7 +177,7 @@ def files(name: str) -> dict[str, bytes]:
 
 
 def pack(contents: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
-    """A gzip-compressed tar file of these files, and of members without content."""
+    """Return a gzip-compressed tar file of these files, and of members without content."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
         for member in members:
@@ -190,15 +190,15 @@ def pack(contents: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
 
 
 def key(name: str) -> str:
-    """The name of a task's archive."""
+    """Return the name of a task's archive."""
     return f"hear2021-{name}-{RATE}.tar.gz"
 
 
 class Zenodo(ThreadingHTTPServer):
-    """Serves one record. `faults` says how it answers the next requests for a path, in order.
+    """Serve one record. `faults` lists the responses to the next requests for a path.
 
-    A number is a status; "break": half of what is asked for; "corrupt": other bytes; "whole": all
-    of the file, whatever range is asked for.
+    A number is a status; "break": half of the requested bytes; "corrupt": other bytes; "whole": the
+    whole file, whatever the requested range.
     """
 
     daemon_threads = True
@@ -208,7 +208,7 @@ class Zenodo(ThreadingHTTPServer):
         self.archives = archives
         self.faults: dict[str, list[int | str]] = defaultdict(list)
         self.retry_after = "0"
-        self.requests: list[tuple[str, str]] = []  # (name of the file, range asked for)
+        self.requests: list[tuple[str, str]] = []  # (file name, requested range)
 
     @property
     def listing(self) -> str:
@@ -216,9 +216,9 @@ class Zenodo(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/api/records/{{record}}"
 
     def record(self) -> dict:
-        """What the API says of the record."""
+        """Return the API's description of the record."""
         address = self.listing.replace("{record}", str(RECORD))
-        found = [
+        files = [
             {
                 "id": name,
                 "key": name,
@@ -228,11 +228,11 @@ class Zenodo(ThreadingHTTPServer):
             }
             for name, content in self.archives.items()
         ]
-        return {"id": RECORD, "metadata": {"title": "HEAR 2021"}, "files": found}
+        return {"id": RECORD, "metadata": {"title": "HEAR 2021"}, "files": files}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """Answer one request."""
 
     protocol_version = "HTTP/1.1"
     server: Zenodo

@@ -108,8 +108,9 @@ def _require_wav2vec2(bundle: str, weights: str) -> None:
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"hear.models has wav2vec2, but hear.wav2vec2.weights = {weights!r} is not a file. "
-            "Print the address of the bundle's file with `python -c 'import torchaudio.pipelines as "
-            f'p; print("{WAV2VEC2_FILES}" + p.{bundle}._path)\'`, download it (0.4 to 8 GB), and set '
+            "Print the address of the bundle's file with "
+            "`python -c 'import torchaudio.pipelines as p; "
+            f'print("{WAV2VEC2_FILES}" + p.{bundle}._path)\'`, download it (0.4 to 8 GB), and set '
             "hear.wav2vec2.weights to its path."
         )
 
