@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -67,11 +68,9 @@ def find_leaks(
     with tempfile.TemporaryDirectory(dir=work_folder) as scratch:
         index.save(Path(scratch))
         step = -(-CLIPS_PER_JOB // corpus.clips_per_shard)
-        jobs = [
-            SearchJob(corpus.shards[i : i + step], Path(scratch), criteria)
-            for i in range(0, len(corpus.shards), step)
-        ]
-        matches = chain.from_iterable(map_shards(search_shards, jobs, workers, task.name))
+        jobs = [corpus.shards[i : i + step] for i in range(0, len(corpus.shards), step)]
+        function = partial(search_shards, index_folder=Path(scratch), criteria=criteria)
+        matches = chain.from_iterable(map_shards(function, jobs, workers, task.name))
         by_audio = leaks_by_audio(list(matches), files, log_mel)
     by_id = leaks_by_id(clip_ids, corpus.source, task.name, files)
     leaks = {leak.clip_id: leak for leak in [*by_audio, *by_id]}
@@ -96,49 +95,36 @@ def _index_files(
 ) -> Index:
     """Return the index of a task's test files."""
     paths = [task.audio(log_mel.sample_rate, split) / name for split, name in files]
-    starts = range(0, len(paths), FILES_PER_JOB)
-    jobs = [FilesJob(paths[i : i + FILES_PER_JOB], log_mel) for i in starts]
-    fingerprints = map_shards(fingerprint_files, jobs, workers, "test files")
+    jobs = [paths[i : i + FILES_PER_JOB] for i in range(0, len(paths), FILES_PER_JOB)]
+    function = partial(fingerprint_files, log_mel=log_mel)
+    fingerprints = map_shards(function, jobs, workers, "test files")
     return build_index(list(chain.from_iterable(fingerprints)))
 
 
-@dataclass(frozen=True)
-class SearchJob:
-    """Shards of fingerprints to search, and the folder of the index."""
-
-    paths: Sequence[Path]
-    index: Path
-    criteria: MatchCriteria
-
-
-def search_shards(job: SearchJob) -> list[tuple[str, Match]]:
-    """Return the clips of some shards that have a match, with it."""
-    index, matches = Index.open(job.index), []
-    for shard in map(fingerprint.read, job.paths):
+def search_shards(
+    paths: Sequence[Path], index_folder: Path, criteria: MatchCriteria
+) -> list[tuple[str, Match]]:
+    """Return the clips of some shards of fingerprints that match a test file, with the match."""
+    index, matches = Index.open(index_folder), []
+    for shard in map(fingerprint.read, paths):
         bounds = zip(shard.clip_id, shard.start[:-1], shard.start[1:], strict=True)
         for clip_id, first, end in bounds:
-            if match := search(index, shard.values[first:end], job.criteria):
+            if match := search(index, shard.values[first:end], criteria):
                 matches.append((clip_id, match))
     return matches
 
 
-@dataclass(frozen=True)
-class FilesJob:
-    """Test files to fingerprint."""
-
-    paths: list[Path]
-    log_mel: LogMelParams
-
-
-def fingerprint_files(job: FilesJob) -> list[UInt32[np.ndarray, " _"]]:
+def fingerprint_files(
+    paths: Sequence[Path], log_mel: LogMelParams
+) -> list[UInt32[np.ndarray, " _"]]:
     """Return the fingerprints of every frame of each file.
 
     Raises:
         ValueError: a file is damaged, or does not have the front end's sample rate.
     """
     torch.set_num_threads(1)  # the processes share the cores
-    front_end = LogMel(job.log_mel)
-    return [fingerprint.fingerprint(_log_mel(path, front_end)) for path in job.paths]
+    front_end = LogMel(log_mel)
+    return [fingerprint.fingerprint(_log_mel(path, front_end)) for path in paths]
 
 
 def _log_mel(path: Path, front_end: LogMel) -> Float[np.ndarray, "T F"]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    RootModel,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -41,8 +41,7 @@ EVENT_METRICS = (
     "event_onset_offset_50ms_20perc_fms",
     "segment_1s_er",
 )
-
-M = TypeVar("M", bound=BaseModel)
+STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _plain(name: str) -> str:
@@ -57,7 +56,7 @@ Name = Annotated[str, AfterValidator(_plain)]
 class EvaluationParams(BaseModel):
     """Field `evaluation_params`: grids that replace those of hear-eval-kit."""
 
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     event_postprocessing_grid: (
         dict[Literal["median_filter_ms", "min_duration"], list[int | float]] | None
@@ -68,7 +67,7 @@ class EvaluationParams(BaseModel):
 class Metadata(BaseModel):
     """The fields of task_metadata.json that hear-eval-kit reads; others are ignored."""
 
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     task_name: str = Field(min_length=1)
     embedding_type: Literal["scene", "event"]
@@ -120,7 +119,7 @@ class Metadata(BaseModel):
 class Event(BaseModel):
     """One sound event of a file."""
 
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     label: str | int
     start: float = Field(ge=0)  # ms
@@ -136,16 +135,11 @@ class Event(BaseModel):
 Labels = list[str | int] | list[Event]  # of one file
 
 
-class SceneFile(RootModel[dict[Name, list[str | int]]]):
-    """<split>.json of a scene task."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class EventFile(RootModel[dict[Name, list[Event]]]):
-    """<split>.json of an event task."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
+METADATA_FILE = TypeAdapter(Metadata)
+LABEL_FILES: dict[str, TypeAdapter] = {  # <split>.json by embedding_type
+    "scene": TypeAdapter(dict[Name, list[str | int]], config=STRICT),
+    "event": TypeAdapter(dict[Name, list[Event]], config=STRICT),
+}
 
 
 @dataclass(frozen=True)
@@ -192,32 +186,30 @@ def read_task(folder: Path) -> Task:
         FileNotFoundError: a file is missing.
         ValueError: a field is missing or invalid, the vocabulary has gaps, or a label is not in it.
     """
-    metadata = _check(Metadata, folder / METADATA)
+    metadata: Metadata = _read_json(METADATA_FILE, folder / METADATA)
     vocabulary = read_vocabulary(folder / VOCABULARY)
-    kind: type[SceneFile | EventFile] = (
-        SceneFile if metadata.embedding_type == "scene" else EventFile
-    )
-    labels = {split: _check(kind, folder / f"{split}.json").root for split in metadata.splits}
+    label_file = LABEL_FILES[metadata.embedding_type]
+    labels = {split: _read_json(label_file, folder / f"{split}.json") for split in metadata.splits}
     for split, files in labels.items():
         _check_labels(files, metadata, vocabulary, folder / f"{split}.json")
     return Task(folder, metadata, labels, vocabulary)
 
 
-def _check(kind: type[M], path: Path) -> M:
+def _read_json(schema: TypeAdapter, path: Path) -> Any:
     """Return a validated JSON file, or raise one message about its first error."""
     content = require_file(path).read_bytes()
     try:
-        model = kind.model_validate_json(content)
+        value = schema.validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "[key]")
         where = f"{path}, field {field!r}" if field else str(path)
         if first["type"] == "value_error":
             raise ValueError(f"{where}: {first['ctx']['error']}") from None
-        value = "" if first["type"] == "missing" else f", got {str(first['input'])[:80]!r}"
-        raise ValueError(f"{where}: {first['msg']}{value}.") from None
+        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:80]!r}"
+        raise ValueError(f"{where}: {first['msg']}{got}.") from None
     _refuse_repeated_keys(content, path)
-    return model
+    return value
 
 
 def _refuse_repeated_keys(content: bytes, path: Path) -> None:
