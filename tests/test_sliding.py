@@ -47,7 +47,7 @@ def test_the_zero_padding_of_a_window_matters(encoder, monkeypatch, name):
     """Replicated edge frames in place of the zeros are noticed."""
     log_mel = torch.randn(64, 96 + 20, generator=torch.Generator().manual_seed(1))
     expected = encoder(log_mel.unfold(-1, 96, 5).movedim(1, 0)[:, None])
-    original = sliding._convolved
+    original = sliding._convolve
     inside = [False]
 
     def without_zeros(block, x, padding):
@@ -64,7 +64,7 @@ def test_the_zero_padding_of_a_window_matters(encoder, monkeypatch, name):
             inside[0] = False
 
     frame = getattr(sliding, name)
-    monkeypatch.setattr(sliding, "_convolved", without_zeros)
+    monkeypatch.setattr(sliding, "_convolve", without_zeros)
     monkeypatch.setattr(sliding, name, marked)
     embeddings = sliding.slide(encoder, log_mel, 96, 5)
     assert (embeddings - expected).abs().max() > 1e-3

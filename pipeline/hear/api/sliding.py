@@ -40,7 +40,9 @@ def slide(
     first, last = _first_frame(encoder, windows), _last_frame(encoder, windows, outputs)
     highest, total = torch.maximum(first, last), first + last
     period = STRIDE // math.gcd(hop, STRIDE)  # windows between two with the same start modulo 4
-    for index, features in enumerate(_remainders(encoder, log_mel, hop, min(period, len(windows)))):
+    for index, features in enumerate(
+        _features_by_offset(encoder, log_mel, hop, min(period, len(windows)))
+    ):
         begin, step = 1 + index * hop // STRIDE, period * hop // STRIDE
         inner = features[begin:].unfold(0, outputs - 2, step)[: len(highest[index::period])]
         highest[index::period] = torch.maximum(highest[index::period], inner.amax(dim=-1))
@@ -48,25 +50,25 @@ def slide(
     return highest + total / outputs
 
 
-def _remainders(
+def _features_by_offset(
     encoder: AudioNTT, log_mel: Float[Tensor, "F L"], hop: int, count: int
 ) -> Iterator[Float[Tensor, "K D"]]:
-    """Yield the features of all frames for each grouping, that of the first `count` windows."""
+    """Yield the features of all frames, grouped as in each of the first `count` windows."""
     first, second = _blocks(encoder)
-    convolved = _convolved(first, log_mel[None, None], (1, 1))
+    convolved = _convolve(first, log_mel[None, None], (1, 1))
     halves: dict[int, Tensor] = {}
     for start in (index * hop % STRIDE for index in range(count)):
         half = start % 2
         if half not in halves:
-            halves[half] = _convolved(second, _pooled(first, convolved[..., half:]), (1, 1))
-        yield encoder.frame_features(_pooled(second, halves[half][..., start // 2 :]))[0]
+            halves[half] = _convolve(second, _pool(first, convolved[..., half:]), (1, 1))
+        yield encoder.frame_features(_pool(second, halves[half][..., start // 2 :]))[0]
 
 
 def _first_frame(encoder: AudioNTT, windows: Float[Tensor, "N 1 F T"]) -> Float[Tensor, "N D"]:
     """Return the first output frame, from the 7 input frames it depends on."""
     x = windows[..., :7]
     for block in _blocks(encoder):
-        x = _pooled(block, _convolved(block, x, (1, 0)))
+        x = _pool(block, _convolve(block, x, (1, 0)))
     return encoder.frame_features(x)[:, 0]
 
 
@@ -76,7 +78,7 @@ def _last_frame(
     """Return the last output frame, from the 7 to 10 input frames it depends on."""
     x = windows[..., STRIDE * outputs - 7 :]
     for block in _blocks(encoder):
-        x = _pooled(block, _convolved(block, x, (0, 1)))
+        x = _pool(block, _convolve(block, x, (0, 1)))
     return encoder.frame_features(x)[:, 0]
 
 
@@ -84,13 +86,13 @@ def _blocks(encoder: AudioNTT) -> list[nn.Sequential]:
     return [block for block in encoder.conv if isinstance(block, nn.Sequential)]
 
 
-def _convolved(block: nn.Sequential, x: Tensor, padding: tuple[int, int]) -> Tensor:
+def _convolve(block: nn.Sequential, x: Tensor, padding: tuple[int, int]) -> Tensor:
     """Apply a block's convolution and batch norm, with zeros padded before and after."""
     conv: Any = block[0]
     padded = functional.pad(x, (*padding, 1, 1))
     return block[1](functional.conv2d(padded, conv.weight, conv.bias))
 
 
-def _pooled(block: nn.Sequential, x: Tensor) -> Tensor:
+def _pool(block: nn.Sequential, x: Tensor) -> Tensor:
     """Apply the rest of a block: pooling and ReLU."""
     return block[3](block[2](x))

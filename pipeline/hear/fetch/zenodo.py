@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 RETRIED = (429, 500, 502, 503, 504)
 BLOCK = 1 << 16  # bytes
-DOWNLOADS = 2  # attempts at a file with the right checksum
+DOWNLOADS = 2  # of a file whose checksum is wrong
 TRY_LATER = (
     "run it again later to resume; or, if the archives are already on this disk, unpack them and "
-    "set hear.source = folder and hear.sources.folder.path to their folder tasks"
+    "set hear.source = folder and hear.sources.folder.path to the folder tasks in them"
 )
 
 
