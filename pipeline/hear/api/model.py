@@ -78,7 +78,9 @@ class HearModel(nn.Module):
 
     def timestamp_embeddings(self, audio: Float[Tensor, "B S"]) -> Float[Tensor, "B N E"]:
         """Return one embedding per window; those of several window lengths are concatenated."""
-        return torch.cat([self._windows(audio, n) for n in self.front_end.window_steps], dim=-1)
+        return torch.cat(
+            [self._embed_windows(audio, n) for n in self.front_end.window_steps], dim=-1
+        )
 
     def scene_statistics(self, log_mel: Float[Tensor, "B F T"]) -> Statistics:
         """Return the mean and standard deviation that normalize the clips of one call.
@@ -121,19 +123,21 @@ class HearModel(nn.Module):
         weights[-1] -= padding / frames
         return torch.einsum("bnd,n->bd", embedded, weights)
 
-    def represent_segments(self, pieces: Float[Tensor, "B N F T"]) -> Float[Tensor, "B N D"]:
+    def represent_segments(self, segments: Float[Tensor, "B N F T"]) -> Float[Tensor, "B N D"]:
         """Return the representation of each segment."""
-        batches = pieces.flatten(0, 1)[:, None].split(self.front_end.batch_size(pieces.shape[-1]))
+        batches = segments.flatten(0, 1)[:, None].split(
+            self.front_end.batch_size(segments.shape[-1])
+        )
         representations = [
             layer_outputs.represent(self.encoder, batch, self.params.layers) for batch in batches
         ]
-        return torch.cat(representations).unflatten(0, pieces.shape[:2])
+        return torch.cat(representations).unflatten(0, segments.shape[:2])
 
-    def _windows(self, audio: Float[Tensor, "B S"], steps: int) -> Float[Tensor, "B N E"]:
+    def _embed_windows(self, audio: Float[Tensor, "B S"], steps: int) -> Float[Tensor, "B N E"]:
         front_end, edges = self.front_end, self.params.edges
-        if isinstance(self.encoder, AudioNTT) and self._slides(steps):
+        if isinstance(self.encoder, AudioNTT) and self._can_slide(steps):
             dense = [(front_end.dense(clip, steps) - self.mean) / self.std for clip in audio]
-            return torch.stack([self._slide(self.encoder, clip, steps) for clip in dense])
+            return torch.stack([self._slide_over(self.encoder, clip, steps) for clip in dense])
         windows = [front_end.windows(clip, steps, edges) for clip in audio]
         mean, std = self.window_statistics(windows)
         silence = (SILENCE - mean) / std
@@ -145,12 +149,12 @@ class HearModel(nn.Module):
             ]
         )
 
-    def _slides(self, steps: int) -> bool:
+    def _can_slide(self, steps: int) -> bool:
         plain = self.params.edges == "context" and self.params.layers == "last"
         shared = sliding.shares_work(steps + 1, self.front_end.hop_steps)
         return plain and shared and not self.batch_dependent
 
-    def _slide(
+    def _slide_over(
         self, encoder: AudioNTT, dense: Float[Tensor, "F L"], steps: int
     ) -> Float[Tensor, "N E"]:
         """Return the embeddings of a clip's windows, as many at a time as fit into one pass."""
@@ -195,8 +199,8 @@ class ReferenceModel(HearModel):
             return self.encoder(log_mel[:, None])
         padding = self.segment_frames - log_mel.shape[-1] % self.segment_frames
         padded = functional.pad(log_mel, (0, padding))
-        pieces = padded.unflatten(-1, (-1, self.segment_frames)).movedim(2, 1)
-        return self.represent_segments(pieces).mean(dim=1)
+        segments = padded.unflatten(-1, (-1, self.segment_frames)).movedim(2, 1)
+        return self.represent_segments(segments).mean(dim=1)
 
 
 def fold_batch_norms(encoder: nn.Module) -> None:
