@@ -178,7 +178,7 @@ def test_clips_of_equal_length_share_a_call_in_any_order_and_with_any_hear_modul
 
 def test_threads_that_read_ahead_do_not_change_the_embeddings(tmp_path, monkeypatch):
     folder = write_scene_task(tmp_path / "toy")
-    monkeypatch.setattr("pipeline.hear.tasks.audio.AHEAD_BYTES", 20_000)
+    monkeypatch.setattr("pipeline.hear.tasks.audio.READ_AHEAD_BYTES", 20_000)
     for workers in (1, 3):
         (tmp_path / str(workers)).mkdir()
         write_embeddings(read_task(folder), length_module(), tmp_path / str(workers), workers)
