@@ -70,11 +70,7 @@ def load_model(model_file_path: str = "", hop_ms: float = 50.0) -> Crepe:
 
 @torch.inference_mode()
 def get_scene_embeddings(audio: Tensor, model: Crepe) -> Tensor:
-    """Return one embedding per clip: audio [n, samples] to [n, D].
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return one embedding per clip: audio [n, samples] to [n, D]."""
     audio = validate_audio(audio, model)
     with deterministic(model):
         return torch.stack([model.frames(clip, model.scene_hop_ms).mean(dim=0) for clip in audio])
@@ -82,11 +78,7 @@ def get_scene_embeddings(audio: Tensor, model: Crepe) -> Tensor:
 
 @torch.inference_mode()
 def get_timestamp_embeddings(audio: Tensor, model: Crepe) -> tuple[Tensor, Tensor]:
-    """Return embeddings [n, N, D] and timestamps [n, N] in ms.
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return embeddings [n, N, D] and timestamps [n, N] in ms."""
     audio = validate_audio(audio, model)
     with deterministic(model):
         embeddings = torch.stack([model.frames(clip, model.hop_ms) for clip in audio])

@@ -50,21 +50,13 @@ def load_model(
 
 @torch.inference_mode()
 def get_scene_embeddings(audio: Tensor, model: MelStatistics) -> Tensor:
-    """Return one embedding per clip: audio [n, samples] to [n, 2 F].
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return one embedding per clip: audio [n, samples] to [n, 2 F]."""
     return _statistics(model.front_end.clips(validate_audio(audio, model)))
 
 
 @torch.inference_mode()
 def get_timestamp_embeddings(audio: Tensor, model: MelStatistics) -> tuple[Tensor, Tensor]:
-    """Return embeddings [n, N, 2 F] and timestamps [n, N] in ms.
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return embeddings [n, N, 2 F] and timestamps [n, N] in ms."""
     audio = validate_audio(audio, model)
     front_end = model.front_end
 

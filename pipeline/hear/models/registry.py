@@ -5,7 +5,8 @@
     module                  any installed module
 
 A module of this package has `load_model(folder of model.json, ...)`, `get_scene_embeddings` and
-`get_timestamp_embeddings`; it imports its third-party package only in `load_model`.
+`get_timestamp_embeddings`, which raise the errors of those in `pipeline.hear.api.model`. It imports
+its third-party package only in `load_model`.
 """
 
 from pathlib import Path

@@ -73,11 +73,7 @@ def load_model(model_file_path: str = "") -> Wav2Vec2:
 
 @torch.inference_mode()
 def get_scene_embeddings(audio: Tensor, model: Wav2Vec2) -> Tensor:
-    """Return one embedding per clip: audio [n, samples] to [n, D].
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return one embedding per clip: audio [n, samples] to [n, D]."""
     audio = validate_audio(audio, model)
     with deterministic(model):
         return model.frames(audio).mean(dim=1)
@@ -85,11 +81,7 @@ def get_scene_embeddings(audio: Tensor, model: Wav2Vec2) -> Tensor:
 
 @torch.inference_mode()
 def get_timestamp_embeddings(audio: Tensor, model: Wav2Vec2) -> tuple[Tensor, Tensor]:
-    """Return embeddings [n, N, D] and timestamps [n, N] in ms.
-
-    Raises:
-        ValueError: the audio is invalid.
-    """
+    """Return embeddings [n, N, D] and timestamps [n, N] in ms."""
     audio = validate_audio(audio, model)
     with deterministic(model):
         embeddings = model.frames(audio)
