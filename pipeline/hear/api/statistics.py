@@ -26,7 +26,9 @@ def task_statistics(task: Task, params: LogMelParams, workers: int = 1) -> tuple
     splits = task.metadata.splits if kfold else ["train"]
     paths = [task.audio(params.sample_rate, s) / name for s in splits for name in task.labels[s]]
     log_mel, totals = LogMel(params), Totals()
-    for wave in tqdm(read_clips(paths, workers), "statistics", len(paths), unit="clip", disable=None):
+    for wave in tqdm(
+        read_clips(paths, workers), "statistics", len(paths), unit="clip", disable=None
+    ):
         padded = torch.nn.functional.pad(
             torch.from_numpy(wave[0]), (0, max(0, log_mel.min_samples - len(wave[0])))
         )
