@@ -93,7 +93,7 @@ def test_an_mp3_that_is_longer_than_libsndfile_guesses_is_whole():
         pytest.param(MP3[: len(MP3) // 2], "corrupt", "of 48000 samples", id="truncated MP3"),
         pytest.param(FLAC[:20], "corrupt", "not audio|damaged", id="header cut"),
         pytest.param(
-            encoded(np.full((100, 1), np.nan), subtype="FLOAT"), "corrupt", "not numbers", id="NaN"
+            encoded(np.full((100, 1), np.nan), subtype="FLOAT"), "corrupt", "not finite", id="NaN"
         ),
     ],
 )

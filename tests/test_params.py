@@ -374,7 +374,10 @@ def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("b:\n  x: 1\na:\n  x: 1\n  y: {x: 2}\n  x: 3\n", "in line 4 and again in line 6"),
+        (
+            "b:\n  x: 1\na:\n  x: 1\n  y: {x: 2}\n  x: 3\n",
+            "x appears in line 4 and again in line 6",
+        ),
         ("a: 1\nb: 2\na: 3\n", "a appears in line 1 and again in line 3"),
         ("a: {b: 1, b: 2}\n", "b appears twice, the second time in line 1"),
     ],

@@ -320,7 +320,7 @@ def test_a_clip_with_samples_that_are_not_finite_is_corrupt(value):
     use("folder", max_clip_s=2.0)
     rows = download()
     assert [row.status for row in rows.values()] == ["ok", "corrupt", "ok"]
-    assert rows["a_2000"].reason == "it has samples that are not numbers"
+    assert rows["a_2000"].reason == "it has samples that are not finite"
 
 
 def test_a_truncated_long_wav_loses_its_missing_clips():

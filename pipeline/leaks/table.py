@@ -35,7 +35,7 @@ class TaskLeaks(BaseModel):
 
     task: str
     files: int  # that the task is tested on
-    unchecked: int  # too short or too quiet for a comparison of audio
+    unchecked: int  # too short or too quiet to compare audio
     clips: int  # of the pre-training data
     leaks: list[Leak]  # at most one per clip, in the order of the corpus
 

@@ -1,4 +1,4 @@
-"""CREPE (Kim et al. 2018), a pitch tracker, as a baseline of HEAR and the paper.
+"""CREPE (Kim et al. 2018), a pitch tracker: a baseline of HEAR and the paper.
 
 An embedding is the flattened output of the fifth of six convolution layers for a frame of 1024
 samples at 16 kHz: 2048 numbers in the full model. The clip is zero-padded so that frames are

@@ -26,7 +26,7 @@ def publish_task(task: Task, target: Path, sample_rate: int) -> None:
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: one is not WAV or FLAC, damaged, not mono, or empty.
+        ValueError: a file is not WAV or FLAC, is damaged, not mono, or empty.
     """
     for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits)):
         shutil.copyfile(require_file(task.folder / name), target / name)
@@ -44,7 +44,7 @@ def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+        ValueError: it is not WAV or FLAC, is damaged, not mono, or empty.
     """
     return _decode(require_file(path).read_bytes(), str(path))
 
@@ -87,7 +87,7 @@ def publish_clip(content: bytes, name: str, target: Path, sample_rate: int) -> N
         sample_rate: Hz.
 
     Raises:
-        ValueError: it is not WAV or FLAC, damaged, not mono, or empty.
+        ValueError: it is not WAV or FLAC, is damaged, not mono, or empty.
     """
     wave, rate = _decode(content, name)
     if rate == sample_rate:
