@@ -225,7 +225,7 @@ def test_validate_knows_the_tasks_of_hear_s_record(repository, caplog, name, hin
     settings = {"hear__source": "zenodo", "hear__tasks": f"[{name}]", "probe__tasks": "[]"}
     use(**settings)
     text = message(caplog, lambda: run("validate", stages.validate.main))
-    assert re.search(rf"hear\.tasks: {name!r} is no task of Zenodo's record 6332517: {hint}", text)
+    assert re.search(rf"hear\.tasks: {name!r} is not a task in Zenodo record 6332517: {hint}", text)
     assert "hear.source = folder" in text
     use(**settings, hear__sources__zenodo__record=7)  # another record may have other tasks
     run("validate", stages.validate.main)

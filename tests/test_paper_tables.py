@@ -6,6 +6,7 @@ import io
 import pytest
 
 from pipeline.hear.score.params import ScoreParams
+from pipeline.hear.tasks.selection import HEAR_TASKS
 from pipeline.report.paper import comparison, rendering, tables
 from pipeline.report.paper.columns import DCASE, GROUPS, MAESTRO, PAPER_TASKS
 from pipeline.report.paper.comparison import Comparison, compare
@@ -31,6 +32,8 @@ def test_the_paper_has_18_tasks_in_the_kit_s_names():
     assert len(PAPER_TASKS) == 18
     assert {group: len({c.task for c in columns}) for group, columns in GROUPS.items()} == {
         "speech": 6, "environmental sound": 3, "music": 7, "timestamps": 2}  # fmt: skip
+    beehive = {"beehive_states_fold0-v2-full", "beehive_states_fold1-v2-full"}
+    assert beehive | PAPER_TASKS == set(HEAR_TASKS)  # the paper leaves the beehive tasks out
 
 
 def test_every_published_row_has_every_score_that_the_paper_gives():

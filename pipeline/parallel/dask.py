@@ -32,9 +32,9 @@ def map_jobs(
     """Return `function(job)` for each job, in their order.
 
     Args:
-        scheduler: address of the cluster's; empty: start `workers` processes on this machine.
-        attempts: at a job whose worker is killed; a given scheduler has its own number of them
-            (`distributed.scheduler.allowed-failures`, 3 more than the first unless configured).
+        scheduler: its address; empty: start `workers` processes on this machine.
+        attempts: at a job whose worker is killed. A scheduler at an address has its own setting
+            (`distributed.scheduler.allowed-failures`, 3 more than the first by default).
 
     Raises:
         RuntimeError: Dask is not installed, the scheduler does not answer, the cluster has no
@@ -48,15 +48,23 @@ def map_jobs(
             "`pip install distributed`, or set compute.workers to a number."
         ) from None
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    with (
+        _explained_errors(distributed, scheduler, jobs),
+        _client(distributed, scheduler, workers, attempts) as client,
+    ):
+        return _map(distributed, client, function, jobs, bar)
+
+
+@contextmanager
+def _explained_errors(distributed: Any, scheduler: str, jobs: Sequence[Any]) -> Iterator[None]:
     try:
-        with _client(distributed, scheduler, workers, attempts) as client:
-            return _map(distributed, client, function, jobs, bar)
+        yield
     except distributed.KilledWorker as error:
         raise RuntimeError(
             f"The worker that worked on {jobs[int(str(error.task).rpartition('-')[2])]} was killed "
-            f"{error.allowed_failures + 1} times, most often for lack of memory. Give the workers "
-            "more of it, or lower download.clips_per_shard. What is finished is kept: the next run "
-            "goes on from there."
+            f"{error.allowed_failures + 1} times, usually for lack of memory. Give the workers "
+            "more memory, or lower download.clips_per_shard. What is finished is kept: the next "
+            "run continues from there."
         ) from None
     except (ModuleNotFoundError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "deserialization" not in str(error):

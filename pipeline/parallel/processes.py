@@ -59,7 +59,7 @@ def map_shards(
         scheduler: address of the cluster's; empty: a cluster on this machine, a worker per core.
 
     Raises:
-        RuntimeError: a job's process was killed three times, most often for lack of memory; or the
+        RuntimeError: a job's process was killed three times, usually for lack of memory; or the
             Dask cluster cannot be used.
     """
     with tqdm(total=len(jobs), unit="shard", desc=description, disable=None) as bar:
@@ -126,7 +126,7 @@ def _check_killed(job: object, times: int, workers: int) -> None:
         raise RuntimeError(
             f"The process that worked on {job} was killed {times} times, most often for lack of "
             f"memory. Give compute.workers in params.yaml fewer than {workers} processes, or lower "
-            "download.clips_per_shard. What is finished is kept: the next run goes on from there."
+            "download.clips_per_shard. What is finished is kept: the next run continues from there."
         )
     logger.warning("The process that worked on %s was killed; it is attempted again.", job)
 
