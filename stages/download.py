@@ -18,7 +18,7 @@ from pipeline.corpus.fetch.download_ledger import write_ledger
 from pipeline.corpus.fetch.failures import STAGE
 from pipeline.corpus.fetch.fetcher import Fetcher, store_folder
 from pipeline.corpus.params import SOURCES, DownloadParams
-from pipeline.corpus.shard_cache import Shards
+from pipeline.corpus.shard_cache import ShardCache
 from pipeline.corpus.sources import files, open_source, packing
 from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.source import Container, Recordings
@@ -59,7 +59,7 @@ def copy(stage: Stage, source: Container, section: Any, download: DownloadParams
     segments = select(source.segments(), section.clips)
     jobs = packing.make_jobs(source, inputs, segments, download.clips_per_shard)
     code = packing.packing_code(source)
-    shards = Shards(STAGE, CLIPS, tar_shards.SUFFIX, packing.write_shard, code, jobs)
+    shards = ShardCache(STAGE, CLIPS, tar_shards.SUFFIX, packing.write_shard, code, jobs)
     compute = params.load("compute", ComputeParams).model_copy(update={"workers": 1})
     with shards.kept(), stage.output(CLIPS) as folder:
         paths = shards.finish(compute)

@@ -16,7 +16,7 @@ from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
 from pipeline.corpus import ledger, shard_cache, tar_shards
 from pipeline.corpus.logmel import LIBRARIES, STAGE, Job, logmel_shard, summarize
-from pipeline.corpus.shard_cache import Shards
+from pipeline.corpus.shard_cache import ShardCache
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.params import LogMelParams
 
@@ -39,21 +39,25 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         for source, sha256, rows in zip(sources, sums, row_shards, strict=True)
     ]
     code = code_identity(logmel_shard.__module__, LIBRARIES)
-    work = Shards(STAGE, FEATURES, hdf5_shards.SUFFIX, logmel_shard, code, jobs)
+    shards = ShardCache(STAGE, FEATURES, hdf5_shards.SUFFIX, logmel_shard, code, jobs)
     if part:
-        with work.kept():
-            work.finish(compute, part)
+        with shards.kept():
+            shards.finish(compute, part)
         return
-    with work.kept(), stage.output(FEATURES) as folder, stage.output(LEDGER, file=True) as finished:
-        paths = work.finish(compute)
-        rows = work.rows(paths)
+    with (
+        shards.kept(),
+        stage.output(FEATURES) as folder,
+        stage.output(LEDGER, file=True) as finished,
+    ):
+        paths = shards.finish(compute)
+        rows = shards.rows(paths)
         ledger.write(finished, rows)
         ledger.check_any(rows, finished)
-        work.place(paths, folder)
+        shards.place(paths, folder)
         totals = stats.merge(map(hdf5_shards.read_totals, paths))
         (folder / "stats.json").write_text(json.dumps(summarize(totals, rows), indent=2) + "\n")
         shard_folder.write(folder, ledger.manifest_of(rows, given.clips_per_shard))
-    work.tidy()
+    shards.tidy()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.core import params
 from pipeline.core.code_identity import code_identity
 from pipeline.core.device import choose_device, make_deterministic
 from pipeline.core.settings import ComputeParams
-from pipeline.core.stage import Stage, arguments, root, run
+from pipeline.core.stage import Stage, arguments, run, work_root
 from pipeline.encoders.params import check_encoder
 from pipeline.features import excluded
 from pipeline.pretrain import distributed
@@ -68,7 +68,7 @@ def writer_of(stage: Stage, work: Path, outputs: ExitStack) -> Writer:
         random=outputs.enter_context(stage.output("data/random")),
         pretrained=outputs.enter_context(stage.output("data/pretrained")),
         throughput=outputs.enter_context(stage.output("reports/throughput.csv", file=True)),
-        live=root() / ".work" / "live",
+        live=work_root() / "live",
         work=work,
     )
 

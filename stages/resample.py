@@ -17,7 +17,7 @@ from pipeline.core.stage import Stage
 from pipeline.corpus import ledger, shard_cache, tar_shards
 from pipeline.corpus.params import ResampleParams
 from pipeline.corpus.resample import LIBRARIES, STAGE, Job, describe_levels, resample_shard
-from pipeline.corpus.shard_cache import Shards
+from pipeline.corpus.shard_cache import ShardCache
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"
@@ -39,7 +39,7 @@ def main(stage: Stage, part: tuple[int, int] | None = None) -> None:
         for source, rows in zip(sources, row_shards, strict=True)
     ]
     code = code_identity(resample_shard.__module__, LIBRARIES)
-    shards = Shards(STAGE, AUDIO, tar_shards.SUFFIX, resample_shard, code, jobs)
+    shards = ShardCache(STAGE, AUDIO, tar_shards.SUFFIX, resample_shard, code, jobs)
     if part:
         with shards.kept():
             shards.finish(compute, part)

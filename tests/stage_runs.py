@@ -20,7 +20,7 @@ MAINS = {
 
 
 def change_params(changes, base=Path("params.yaml")):
-    """Write params.yaml with the keys of some sections changed: those of `base`, or all anew."""
+    """Write params.yaml: that of `base` with some keys changed."""
     yaml = YAML(typ="safe", pure=True)
     values = yaml.load(base)
     for key, value in changes.items():

@@ -60,7 +60,7 @@ def test_results_are_in_the_order_of_the_jobs_however_many_there_are(scheduler):
 
 def test_a_cluster_of_this_machine_needs_no_address_and_names_a_job_that_kills(monkeypatch):
     monkeypatch.setattr(processes, "cores", lambda: 1)
-    with pytest.raises(RuntimeError, match=r"on 13 was killed 3 times, most often for lack of mem"):
+    with pytest.raises(RuntimeError, match=r"on 13 was killed 3 times, usually for lack of mem"):
         map_shards(square, [1, 13, 2], "dask", "demo")
 
 

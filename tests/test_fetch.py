@@ -316,18 +316,18 @@ def test_refused_media_are_looked_up_again(fetcher, site):
 
 
 def test_content_that_was_bad_once_is_fetched_at_the_second_attempt(fetcher, site, recordings):
-    (recordings / "ok-mended.wav").write_bytes(b"x" * 1000)
+    (recordings / "ok-repaired.wav").write_bytes(b"x" * 1000)
     fetch = fetcher(site.template)
 
-    def mend(attempt, *_):
-        shutil.copy(recordings / "ok-a.wav", recordings / "ok-mended.wav")
+    def repair(attempt, *_):
+        shutil.copy(recordings / "ok-a.wav", recordings / "ok-repaired.wav")
         return 0.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetching, "back_off_s", mend)
-        row, _ = fetch_one(fetch, segment("ok-mended"))
+        patch.setattr(fetching, "back_off_s", repair)
+        row, _ = fetch_one(fetch, segment("ok-repaired"))
     assert row.ok
-    assert fetch.store.last(clip_key(segment("ok-mended"))).tries == 2
+    assert fetch.store.last(clip_key(segment("ok-repaired"))).tries == 2
 
 
 def test_a_corrupt_file_is_read_once(fetcher, recordings):

@@ -367,7 +367,7 @@ def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path
     with pytest.raises(ValueError, match="must hold a mapping"):
         read(path)
     path.write_text("a: 1\n")
-    with pytest.raises(KeyError, match=r"has no 'a\.b'"):
+    with pytest.raises(ValueError, match=r"has no 'a\.b'"):
         load_value("a.b", path)
 
 

@@ -1,4 +1,4 @@
-"""Segment lists: what is read, and what every broken row is told."""
+"""Segment lists: what is read, and what is reported for each broken row."""
 
 import re
 from pathlib import Path

@@ -15,7 +15,7 @@ from pipeline.core.settings import ComputeParams
 from pipeline.core.shard_folder import check_sum, read_sums
 from pipeline.corpus import ledger
 from pipeline.corpus.segments import Segment
-from pipeline.corpus.shard_cache import Shards, run_or_part
+from pipeline.corpus.shard_cache import ShardCache, run_or_part
 
 ROOT = Path(__file__).parents[1]
 COMPUTE = params.load("compute", ComputeParams, ROOT / "params.yaml").model_copy(
@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def shards(*texts, code="1", function=write):
-    return Shards("demo", "data/out", ".txt", function, code, words(*texts))
+    return ShardCache("demo", "data/out", ".txt", function, code, words(*texts))
 
 
 def publish(work):
@@ -139,7 +139,7 @@ def test_other_code_makes_every_shard_anew():
 def test_rows_are_those_of_the_run_with_what_the_stage_changed_also_where_nothing_is_made():
     publish(shards("a", "bcd"))
     work = shards("a", "bcd")
-    work.tasks[1].job.rows[1] = work.tasks[1].job.rows[1].failed("download", "geo", "not here")
+    work.shards[1].job.rows[1] = work.shards[1].job.rows[1].failed("download", "geo", "not here")
     assert publish(work) == []
     with work.kept():
         found = work.rows(work.finish(COMPUTE))
@@ -150,7 +150,7 @@ def test_rows_are_those_of_the_run_with_what_the_stage_changed_also_where_nothin
 
 def test_the_changes_are_those_of_the_usable_clips_wherever_lost_ones_stand_between():
     before, after = shards("abc"), shards("abc")
-    before.tasks[0].job.rows.reverse()
+    before.shards[0].job.rows.reverse()
     publish(before)
     with after.kept():
         assert [row.frames for row in after.rows(after.finish(COMPUTE))] == [3, None]
@@ -174,8 +174,8 @@ def test_a_shard_is_used_again_under_another_number_and_where_dvc_has_removed_th
 def test_a_finished_shard_or_record_that_was_cut_off_is_made_again():
     work = shards("a", "b", "c")
     work.finish(COMPUTE)
-    work.tasks[0].finished.write_text("")
-    work.tasks[1].finished.with_suffix(".json").write_text('{"sha256": ')
+    work.shards[0].finished.write_text("")
+    work.shards[1].finished.with_suffix(".json").write_text('{"sha256": ')
     assert publish(work) == ["a", "b"]
     assert content()["00000.txt"] == "a"
 

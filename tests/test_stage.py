@@ -169,7 +169,6 @@ def test_another_configuration_has_another_work_folder():
     ("error", "message"),
     [
         (ValueError("the reason"), "the reason"),
-        (KeyError("params.yaml has no 'x'."), "params.yaml has no 'x'."),
         (FileNotFoundError("x is missing; run y"), "x is missing; run y"),
         (
             OSError(errno.ENOSPC, "No space left on device", "data/x"),

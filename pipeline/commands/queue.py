@@ -22,6 +22,7 @@ from pipeline.commands import download_status, queue_ledger
 from pipeline.core import params
 from pipeline.core.files import free_bytes
 from pipeline.core.settings import NetworkParams
+from pipeline.core.stage import EXPECTED_ERRORS
 from pipeline.corpus import labels
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
 from pipeline.corpus.fetch.cutting import local_path
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except EXPECTED_ERRORS as error:
         sys.exit(str(error))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pipeline.core import params
-from pipeline.core.stage import root
+from pipeline.core.stage import work_root
 from pipeline.report import figures
 from pipeline.report.templating import load_template
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="write the page once and stop")
     once = parser.parse_args().once
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = root() / ".work" / "live"
+    folder = work_root() / "live"
     logger.info("file://%s", (folder / "index.html").resolve())
     with suppress(KeyboardInterrupt):
         watch(folder, once)

@@ -84,12 +84,12 @@ def load_value(key: str, path: Path = PARAMS_FILE) -> Any:
     """Return the value at a dotted key, unchecked.
 
     Raises:
-        KeyError: there is no such key.
+        ValueError: there is no such key.
     """
     value: Any = read(path)
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise KeyError(f"{path} has no {key!r}.")
+            raise ValueError(f"{path} has no {key!r}.")
         value = value[part]
     return value
 
@@ -98,8 +98,8 @@ def load(key: str, section: type[S], path: Path = PARAMS_FILE) -> S:
     """Return the section at a dotted key, checked against its class.
 
     Raises:
-        KeyError: there is no such section.
-        ValueError: a key is unknown or missing, or a value has the wrong type or range.
+        ValueError: there is no such section, a key is unknown or missing, or a value has the
+            wrong type or range.
     """
     return check(load_value(key, path), section, prefix=key, path=path)
 

@@ -38,7 +38,7 @@ def shard_count(rows: int, clips_per_shard: int) -> int:
     return -(-rows // clips_per_shard)
 
 
-def of(usable: Sequence[bool], clips_per_shard: int) -> Manifest:
+def manifest_of(usable: Sequence[bool], clips_per_shard: int) -> Manifest:
     """Return the manifest of a folder, given whether each row has a clip."""
     return Manifest(
         shards=shard_count(len(usable), clips_per_shard),
@@ -51,6 +51,11 @@ def of(usable: Sequence[bool], clips_per_shard: int) -> Manifest:
 def write(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`."""
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def rebuild_hint(stage: str) -> str:
+    """Return how to replace a damaged output of a stage, in words."""
+    return f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
 
 
 def shard_path(folder: Path, shard: int, suffix: str) -> Path:
@@ -71,7 +76,6 @@ def verify(folder: Path, suffix: str, stage: str) -> Manifest:
         ValueError: the manifest is broken, or the folder holds no clips or shards of another run.
     """
     remedy = f"Run `dvc repro {stage}`, or `dvc pull {stage}` if it was pushed."
-    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
     try:
         manifest = _parse(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -79,7 +83,9 @@ def verify(folder: Path, suffix: str, stage: str) -> Manifest:
             f"There is no {folder}/manifest.json, so {folder} is missing or incomplete. {remedy}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{folder}/manifest.json is broken ({error}). {again}") from error
+        raise ValueError(
+            f"{folder}/manifest.json is broken ({error}). {rebuild_hint(stage)}"
+        ) from error
     expected = shard_paths(folder, manifest, suffix)
     missing = [p.name for p in expected if not p.is_file()]
     if missing:
@@ -91,7 +97,7 @@ def verify(folder: Path, suffix: str, stage: str) -> Manifest:
     if unknown:
         raise ValueError(
             f"{folder} holds {unknown[0].name}, but its manifest.json has {manifest.shards} "
-            f"shards only: they are of different runs. {again}"
+            f"shards only: they are of different runs. {rebuild_hint(stage)}"
         )
     if manifest.clips == 0:
         raise ValueError(f"{folder} holds no clips; see why in its ledger.csv. {remedy}")
@@ -128,13 +134,16 @@ def read_sums(folder: Path, shards: int, stage: str) -> list[str]:
         FileNotFoundError: the list is missing.
         ValueError: it lists another number of shards.
     """
-    remedy = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
     try:
         sums = [line.split()[0] for line in (folder / SUMS).read_text().splitlines()]
     except (FileNotFoundError, IndexError):
-        raise FileNotFoundError(f"There is no {folder}/{SUMS}, or it is broken. {remedy}") from None
+        raise FileNotFoundError(
+            f"There is no {folder}/{SUMS}, or it is broken. {rebuild_hint(stage)}"
+        ) from None
     if len(sums) != shards:
-        raise ValueError(f"{folder}/{SUMS} has {len(sums)} lines, expected {shards}. {remedy}")
+        raise ValueError(
+            f"{folder}/{SUMS} has {len(sums)} lines, expected {shards}. {rebuild_hint(stage)}"
+        )
     return sums
 
 
@@ -147,5 +156,5 @@ def check_sum(path: Path, expected: str, stage: str) -> None:
     if (found := sha256(path)) != expected:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is {found}, expected {expected} as in {SUMS} beside "
-            f"it. Run `dvc pull --force {stage}` if it was pushed, or `dvc repro -f {stage}`."
+            f"it. {rebuild_hint(stage)}"
         )

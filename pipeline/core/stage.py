@@ -31,16 +31,15 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from pipeline.core import params
+from pipeline.core.files import nearest_folder
 from pipeline.core.locks import exclusive
 from pipeline.core.params import Section
 
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Section)
-EXPECTED_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ArithmeticError)
-NO_SPACE = os.strerror(
-    errno.ENOSPC
-)  # in the text of errors, where HDF5 and shutil.copytree have no errno
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
+NO_SPACE = os.strerror(errno.ENOSPC)  # in the text: errors of HDF5 and copytree have no errno
 
 
 class Stage:
@@ -70,7 +69,7 @@ class Stage:
         """Folder that survives interruption, one per configuration; `identity` adds to its key."""
         text = json.dumps([self.values, identity], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        folder = root() / ".work" / self.name / fingerprint
+        folder = work_root() / self.name / fingerprint
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -117,6 +116,11 @@ class Stage:
 def root() -> Path:
     """Return the root of the repository: of the main one, also in a temporary experiment."""
     return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def work_root() -> Path:
+    """Return the folder of what is kept between runs, but is not an output."""
+    return root() / ".work"
 
 
 def arguments(*wanted: str) -> list[str]:
@@ -178,16 +182,16 @@ def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
         logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.describe_published())
         sys.exit(130)
     except EXPECTED_ERRORS as error:
-        log = root() / ".work" / f"{stage.name}.error.log"
+        log = work_root() / f"{stage.name}.error.log"
         logger.error("%s: %s\n(%s)", stage.name, _message(error, stage), _write_traceback(log))
         sys.exit(1)
 
 
 def _message(error: Exception, stage: Stage) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = str(error)
     if NO_SPACE not in text:
         return text
-    free = _free_space([root() / ".work", *stage.targets])
+    free = _free_space([work_root(), *stage.targets])
     published = stage.describe_published()
     return f"{text}\nFree space: {free}; {published}. Free some space, then run it again."
 
@@ -196,7 +200,7 @@ def _free_space(paths: Iterable[Path]) -> str:
     """Return the free space of each file system that holds a path, in words."""
     found: dict[int, str] = {}
     for path in paths:
-        folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+        folder = nearest_folder(path)
         free_gb = shutil.disk_usage(folder).free / 1e9
         found.setdefault(folder.stat().st_dev, f"{free_gb:.1f} GB at {folder}")
     return ", ".join(found.values())
@@ -221,13 +225,11 @@ def _write_traceback(path: Path) -> str:
 def _record_runtime(stage: Stage, seconds: float) -> None:
     """Append the run time to a file that DVC does not track: it is not part of a result."""
     record = {"stage": stage.name, "seconds": round(seconds, 2), "params": stage.values}
-    path = root() / ".work" / "runtime.jsonl"
+    path = work_root() / "runtime.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as handle:
-            handle.write(
-                f"\n{json.dumps(record)}"
-            )  # starts a line of its own, even after a truncated one
+            handle.write(f"\n{json.dumps(record)}")  # on its own line, even after a truncated one
     except OSError as error:
         logger.warning("The run time is not recorded: %s", error)
 
@@ -255,7 +257,7 @@ def last_record(stage: str) -> dict[str, Any] | None:
 
 
 def _records() -> list[dict[str, Any]]:
-    path = root() / ".work" / "runtime.jsonl"
+    path = work_root() / "runtime.jsonl"
     return list(filter(None, map(_record, path.read_bytes().splitlines()))) if path.exists() else []
 
 

@@ -213,7 +213,7 @@ def _commonest(failed: Sequence[Row]) -> str:
 
 def manifest_of(rows: Sequence[Row], clips_per_shard: int) -> Manifest:
     """Return the manifest of a folder whose ledger has these rows."""
-    return shard_folder.of([row.ok for row in rows], clips_per_shard)
+    return shard_folder.manifest_of([row.ok for row in rows], clips_per_shard)
 
 
 def read_complete(folder: Path, manifest: Manifest, stage: str) -> list[Row]:
@@ -223,16 +223,17 @@ def read_complete(folder: Path, manifest: Manifest, stage: str) -> list[Row]:
         FileNotFoundError: there is no ledger.
         ValueError: it is broken, or it and the manifest do not belong together.
     """
-    again = f"Run `dvc repro -f {stage}`, or `dvc pull --force {stage}` if it was pushed."
     try:
         rows = read(folder / "ledger.csv")
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {folder}/ledger.csv. {again}") from None
+        raise FileNotFoundError(
+            f"There is no {folder}/ledger.csv. {shard_folder.rebuild_hint(stage)}"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{error} {again}") from error
+        raise ValueError(f"{error} {shard_folder.rebuild_hint(stage)}") from error
     if manifest_of(rows, manifest.clips_per_shard) != manifest:
         raise ValueError(
             f"{folder}/ledger.csv ({len(rows)} rows, {summary(rows)}) does not belong to "
-            f"its manifest.json ({manifest}). {again}"
+            f"its manifest.json ({manifest}). {shard_folder.rebuild_hint(stage)}"
         )
     return rows

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from pipeline import audio
 from pipeline.audio import BadAudioError
+from pipeline.core.shard_folder import rebuild_hint
 from pipeline.corpus import ledger, tar_shards
 from pipeline.corpus.params import ResampleParams
 
@@ -64,8 +65,8 @@ def check_unchanged(content: bytes, row: ledger.Row, shard: Path) -> None:
     if found != row.sha256:
         raise ValueError(
             f"{shard} is damaged: {tar_shards.member_name(row.clip_id, content)} in it has the "
-            f"SHA-256 {found}, expected {row.sha256 or 'one'} as in {shard.parent}/ledger.csv. Run "
-            "`dvc pull --force download` if it was pushed, or `dvc repro -f download`."
+            f"SHA-256 {found}, expected {row.sha256 or 'one'} as in {shard.parent}/ledger.csv. "
+            f"{rebuild_hint('download')}"
         )
 
 

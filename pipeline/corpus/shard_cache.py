@@ -1,4 +1,4 @@
-"""Shards as separate pieces of work: one that is finished and unchanged is not made again.
+"""Cache of finished shards: one whose input and code are unchanged is not made again.
 
     .work/<stage>/shards/<key><suffix>       a finished shard that is not published yet
     .work/<stage>/shards/<key>.json          its SHA-256, and what changed in its clips' rows
@@ -6,16 +6,15 @@
 
 The key is a hash of all that determines a shard's bytes: the code (`code_identity`), the versions
 of the libraries, the parameters and the input. An existing shard is used again if its bytes
-have the recorded SHA-256. So an interrupted stage goes on after the last finished shard, processes
-and machines may share the work on one file system, and after a change of some clips only their
-shards are made anew.
+have the recorded SHA-256. So an interrupted stage continues after the last finished shard,
+processes and machines may share the work on one file system, and after a change of some clips only
+their shards are made again.
 
-What it costs: each run reads the shards of the last output once, to hash them. They take no space
-of their own: they, the output and DVC's cache are the same files (.dvc/config: `cache.type`). Where
-files cannot be linked, they take it once more. Removing the work folder costs time only.
+Each run reads the shards of the last output once, to hash them. They take no extra space: they, the
+output and DVC's cache are hard links to the same files (.dvc/config: `cache.type`). Where files
+cannot be linked, they are stored twice. Removing the work folder costs time only.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +32,10 @@ from uuid import uuid4
 
 from pipeline.core import shard_folder
 from pipeline.core.files import link_or_copy, sha256
+from pipeline.core.locks import LockedError, exclusive, shared
 from pipeline.core.settings import ComputeParams
 from pipeline.core.shard_folder import SUMS
-from pipeline.core.stage import Stage, root, run
+from pipeline.core.stage import Stage, run, work_root
 from pipeline.corpus.ledger import COLUMNS, Row
 from pipeline.parallel.processes import keep_freed_memory, map_shards
 
@@ -61,20 +61,20 @@ J = TypeVar("J", bound=Job)
 
 
 @dataclass(frozen=True)
-class Task(Generic[J]):
-    """One shard to do."""
+class Shard(Generic[J]):
+    """One shard: what it is made of, and its paths."""
 
     job: J
-    target: Path  # where it is in the output
-    finished: Path  # where it is when it is done
-    published: Path  # where it is when it was published
+    target: Path  # in the output
+    finished: Path  # in the cache, not published yet
+    published: Path  # in the cache, as part of the last output
 
     def __str__(self) -> str:
         return f"shard {self.target}"
 
 
-class Shards(Generic[J]):
-    """The shards of a stage's output.
+class ShardCache(Generic[J]):
+    """The shards of a stage's output, each made only if it is not in the cache.
 
     Args:
         stage: its name.
@@ -97,17 +97,18 @@ class Shards(Generic[J]):
     ) -> None:
         self.stage = stage
         self.function = function
-        self.folder = (root() / ".work" / stage).absolute()
+        self.folder = (work_root() / stage).absolute()
+        self.lock = self.folder / "shards.lock"
         self.finished, self.published = self.folder / "shards", self.folder / "published"
         for folder in (self.finished, self.published):
             folder.mkdir(parents=True, exist_ok=True)
-        self.tasks = [
-            Task(
+        self.shards = [
+            Shard(
                 job,
                 shard_folder.shard_path(Path(output), number, suffix),
                 *(
-                    place / f"{_key(code, job)}{suffix}"
-                    for place in (self.finished, self.published)
+                    folder / f"{_key(code, job)}{suffix}"
+                    for folder in (self.finished, self.published)
                 ),
             )
             for number, job in enumerate(jobs)
@@ -116,8 +117,7 @@ class Shards(Generic[J]):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Keep other runs from moving or removing shards until the block ends."""
-        with (self.folder / "shards.lock").open("a+") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        with shared(self.lock):
             yield
 
     def finish(self, compute: ComputeParams, part: tuple[int, int] = (0, 1)) -> list[Path]:
@@ -127,27 +127,27 @@ class Shards(Generic[J]):
             part: (i, n): only the shards whose number leaves i when divided by n.
         """
         first, step = part
-        tasks = self.tasks[first::step]
+        shards = self.shards[first::step]
         work = partial(_finish, self.function)
-        done = map_shards(work, tasks, compute.workers, self.stage, compute.scheduler)
+        done = map_shards(work, shards, compute.workers, self.stage, compute.scheduler)
         made = sum(is_new for _, is_new in done)
         logger.info("%d shards made, %d were there already", made, len(done) - made)
         return [path for path, _ in done]
 
     def rows(self, paths: Iterable[Path]) -> list[Row]:
         """Return the rows of all shards, given where these are."""
-        found = []
-        for task, path in zip(self.tasks, paths, strict=True):
+        rows: list[Row] = []
+        for shard, path in zip(self.shards, paths, strict=True):
             changes = iter(_read_record(path)["changes"])
-            found += [replace(row, **next(changes)) if row.ok else row for row in task.job.rows]
-        return found
+            rows += [replace(row, **next(changes)) if row.ok else row for row in shard.job.rows]
+        return rows
 
     def place(self, paths: Iterable[Path], folder: Path) -> None:
         """Put the finished shards and the list of their SHA-256 into the output."""
         sums = []
-        for task, path in zip(self.tasks, paths, strict=True):
-            link_or_copy(path, folder / task.target.name)
-            sums.append(f"{_read_record(path)['sha256']}  {task.target.name}\n")
+        for shard, path in zip(self.shards, paths, strict=True):
+            link_or_copy(path, folder / shard.target.name)
+            sums.append(f"{_read_record(path)['sha256']}  {shard.target.name}\n")
         (folder / SUMS).write_text("".join(sums))
 
     def tidy(self) -> None:
@@ -156,16 +156,12 @@ class Shards(Generic[J]):
         What has been left unfinished, or finished long ago and not used, is removed. Another run
         that is under way is not disturbed: then everything stays as it is until the next.
         """
-        with (self.folder / "shards.lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            for task in self.tasks:
-                for path in (task.finished, _record(task.finished)):
+        with suppress(LockedError), exclusive(self.lock, "using the shards"):
+            for shard in self.shards:
+                for path in (shard.finished, _record(shard.finished)):
                     if path.exists():
-                        os.replace(path, task.published.with_suffix(path.suffix))
-            current = {task.published.stem for task in self.tasks}
+                        os.replace(path, shard.published.with_suffix(path.suffix))
+            current = {shard.published.stem for shard in self.shards}
             forgotten = time.time() - FORGOTTEN_DAYS * 86400
             for path in (*self.published.iterdir(), *self.finished.iterdir()):
                 is_old = path.suffix == PARTIAL or path.stat().st_mtime < forgotten
@@ -177,22 +173,22 @@ def _key(code: str, job: Job) -> str:
     return hashlib.sha256(json.dumps([code, job.identity()]).encode()).hexdigest()
 
 
-def _finish(function: Callable[[J, Path], list[Row]], task: Task[J]) -> tuple[Path, bool]:
+def _finish(function: Callable[[J, Path], list[Row]], shard: Shard[J]) -> tuple[Path, bool]:
     """Return where a shard is, and whether it had to be made."""
-    for path in (task.finished, task.published):
+    for path in (shard.finished, shard.published):
         if path.exists() and sha256(path) == _read_record(path).get("sha256"):
             return path, False
     keep_freed_memory()
-    aside = task.finished.with_name(f"{task.finished.stem}.{uuid4().hex}{PARTIAL}")  # no other's
+    aside = shard.finished.with_name(f"{shard.finished.stem}.{uuid4().hex}{PARTIAL}")  # unique
     try:
-        rows = function(task.job, aside)
-        record = {"sha256": sha256(aside), "changes": _changes(task.job.rows, rows)}
-        os.replace(aside, task.finished)
+        rows = function(shard.job, aside)
+        record = {"sha256": sha256(aside), "changes": _changes(shard.job.rows, rows)}
+        os.replace(aside, shard.finished)
         aside.write_text(json.dumps(record))
-        os.replace(aside, _record(task.finished))
+        os.replace(aside, _record(shard.finished))
     finally:
         aside.unlink(missing_ok=True)
-    return task.finished, True
+    return shard.finished, True
 
 
 def _changes(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ import math
 from pydantic import Field, model_validator
 
 from pipeline.core.params import Section
+from pipeline.core.shard_folder import rebuild_hint
 
 STAGE = "logmel"  # writes the shards and their statistics
-REMEDY = f"Run `dvc repro -f {STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
+REMEDY = rebuild_hint(STAGE)
 ENCODER_MIN_FRAMES = 4  # fewest frames that an encoder takes
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt32
 
 from pipeline.core.params import check
+from pipeline.core.shard_folder import rebuild_hint
 from pipeline.features import hdf5_shards
 from pipeline.features.params import LogMelParams
 
@@ -113,6 +114,5 @@ def read(path: Path) -> Fingerprints:
             )
     except (KeyError, OSError) as error:
         raise ValueError(
-            f"{path} is not a shard of fingerprints, or is damaged ({error}). Run `dvc repro -f "
-            f"{STAGE}`, or `dvc pull --force {STAGE}` if it was pushed."
+            f"{path} is not a shard of fingerprints, or is damaged ({error}). {rebuild_hint(STAGE)}"
         ) from error

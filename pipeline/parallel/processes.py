@@ -124,7 +124,7 @@ def _end(executors: Sequence[ProcessPoolExecutor]) -> None:
 def _check_killed(job: object, times: int, workers: int) -> None:
     if times >= ATTEMPTS:
         raise RuntimeError(
-            f"The process that worked on {job} was killed {times} times, most often for lack of "
+            f"The process that worked on {job} was killed {times} times, usually for lack of "
             f"memory. Give compute.workers in params.yaml fewer than {workers} processes, or lower "
             "download.clips_per_shard. What is finished is kept: the next run continues from there."
         )

@@ -64,5 +64,5 @@ class Lineage:
 def _present(key: str) -> Any:
     try:
         return params.load_value(key)
-    except KeyError:
+    except ValueError:
         return None

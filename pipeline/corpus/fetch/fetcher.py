@@ -18,7 +18,7 @@ from tqdm import tqdm
 from yt_dlp import YoutubeDL
 
 from pipeline.core.settings import NetworkParams
-from pipeline.core.stage import root
+from pipeline.core.stage import work_root
 from pipeline.corpus import ledger
 from pipeline.corpus.fetch import failures, requirements
 from pipeline.corpus.fetch.clip_store import ClipStore, Outcome
@@ -42,7 +42,7 @@ def store_folder(template: str) -> Path:
     # The placeholder's first name, so that clips of earlier versions are found.
     known_as = template.replace("{recording_id}", "{ytid}")
     name = hashlib.sha256(f"{known_as} {CUT_VERSION}".encode()).hexdigest()[:16]
-    return root() / ".work" / "clips" / name
+    return work_root() / "clips" / name
 
 
 class Fetcher:

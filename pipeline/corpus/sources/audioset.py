@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core.stage import root
+from pipeline.core.stage import work_root
 from pipeline.corpus import labels, segments
 from pipeline.corpus.params import AudioSetParams
 from pipeline.corpus.segments import Segment
@@ -87,7 +87,7 @@ def cached_path(location: str) -> Path:
     if not is_address(location):
         return Path(location)
     folder = hashlib.sha256(location.encode()).hexdigest()[:8]
-    return root() / ".work" / "audioset" / folder / Path(urlsplit(location).path).name
+    return work_root() / "audioset" / folder / Path(urlsplit(location).path).name
 
 
 def obtain(location: str, check: Callable[[Path], Any]) -> Path:

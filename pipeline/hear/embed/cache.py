@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 from pipeline.core.code_identity import code_identity
 from pipeline.core.files import sha256
 from pipeline.core.settings import ComputeParams
-from pipeline.core.stage import root
+from pipeline.core.stage import work_root
 
 SHARED = ("nsynth_pitch", "speech_commands", "mridangam_stroke", "mridangam_tonic")
 LIBRARIES = ("torch", "torchaudio")  # whose versions count as code
@@ -52,7 +52,7 @@ def open_cache(
     code = code_identity("pipeline.hear.models.registry", LIBRARIES)
     digest = model_digest(files, {**settings, "device": compute.device, "code": code})
     size = round(compute.embedding_cache_gb * 1e9)
-    return EmbeddingCache(root() / ".work" / "embeddings-cache", digest, size)
+    return EmbeddingCache(work_root() / "embeddings-cache", digest, size)
 
 
 class EmbeddingCache:

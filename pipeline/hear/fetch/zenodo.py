@@ -23,7 +23,7 @@ from urllib3.util import Retry
 
 from pipeline.core.locks import exclusive
 from pipeline.core.settings import NetworkParams
-from pipeline.core.stage import root
+from pipeline.core.stage import work_root
 from pipeline.hear.params import ZenodoParams
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def downloaded_archive(params: ZenodoParams, task: str, network: NetworkParams) 
     """
     with _session(network) as session:
         archive = _find(_listing(session, params, network), params, task)
-        work = root() / ".work"
+        work = work_root()
         path = work / "archives" / f"{archive.md5[:8]}-{archive.key}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(work / f"{path.name}.lock", f"using {path}"), path.open("ab") as file:
