@@ -9,6 +9,7 @@ from pipeline.core.settings import ComputeParams, NetworkParams
 from pipeline.corpus.params import SOURCES, DownloadParams, ResampleParams, Sources
 from pipeline.encoders.params import EncoderParams, Encoders, check_encoder
 from pipeline.features.params import LogMelParams
+from pipeline.hear.api.windows import duration_hops, window_hops
 from pipeline.hear.params import HearParams, ProbeParams, check_layers
 from pipeline.hear.score.params import ScoreParams
 from pipeline.leaks.params import LeaksParams
@@ -53,8 +54,8 @@ class Config(Section):
                 f"clips are found in the pre-training data need {FINGERPRINT_MELS} or more."
             )
         for window_ms in self.hear.window_ms:
-            self.logmel.window_hops(window_ms)
-        self.logmel.duration_hops("hop_ms", self.hear.hop_ms)
+            window_hops(window_ms, self.logmel)
+        duration_hops("hop_ms", self.hear.hop_ms, self.logmel)
         check_layers(self.hear.layers, self.encoder)
         self._check_probe()
         self._check_tasks_apart()

@@ -19,8 +19,6 @@ from pipeline.pretrain import distributed
 from pipeline.pretrain.augment import standardize
 from pipeline.pretrain.loop import Trainer
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 CASES = {
     "audiontt": {"encoder__dropout": 0.0},
     "vitc": {"encoder": "vitc"},

@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
     ),
-    pytest.mark.xdist_group("download"),
 ]
 
 RATE = 44100

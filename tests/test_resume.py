@@ -22,7 +22,7 @@ from pipeline.core.stage import run as run_stage
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.resume import TrainingStates, remove_forgotten, stop_after_step
 
-pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.xdist_group("resume")]
+pytestmark = pytest.mark.usefixtures("shallow")
 
 VARIANTS = {
     "audiontt": {},

@@ -9,7 +9,6 @@ from pipeline.core.shard_folder import rebuild_hint
 
 STAGE = "logmel"  # writes the shards and their statistics
 REMEDY = rebuild_hint(STAGE)
-ENCODER_MIN_FRAMES = 4  # fewest frames that an encoder takes
 
 
 class LogMelParams(Section):
@@ -59,39 +58,3 @@ class LogMelParams(Section):
                     f"n_mels or raise n_fft = {self.n_fft}."
                 )
         return self
-
-    @property
-    def encoder_min_samples(self) -> int:
-        """Fewest samples that give an encoder's fewest frames and reflected edges."""
-        return max(self.n_fft // 2 + 1, (ENCODER_MIN_FRAMES - 1) * self.hop_length)
-
-    def duration_hops(self, key: str, milliseconds: float) -> int:
-        """Return a duration of section `hear` in hops.
-
-        A timestamp's window is a slice of the clip's one STFT, so window and hop must be whole.
-
-        Raises:
-            ValueError: the duration is not a whole number of hops; the message names its `key`.
-        """
-        hops = milliseconds * self.sample_rate / 1000 / self.hop_length
-        if hops < 1 or abs(hops - round(hops)) > 1e-6:
-            step = 1000 * self.hop_length / self.sample_rate
-            raise ValueError(
-                f"hear.{key} = {milliseconds} ms is {hops:g} hops of the front end, which must be "
-                f"a whole number from 1 up: take a multiple of {step:g} ms."
-            )
-        return round(hops)
-
-    def window_hops(self, window_ms: float) -> int:
-        """Return the length of a timestamp's window in hops.
-
-        Raises:
-            ValueError: it is not a whole number of hops, or too short for an encoder.
-        """
-        hops = self.duration_hops("window_ms", window_ms)
-        if hops * self.hop_length < self.encoder_min_samples:
-            raise ValueError(
-                f"hear.window_ms = {window_ms} ms is shorter than the {self.encoder_min_samples} "
-                f"samples that the encoder needs at {self.sample_rate} Hz. Lengthen it."
-            )
-        return hops

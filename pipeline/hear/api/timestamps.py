@@ -19,6 +19,7 @@ from torch.nn import functional
 from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams
 from pipeline.hear.api.inputs import device_of
+from pipeline.hear.api.windows import duration_hops, min_samples, window_hops
 
 BATCH_FRAMES = {"cpu": 96 * 32, "cuda": 96 * 512}  # per pass, unless one clip is longer
 STFT_FRAMES = {"cpu": 96 * 8, "cuda": 96 * 512}  # at a time: fits the cache of a core
@@ -32,9 +33,9 @@ class WindowedLogMel(nn.Module):
         self.log_mel = LogMel(params)
         self.hop_ms = hop_ms
         self.stft_hop = params.hop_length  # samples
-        self.hop_steps = params.duration_hops("hop_ms", hop_ms)
-        self.window_steps = [params.window_hops(ms) for ms in window_ms]
-        self.min_samples = params.encoder_min_samples
+        self.hop_steps = duration_hops("hop_ms", hop_ms, params)
+        self.window_steps = [window_hops(ms, params) for ms in window_ms]
+        self.min_samples = min_samples(params)
 
     def batch_size(self, frames: int) -> int:
         """Return how many items of this many frames fit into one pass."""
