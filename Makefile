@@ -34,7 +34,7 @@ test: $(INSTALLED) ## check format, style, types and imports, then run the tests
 	$(BIN)/ruff check
 	$(BIN)/mypy pipeline stages
 	$(BIN)/lint-imports --no-logo
-	$(WITH_VENV) pytest -n 2 --dist loadfile
+	$(WITH_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: $(INSTALLED) ## format the code and apply the fixes of the linter
 	$(BIN)/ruff format

@@ -19,7 +19,7 @@ SLOWEST = "test_pipeline.py"
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the slowest file: each file runs in one process (`--dist loadfile`)."""
+    """Begin with the slowest file; each file runs in one process (`--dist loadfile`)."""
     items.sort(key=lambda item: item.path.name != SLOWEST)
 
 

@@ -21,7 +21,8 @@ RUNNERS = ("core/stage", "core/locks", "corpus/shard_cache", "parallel/processes
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the package whose files may be changed."""
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
+    ignored = shutil.ignore_patterns("__pycache__")  # which other processes change meanwhile
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=ignored)
     return tmp_path
 
 

@@ -23,10 +23,6 @@ from pipeline.features import hdf5_shards
 
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}
 RATE = 22050
-# yt-dlp leaves the file of a file:// URL to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
-)
 
 
 @pytest.fixture(autouse=True)

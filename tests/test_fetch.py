@@ -30,13 +30,6 @@ from pipeline.corpus.fetch.fetcher import Fetcher
 from pipeline.corpus.fetch.rate_limit import Gate
 from pipeline.corpus.segments import Segment
 
-# yt-dlp leaves the file of a file:// URL to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
-    ),
-]
-
 RATE = 44100
 LENGTH_S = 30
 BEHAVIOURS = [

@@ -22,10 +22,6 @@ from pipeline.core.stage import run
 from pipeline.corpus import ledger
 from pipeline.features import hdf5_shards
 
-# yt-dlp leaves the file of a file:// URL to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
-)
 PER_SHARD = 2
 EPOCHS = 3
 TINY = {

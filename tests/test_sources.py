@@ -32,11 +32,6 @@ from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.tar import Tar, join_labels
 from pipeline.corpus.sources.whole_recordings import check_id
 
-# yt-dlp leaves the file of a file:// URL to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*FileIO.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file"
-)
-
 
 @pytest.fixture(autouse=True)
 def _parameters(repository):

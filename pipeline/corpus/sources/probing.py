@@ -101,7 +101,7 @@ def _piece(sound: soundfile.SoundFile, segment: Segment) -> bytes | UnavailableE
         reason = f"it is truncated: {len(wave)} of {end - start} samples can be decoded"
         return UnavailableError("corrupt", reason)
     if not np.isfinite(wave).all():
-        return UnavailableError("corrupt", "it has samples that are not numbers")
+        return UnavailableError("corrupt", "it has samples that are not finite")
     return audio.encode_flac(wave, sound.samplerate)
 
 
