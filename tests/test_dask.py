@@ -18,7 +18,6 @@ from pipeline.parallel import dask as pipeline_dask
 from pipeline.parallel import processes
 from pipeline.parallel.processes import map_shards
 
-pytestmark = test_data_stages.pytestmark
 _source = test_data_stages._source  # a fixture that every test uses
 
 
