@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.commands import download_status
 from pipeline.core import shard_folder
-from pipeline.corpus import ledger, segments
+from pipeline.corpus.clips import ledger, segments
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.download_ledger import clip_key, to_row
 

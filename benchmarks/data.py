@@ -30,7 +30,7 @@ from benchmarks import tools
 from benchmarks.media import ROOT, clip, show
 from pipeline.core import shard_folder
 from pipeline.core.settings import cores
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.parallel.processes import map_shards
 
 DIFFERENT = 512  # clips

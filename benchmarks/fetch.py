@@ -27,10 +27,10 @@ import soundfile
 from benchmarks.media import RATE, RECORDINGS, ROOT, cpu_s, encode, show
 from pipeline.core import params
 from pipeline.core.settings import NetworkParams
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import Fetcher
-from pipeline.corpus.segments import Segment
 
 sys.path.insert(0, str(ROOT / "tests"))
 import media_server

@@ -21,7 +21,8 @@ import torchaudio
 from benchmarks.media import FORMATS, cpu_s, encode
 from pipeline import audio
 from pipeline.config import load_config
-from pipeline.corpus import ledger, logmel, resample
+from pipeline.corpus import logmel, resample
+from pipeline.corpus.clips import ledger
 from pipeline.features.front_end import LogMel
 from pipeline.parallel.processes import keep_freed_memory
 

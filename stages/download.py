@@ -11,14 +11,14 @@ from pipeline.core import params, shard_folder
 from pipeline.core.files import link_or_copy
 from pipeline.core.settings import ComputeParams, NetworkParams
 from pipeline.core.stage import Stage, arguments, run
-from pipeline.corpus import tar_shards
+from pipeline.corpus.clips import tar_shards
+from pipeline.corpus.clips.shard_cache import ShardCache
 from pipeline.corpus.fetch import clip_shards
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.download_ledger import write_ledger
 from pipeline.corpus.fetch.failures import STAGE
 from pipeline.corpus.fetch.fetcher import Fetcher, store_folder
 from pipeline.corpus.params import SOURCES, DownloadParams
-from pipeline.corpus.shard_cache import ShardCache
 from pipeline.corpus.sources import files, open_source, packing
 from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.source import Container, Recordings

@@ -14,9 +14,9 @@ from pipeline.core import params, shard_folder
 from pipeline.core.code_identity import code_identity
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
-from pipeline.corpus import ledger, shard_cache, tar_shards
+from pipeline.corpus.clips import ledger, shard_cache, tar_shards
+from pipeline.corpus.clips.shard_cache import ShardCache
 from pipeline.corpus.logmel import LIBRARIES, STAGE, Job, logmel_shard, summarize
-from pipeline.corpus.shard_cache import ShardCache
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.params import LogMelParams
 

@@ -14,10 +14,10 @@ from pipeline.core import params, shard_folder
 from pipeline.core.code_identity import code_identity
 from pipeline.core.settings import ComputeParams
 from pipeline.core.stage import Stage
-from pipeline.corpus import ledger, shard_cache, tar_shards
+from pipeline.corpus.clips import ledger, shard_cache, tar_shards
+from pipeline.corpus.clips.shard_cache import ShardCache
 from pipeline.corpus.params import ResampleParams
 from pipeline.corpus.resample import LIBRARIES, STAGE, Job, describe_levels, resample_shard
-from pipeline.corpus.shard_cache import ShardCache
 
 CLIPS = Path("data/clips")
 AUDIO = "data/audio16k"

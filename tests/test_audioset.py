@@ -20,11 +20,12 @@ from ruamel.yaml import YAML
 import stages.download
 from pipeline.commands import queue as download_queue
 from pipeline.core.stage import run
-from pipeline.corpus import labels, ledger, tar_shards
+from pipeline.corpus import labels
+from pipeline.corpus.clips import ledger, tar_shards
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import store_folder
 from pipeline.corpus.params import AudioSetParams
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources.audioset import AudioSet
 
 ROOT = Path(__file__).parents[1]

@@ -9,13 +9,23 @@ from pipeline.core.code_identity import code_identity, import_closure
 
 ROOT = Path(__file__).parents[1]
 KEPT = {  # module that does the work -> modules that its results depend on
-    "pipeline.corpus.resample": ("audio", "corpus/ledger", "corpus/tar_shards", "corpus/resample"),
-    "pipeline.corpus.logmel": ("audio", "corpus/ledger", "features/front_end", "features/stats"),
+    "pipeline.corpus.resample": (
+        "audio",
+        "corpus/clips/ledger",
+        "corpus/clips/tar_shards",
+        "corpus/resample",
+    ),
+    "pipeline.corpus.logmel": (
+        "audio",
+        "corpus/clips/ledger",
+        "features/front_end",
+        "features/stats",
+    ),
     "pipeline.pretrain.loop": ("pretrain/loss", "pretrain/loader", "encoders/vit"),
     "pipeline.hear.models.registry": ("hear/api/timestamps", "hear/embed/embed", "audio"),
 }
 # What only runs the work: a change of it must not cost a run of days.
-RUNNERS = ("core/stage", "core/locks", "corpus/shard_cache", "parallel/processes")
+RUNNERS = ("core/stage", "core/locks", "corpus/clips/shard_cache", "parallel/processes")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from stage_runs import MAINS, ROOT, change_params, run_stages, use
 
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.features import hdf5_shards
 
 OUTPUTS = {"download": "data/clips", "resample": "data/audio16k", "logmel": "data/logmel"}

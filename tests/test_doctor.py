@@ -18,7 +18,7 @@ from pipeline.commands.doctor import __main__ as doctor
 from pipeline.commands.doctor import calibration, examination, forecast, source_size
 from pipeline.commands.doctor.cache import Sharing, sharing
 from pipeline.config import load_config
-from pipeline.corpus import segments
+from pipeline.corpus.clips import segments
 from pipeline.corpus.fetch import requirements
 
 ROOT = Path(__file__).parents[1]

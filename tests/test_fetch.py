@@ -20,6 +20,7 @@ from fake_clock import FakeClock
 from media_server import serve
 
 from pipeline.core.settings import NetworkParams
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch import cutting, download_ledger, requirements
 from pipeline.corpus.fetch import fetcher as fetching
 from pipeline.corpus.fetch import media as fetching_media
@@ -28,7 +29,6 @@ from pipeline.corpus.fetch.download_ledger import clip_key
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.fetch.fetcher import Fetcher
 from pipeline.corpus.fetch.rate_limit import Gate
-from pipeline.corpus.segments import Segment
 
 RATE = 44100
 LENGTH_S = 30

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from killed_download import CONNECTIONS, TRIES, Comparison, compare
 
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
 
 
 @pytest.fixture(scope="module")

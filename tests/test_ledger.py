@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus import ledger
-from pipeline.corpus.ledger import Row
-from pipeline.corpus.segments import Segment
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.ledger import Row
+from pipeline.corpus.clips.segments import Segment
 
 HEADER = ",".join(ledger.COLUMNS) + "\n"
 GOOD = "0,a_0,a,0,1,,ok,,,,,,,,\n"

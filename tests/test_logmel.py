@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline import audio
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.logmel import Job, logmel_shard, summarize
-from pipeline.corpus.segments import Segment
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams

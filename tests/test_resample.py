@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.params import ResampleParams
 from pipeline.corpus.resample import Job, describe_levels, resample_shard
-from pipeline.corpus.segments import Segment
 
 PARAMS = ResampleParams(max_failed=0.05, min_duration_s=0.1, silence_db=-80.0, max_clipped=1.0)
 RATE = 44100

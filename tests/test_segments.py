@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.segments import Segment, read
+from pipeline.corpus.clips.segments import Segment, read
 
 PUBLISHED = """\
 # Segments csv created Sun Mar  5 10:54:31 2017

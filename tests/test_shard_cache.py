@@ -13,9 +13,9 @@ import pytest
 from pipeline.core import params
 from pipeline.core.settings import ComputeParams
 from pipeline.core.shard_folder import check_sum, read_sums
-from pipeline.corpus import ledger
-from pipeline.corpus.segments import Segment
-from pipeline.corpus.shard_cache import ShardCache, run_or_part
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
+from pipeline.corpus.clips.shard_cache import ShardCache, run_or_part
 
 ROOT = Path(__file__).parents[1]
 COMPUTE = params.load("compute", ComputeParams, ROOT / "params.yaml").model_copy(

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.corpus import ledger
-from pipeline.corpus.segments import Segment
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
 
 
 def rows(count, failed=()):

@@ -19,7 +19,7 @@ from synthetic_sources import RATE, audio, tone
 import stages.pretrain
 from pipeline.core import shard_folder
 from pipeline.core.stage import run
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
 from pipeline.features import hdf5_shards
 
 PER_SHARD = 2

@@ -23,9 +23,9 @@ from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import audio
 
 import pipeline.corpus.sources.parquet
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.params import TarParams
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import packing, probing
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.selection import select

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from pipeline.corpus import tar_shards
+from pipeline.corpus.clips import tar_shards
 
 CLIPS = [("b-_1_0", b"first"), ("a_30000", b""), ("c_5", bytes(70000))]
 IDS = [clip_id for clip_id, _ in CLIPS]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.settings import NetworkParams
+from pipeline.corpus.clips.ledger import OK
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import RETRIED, ClipStore
 from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
-from pipeline.corpus.ledger import OK
-from pipeline.corpus.segments import Segment
 
 HOURS = (1, 24)  # over which the rate is averaged
 SHOWN_LABELS = 15

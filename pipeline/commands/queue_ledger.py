@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.download_ledger import WAITING, clip_key
 from pipeline.corpus.fetch.media import recording_url
-from pipeline.corpus.segments import Segment
 
 COLUMNS = (
     *("clip_id", "recording_id", "start_s", "end_s", "labels", "status", "reason", "tries"),

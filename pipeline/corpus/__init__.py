@@ -1,1 +1,1 @@
-"""The pre-training data, from a source to log-mel shards, with a ledger of every clip."""
+"""The pre-training data: sources, fetch, clips (ledger and shards), then resample and logmel."""

@@ -9,7 +9,7 @@ Further columns and any order of columns are accepted; each function needs only 
 import csv
 from pathlib import Path
 
-from pipeline.corpus.segments import read_text
+from pipeline.corpus.clips.segments import read_text
 
 HEADER = "index,mid,display_name"
 

@@ -11,7 +11,7 @@ import torch
 from pipeline import audio
 from pipeline.audio import BadAudioError
 from pipeline.core import shard_folder
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.features import hdf5_shards
 from pipeline.features.front_end import LogMel
 from pipeline.features.params import LogMelParams

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from pipeline import audio
 from pipeline.audio import BadAudioError
 from pipeline.core.shard_folder import rebuild_hint
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.corpus.params import ResampleParams
 
 STAGE = "resample"

@@ -1,6 +1,6 @@
 """The report's inputs, read and checked.
 
-data/ledger.csv             see `pipeline.corpus.ledger`
+data/ledger.csv             see `pipeline.corpus.clips.ledger`
 data/<source>/labels.csv    names of labels, see `pipeline.corpus.labels`
 reports/throughput.csv      samples per second and share of waiting over the steps
 data/pretrained/
@@ -22,7 +22,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from pipeline.core.params import check
-from pipeline.corpus import labels, ledger
+from pipeline.corpus import labels
+from pipeline.corpus.clips import ledger
 from pipeline.features.params import LogMelParams
 
 LEDGER_TEXT = ["clip_id", "labels", "status", "stage", "reason"]

@@ -15,9 +15,9 @@ from jaxtyping import Float32
 from pipeline import audio
 from pipeline.config import Config
 from pipeline.corpus import logmel, resample
+from pipeline.corpus.clips.ledger import Row
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.cutting import Media, cut
-from pipeline.corpus.ledger import Row
-from pipeline.corpus.segments import Segment
 from pipeline.features.front_end import LogMel
 
 CLIPS = 3  # measured, after one to warm up

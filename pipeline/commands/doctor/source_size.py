@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.corpus import segments
+from pipeline.corpus.clips import segments
+from pipeline.corpus.clips.ledger import OK
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.fetcher import store_folder
 from pipeline.corpus.fetch.media import recording_url
-from pipeline.corpus.ledger import OK
 from pipeline.corpus.params import AudioSetParams, SegmentListParams
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import open_source, selection
 from pipeline.corpus.sources.audioset import cached_path
 from pipeline.corpus.sources.folder import Folder

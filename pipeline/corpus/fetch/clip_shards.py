@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.corpus import tar_shards
+from pipeline.corpus.clips import tar_shards
+from pipeline.corpus.clips.ledger import Row
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import ClipStore
 from pipeline.corpus.fetch.download_ledger import clip_key
-from pipeline.corpus.ledger import Row
-from pipeline.corpus.segments import Segment
 
 
 def write(

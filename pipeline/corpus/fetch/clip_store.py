@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.locks import exclusive
-from pipeline.corpus.ledger import OK
+from pipeline.corpus.clips.ledger import OK
 
 RETRIED = {"transient", "blocked"}  # statuses that say nothing about the clip itself
 PACK_BYTES = 1 << 30

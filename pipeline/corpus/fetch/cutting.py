@@ -17,9 +17,9 @@ from urllib.request import url2pathname
 import imageio_ffmpeg
 import soundfile
 
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch import failures
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.segments import Segment
 
 MIN_CLIP_S = 0.1  # seconds; less is not a clip
 SEEK_MARGIN_S = 1.0  # decoded before the segment, so that the decoder has settled at its start

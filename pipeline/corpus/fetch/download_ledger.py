@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.shard_folder import Manifest
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.clip_store import Outcome
 from pipeline.corpus.fetch.failures import STAGE
 from pipeline.corpus.params import DownloadParams
-from pipeline.corpus.segments import Segment
 
 WAITING = "waiting"  # status of a clip that no run has tried
 

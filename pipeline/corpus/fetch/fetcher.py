@@ -19,7 +19,8 @@ from yt_dlp import YoutubeDL
 
 from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import work_root
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch import failures, requirements
 from pipeline.corpus.fetch.clip_store import ClipStore, Outcome
 from pipeline.corpus.fetch.cutting import local_path
@@ -27,7 +28,6 @@ from pipeline.corpus.fetch.download_ledger import clip_key, to_row
 from pipeline.corpus.fetch.failures import STAGE, UnavailableError
 from pipeline.corpus.fetch.media import downloader, fetch_clip, file_state, recording_url
 from pipeline.corpus.fetch.rate_limit import BlockedError, Clock, Gate, StoppedError, back_off_s
-from pipeline.corpus.segments import Segment
 
 logger = logging.getLogger(__name__)
 # Part of the store's path. Raised by hand, when the same segment of the same recording becomes

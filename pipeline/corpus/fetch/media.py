@@ -15,12 +15,12 @@ from yt_dlp import YoutubeDL
 from yt_dlp.utils import YoutubeDLError
 
 from pipeline.core.settings import NetworkParams
-from pipeline.corpus import ledger
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch import failures, requirements
 from pipeline.corpus.fetch.clip_store import Outcome
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut, local_path
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.segments import Segment
 
 
 def recording_url(template: str, recording_id: str) -> str:

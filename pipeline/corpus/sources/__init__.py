@@ -1,7 +1,7 @@
 """Where the clips come from: one module per source; `source` in params.yaml names the one in use.
 
-A source lists its content as segments (`pipeline.corpus.segments`), one row of the ledger and one
-clip each. There are two kinds:
+A source lists its content as segments (`pipeline.corpus.clips.segments`), each of which becomes a
+clip and a row of the ledger. There are two kinds:
 
 Recordings    sample, url, audioset: `segments()` and `url`, a path or URL with {recording_id};
               `pipeline.corpus.fetch` fetches each segment, however long that takes.

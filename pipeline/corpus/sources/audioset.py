@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.stage import work_root
-from pipeline.corpus import labels, segments
+from pipeline.corpus import labels
+from pipeline.corpus.clips import segments
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.params import AudioSetParams
-from pipeline.corpus.segments import Segment
 
 logger = logging.getLogger(__name__)
 

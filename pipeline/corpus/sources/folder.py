@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import FolderParams
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import probing
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.whole_recordings import one_segment_each

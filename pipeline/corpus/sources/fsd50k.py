@@ -11,9 +11,9 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.corpus.clips.segments import Segment, read_text
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import Fsd50kParams
-from pipeline.corpus.segments import Segment, read_text
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.folder import read_file
 from pipeline.corpus.sources.whole_recordings import one_segment_each

@@ -20,9 +20,9 @@ import numpy as np
 
 from pipeline import audio
 from pipeline.corpus import labels
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import Hdf5Params
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
 KEY = "sources.hdf5.path"

@@ -1,6 +1,6 @@
 """Clips of a container to tar shards: each clip as it is, one at a time in memory.
 
-`pipeline.corpus.shard_cache` keeps finished shards, so an interrupted run goes on after the last.
+`corpus.clips.shard_cache` keeps finished shards, so an interrupted run continues after the last.
 """
 
 import hashlib
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.code_identity import code_identity
-from pipeline.corpus import ledger, tar_shards
+from pipeline.corpus.clips import ledger, tar_shards
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S
 from pipeline.corpus.fetch.failures import STAGE, UnavailableError
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources import probing
 from pipeline.corpus.sources.source import Container
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import ParquetParams
-from pipeline.corpus.segments import Segment
 from pipeline.corpus.sources.tar import join_labels
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 

@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 
 from pipeline import audio
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.segments import Segment
 
 CUT_TIMEOUT_S = 60.0  # for FFmpeg
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.corpus import segments
+from pipeline.corpus.clips import segments
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.params import SegmentListParams
-from pipeline.corpus.segments import Segment
 
 
 class SegmentList:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.corpus import ledger
-from pipeline.corpus.segments import Segment, read_text
+from pipeline.corpus.clips import ledger
+from pipeline.corpus.clips.segments import Segment, read_text
 
 SHOWN = 10  # lines of a message, at most
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.failures import UnavailableError
-from pipeline.corpus.segments import Segment
 
 
 @runtime_checkable

@@ -18,9 +18,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pipeline.corpus.clips.segments import Segment, check_labels
 from pipeline.corpus.fetch.failures import UnavailableError
 from pipeline.corpus.params import TarParams
-from pipeline.corpus.segments import Segment, check_labels
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles, check_id
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.corpus.segments import Segment, check_labels
+from pipeline.corpus.clips.segments import Segment, check_labels
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.selection import shortened
 

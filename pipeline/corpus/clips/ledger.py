@@ -27,7 +27,7 @@ from typing import Any
 
 from pipeline.core import shard_folder
 from pipeline.core.shard_folder import Manifest
-from pipeline.corpus.segments import Segment, read_text
+from pipeline.corpus.clips.segments import Segment, read_text
 
 OK = "ok"
 DIGITAL_SILENCE_DB = -1000.0  # stands for minus infinity

@@ -36,7 +36,7 @@ from pipeline.core.locks import LockedError, exclusive, shared
 from pipeline.core.settings import ComputeParams
 from pipeline.core.shard_folder import SUMS
 from pipeline.core.stage import Stage, run, work_root
-from pipeline.corpus.ledger import COLUMNS, Row
+from pipeline.corpus.clips.ledger import COLUMNS, Row
 from pipeline.parallel.processes import keep_freed_memory, map_shards
 
 logger = logging.getLogger(__name__)
