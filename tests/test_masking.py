@@ -52,7 +52,7 @@ def test_the_same_seed_leaves_the_same_patches_visible():
 
 def test_a_fixed_ratio_stays():
     p = params(mask_ratio=0.3)
-    assert {mask_ratio_at(p, e, 100, torch.rand(2)) for e in range(100)} == {0.3}
+    assert {mask_ratio_at(p, step, 100, torch.rand(2)) for step in range(100)} == {0.3}
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "random", "sine"])
@@ -70,13 +70,13 @@ def test_random_masks_half_of_the_steps_by_a_uniform_ratio(draw, expected):
     assert mask_ratio_at(p, 3, 100, torch.tensor(draw)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_sine_starts_after_the_warm_up_and_reaches_the_ratio_with_the_last_epoch():
+def test_sine_starts_after_the_warm_up_and_reaches_the_ratio_with_the_last_step():
     p = params(mask_ratio=0.3, mask_schedule="sine", mask_warmup=0.2)
-    for epoch in (0, 10, 19, 20):
-        assert mask_ratio_at(p, epoch, 100, torch.zeros(2)) == 0
-    for epoch in (21, 40, 60, 99, 100):
-        expected = 0.3 * math.sin(math.pi / 2 * (epoch - 20) / 80)
-        assert mask_ratio_at(p, epoch, 100, torch.zeros(2)) == pytest.approx(expected)
+    for step in (0, 10, 19, 20):
+        assert mask_ratio_at(p, step, 100, torch.zeros(2)) == 0
+    for step in (21, 40, 60, 99, 100):
+        expected = 0.3 * math.sin(math.pi / 2 * (step - 20) / 80)
+        assert mask_ratio_at(p, step, 100, torch.zeros(2)) == pytest.approx(expected)
     assert mask_ratio_at(p, 60, 100, torch.zeros(2)) == pytest.approx(0.3 * math.sqrt(0.5))
     assert mask_ratio_at(p, 100, 100, torch.zeros(2)) == pytest.approx(0.3)
 

@@ -131,9 +131,8 @@ class Trainer:
         p, encoder = self.settings.pretrain, self.settings.encoder
         if not isinstance(encoder, ViTParams):
             return 0.0
-        epoch = self.step // self.steps_per_epoch
         draw = np.random.default_rng([p.seed, self.step]).random(2)  # the same in all processes
-        return masking.mask_ratio_at(encoder, epoch, p.epochs, torch.from_numpy(draw))
+        return masking.mask_ratio_at(encoder, self.step, self.steps, torch.from_numpy(draw))
 
     def _end_epoch(self, epoch: int, progress: "tqdm[Any]") -> None:
         p = self.settings.pretrain

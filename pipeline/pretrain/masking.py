@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 from pipeline.encoders.params import MIN_RANDOM_MASK, ViTParams, visible_patches
 
 
-def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor, "2"]) -> float:
-    """Return the share of patches to hide in a step, `epoch` epochs after the start.
+def mask_ratio_at(params: ViTParams, step: int, steps: int, draw: Float[Tensor, "2"]) -> float:
+    """Return the share of patches to hide in a step, from 0 to `steps` - 1.
 
     `draw` holds two uniform numbers from [0, 1), on the CPU, new for each step. The schedule
     `random` uses them: whether to mask, and how much.
@@ -21,8 +21,8 @@ def mask_ratio_at(params: ViTParams, epoch: int, epochs: int, draw: Float[Tensor
         whether, share = draw.tolist()
         ratio = MIN_RANDOM_MASK + (params.mask_ratio - MIN_RANDOM_MASK) * share
         return ratio if whether < 0.5 else 0.0
-    warmup = params.mask_warmup * epochs
-    progress = max(0.0, (epoch - warmup) / (epochs - warmup))
+    warmup = params.mask_warmup * steps
+    progress = max(0.0, (step - warmup) / (steps - warmup))
     return params.mask_ratio * math.sin(math.pi / 2 * progress)
 
 
