@@ -19,10 +19,12 @@ from pipeline.pretrain import distributed
 from pipeline.pretrain.augment import standardize
 from pipeline.pretrain.loop import Trainer
 
+# The first step of AdamW is the sign of the gradient, which rounding decides where it is near 0.
+VITC = {"encoder": "vitc", "optimizer__name": "sgd"}
 CASES = {
     "audiontt": {"encoder__dropout": 0.0},
-    "vitc": {"encoder": "vitc"},
-    "masked": {"encoder": "vitc", "encoder__mask_ratio": 0.5},
+    "vitc": VITC,
+    "masked": VITC | {"encoder__mask_ratio": 0.5},
     "predictor": {"encoder__dropout": 0.0, "loss__predictor": True, "loss__target": "ema"},
 }
 

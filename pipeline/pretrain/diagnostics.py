@@ -14,6 +14,7 @@ from pipeline.pretrain.index import EpochSampler
 from pipeline.pretrain.loader import Loader
 from pipeline.pretrain.loss import cross_correlation
 from pipeline.pretrain.model import BarlowTwins
+from pipeline.pretrain.seeds import Stream, derive_seed
 from pipeline.pretrain.step import Updater
 from pipeline.pretrain.telemetry import dead_dimensions, effective_rank
 
@@ -29,13 +30,13 @@ def correlation(updater: Updater) -> Float[Tensor, "d d"]:
     """Return C (equation 2) of the first clips and dimensions, without any effect on the run."""
     p, loader = updater.settings.pretrain, updater.loader
     features, device = loader.features, loader.device
-    generator = Generator(device).manual_seed(p.seed)
+    generator = Generator(device).manual_seed(derive_seed(p.seed, Stream.DIAGNOSTIC_VIEWS))
     count = min(MAX_CLIPS, len(features), MAX_FRAMES // p.crop_frames)
     index = torch.arange(max(2, count)) % len(features)
     clips, crops = random_crops(loader, features.clip_numbers(index), p.seed)
     views = Views(updater.settings.augment, features.n_mels, p.crop_frames, generator)
     with torch.random.fork_rng():
-        torch.manual_seed(p.seed)
+        torch.manual_seed(derive_seed(p.seed, Stream.DIAGNOSTIC_DROPOUT))
         model = copy.deepcopy(updater.model).train()
         z_1, z_2 = model(*views(crops, clips))
     return cross_correlation(z_1[:, :MAX_DIMS], z_2[:, :MAX_DIMS])
@@ -70,7 +71,8 @@ def example_views(updater: Updater, clips: int) -> tuple[Tensor, Tensor, Tensor,
 
 def random_crops(loader: Loader, clips: Int[Tensor, " N"], seed: int) -> tuple[Tensor, Tensor]:
     """Return the clips' numbers, on the device, and a random crop of each clip."""
-    draw = torch.rand(1, len(clips), generator=Generator().manual_seed(seed))
+    generator = Generator().manual_seed(derive_seed(seed, Stream.DIAGNOSTIC_CROPS))
+    draw = torch.rand(1, len(clips), generator=generator)
     ((numbers, batch),) = loader.batches(EpochSampler(clip=clips[None], draw=draw))
     numbers, batch = numbers.to(loader.device), batch.to(loader.device)
     return numbers, loader.crops(numbers, batch)

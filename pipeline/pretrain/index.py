@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pipeline.core import shard_folder
 from pipeline.features import hdf5_shards, stats
 from pipeline.features.params import REMEDY, STAGE, LogMelParams
+from pipeline.pretrain.seeds import Stream, derive_seed
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,7 @@ def sample_epoch(
             f"There are {clips} clips, fewer than pretrain.batch_size = {batch_size} needs at once "
             f"({per_batch}). Lower it, or pre-train on more clips."
         )
-    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    generator = Generator().manual_seed(int(mixed))
+    generator = Generator().manual_seed(derive_seed(seed, Stream.EPOCH, epoch))
     order = torch.randperm(clips, generator=generator)[: steps * per_batch]
     clip = order.view(steps, per_batch).repeat_interleave(crops_per_clip, dim=1)
     return EpochSampler(clip, torch.rand(clip.shape, generator=generator))

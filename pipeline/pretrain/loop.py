@@ -19,6 +19,7 @@ from pipeline.pretrain.loader import choose_loader
 from pipeline.pretrain.model import Settings
 from pipeline.pretrain.optim import lr_factor
 from pipeline.pretrain.resume import TrainingStates, stop_after_step
+from pipeline.pretrain.seeds import Stream, derive_seed
 from pipeline.pretrain.step import Updater
 from pipeline.pretrain.telemetry import History, Throughput, norms
 
@@ -75,7 +76,8 @@ class Trainer:
             KeyboardInterrupt: SIGINT or SIGTERM was received; the state has been saved.
         """
         if self.step == 0:
-            torch.manual_seed(self.settings.pretrain.seed + distributed.rank())  # for dropout
+            seed = self.settings.pretrain.seed
+            torch.manual_seed(derive_seed(seed, Stream.DROPOUT, distributed.rank()))
         self.updater.train_mode()
         observe_when_due = _Periodic(observe)
         with self._progress_bar() as progress, stop_after_step() as stop_requested:
@@ -131,7 +133,8 @@ class Trainer:
         p, encoder = self.settings.pretrain, self.settings.encoder
         if not isinstance(encoder, ViTParams):
             return 0.0
-        draw = np.random.default_rng([p.seed, self.step]).random(2)  # the same in all processes
+        seed = derive_seed(p.seed, Stream.MASK, self.step)  # the same in all processes
+        draw = np.random.default_rng(seed).random(2)
         return masking.mask_ratio_at(encoder, self.step, self.steps, torch.from_numpy(draw))
 
     def _end_epoch(self, epoch: int, progress: "tqdm[Any]") -> None:

@@ -10,6 +10,7 @@ from pipeline.encoders.build import Encoder, build_encoder
 from pipeline.encoders.params import EncoderParams
 from pipeline.pretrain.params import AugmentParams, LossParams, PretrainParams, ProjectorParams
 from pipeline.pretrain.projector import build_projector
+from pipeline.pretrain.seeds import Stream, derive_seed
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def build_model(settings: Settings, n_mels: int) -> BarlowTwins:
     """Return the model at its initialisation, which `pretrain.seed` determines."""
     p = settings.pretrain
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(p.seed)
+        torch.manual_seed(derive_seed(p.seed, Stream.WEIGHTS))
         encoder = build_encoder(settings.encoder_name, settings.encoder, n_mels, p.crop_frames)
         projector = build_projector(settings.projector, encoder.embed_dim)
         if not settings.loss.predictor:

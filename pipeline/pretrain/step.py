@@ -24,6 +24,7 @@ from pipeline.pretrain.loader import Loader
 from pipeline.pretrain.loss import BarlowTwinsLoss, objective
 from pipeline.pretrain.model import BarlowTwins, Settings, build_model
 from pipeline.pretrain.optim import build_optimizer, set_lr
+from pipeline.pretrain.seeds import Stream, derive_seed
 
 MaskedViews = tuple[Tensor, Tensor, Tensor | None]  # both views, and the visible patches of view 1
 
@@ -44,7 +45,8 @@ class Updater:
         if settings.loss.target == "ema":
             self.target = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = build_optimizer(self.model, settings.encoder.optimizer)
-        self.generator = Generator(device).manual_seed(p.seed + distributed.rank())
+        seed = derive_seed(p.seed, Stream.VIEWS, distributed.rank())
+        self.generator = Generator(device).manual_seed(seed)
         self.views = Views(settings.augment, n_mels, p.crop_frames, self.generator)
         # A captured step reads and writes these tensors in place.
         self.clips = torch.zeros(batch_size, dtype=torch.long, device=device)
