@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from pipeline.core.signals import SIGNALS
 from pipeline.encoders import vit
 
 # As in the Makefile: processes that tests start would compile torch and heareval each time.
@@ -25,12 +26,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """An empty folder as the repository's root and working folder; signals stay as they are."""
+    """An empty folder as the repository's root and working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    handler = signal.getsignal(signal.SIGTERM)  # a stage sets its own
-    yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _same_signals():
+    """Restore the handlers of signals, which a stage sets."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

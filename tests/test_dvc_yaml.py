@@ -73,7 +73,8 @@ def closure(script: Path) -> set[Path]:
         modules = {path for path in queue if path.suffix == ".py"}
         needed = {file for path in modules for file in imports(path)}
         queue = needed.union(*map(assets, queue)) - found
-    return {path for path in found if path.suffix != ".py" or not is_docstring_only(path)}
+    needed = {path for path in found if path.suffix != ".py" or not is_docstring_only(path)}
+    return needed - {Path("stages/__init__.py")}  # which only handles signals
 
 
 def import_closure(script: Path) -> set[Path]:

@@ -318,3 +318,23 @@ def test_a_stage_without_arguments_takes_none(monkeypatch):
         SystemExit, match=r"Wrong arguments \['x'\]\. Usage: python -m stages\.validate$"
     ):
         arguments()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_stage_that_is_interrupted_while_it_imports_says_so(path, how, tmp_path):
+    for name in ("torch", "pydantic", "requests"):
+        (tmp_path / f"{name}.py").write_text(
+            "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+        )
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{path.stem}"],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr.readline() == "importing\n"
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == ("Interrupted before the stage began; nothing was published. Run it again.\n")

@@ -20,17 +20,15 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
-from pipeline.core import params
+from pipeline.core import params, signals
 from pipeline.core.files import nearest_folder
 from pipeline.core.locks import exclusive
 from pipeline.core.params import Section
@@ -172,15 +170,16 @@ def _remove(path: Path) -> None:
 def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
     """Run a stage: log to stderr, report an error as one message, record the run time."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals.raise_keyboard_interrupt()
     stage = Stage(name, *instance)
     started = time.time()
     try:
         main(stage)
         _record_runtime(stage, time.time() - started)
     except KeyboardInterrupt:
+        signals.ignore()
         logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.describe_published())
-        sys.exit(130)
+        sys.exit(signals.INTERRUPTED)
     except EXPECTED_ERRORS as error:
         log = work_root() / f"{stage.name}.error.log"
         logger.error("%s: %s\n(%s)", stage.name, _message(error, stage), _write_traceback(log))
@@ -204,10 +203,6 @@ def _free_space(paths: Iterable[Path]) -> str:
         free_gb = shutil.disk_usage(folder).free / 1e9
         found.setdefault(folder.stat().st_dev, f"{free_gb:.1f} GB at {folder}")
     return ", ".join(found.values())
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _write_traceback(path: Path) -> str:
