@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import Config, load_config
 from pipeline.core import shard_folder
 from pipeline.core.device import choose_device
+from pipeline.core.files import sha256
 from pipeline.core.shard_folder import Manifest
 from pipeline.features import hdf5_shards, stats
 from pipeline.pretrain.index import Features, load_features, sample_epoch
@@ -96,6 +97,8 @@ def write_corpus(folder: Path, clips: int, config: Config) -> None:
             for i in range(size)
         ]
         hdf5_shards.write(folder / f"{shard:05d}.h5", content, config.logmel)
+    shards = sorted(folder.glob("*.h5"))
+    shard_folder.write_sums(folder, {path.name: sha256(path) for path in shards})
     shard_folder.write(folder, Manifest(len(sizes), clips, clips, CLIPS_PER_SHARD))
     (folder / "stats.json").write_text(json.dumps({"mean": -0.8, "std": 4.6}))
 

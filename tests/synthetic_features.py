@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.config import load_config
 from pipeline.core import shard_folder
+from pipeline.core.files import sha256
 from pipeline.core.shard_folder import Manifest
 from pipeline.features import hdf5_shards
 from pipeline.features.stats import Totals
@@ -23,6 +24,8 @@ def write_folder(folder, lengths, log_mel=LOG_MEL):
             clip = hdf5_shards.Clip(f"s{i}c{j}", "", values, Totals.from_array(values))
             clips.append(clip)
         hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), clips, log_mel)
+    shards = sorted(folder.glob("*.h5"))
+    shard_folder.write_sums(folder, {path.name: sha256(path) for path in shards})
     clips = sum(map(len, lengths))
     shard_folder.write(folder, Manifest(len(lengths), 10 * len(lengths), clips, 10))
     (folder / "stats.json").write_text(json.dumps({"mean": 1.5, "std": 2.5}))

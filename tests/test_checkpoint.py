@@ -63,6 +63,18 @@ def edit(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_a_flipped_bit_in_the_weights_is_refused(tmp_path):
+    checkpoint.save(make(), tmp_path)
+    path = tmp_path / "encoder.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is not .*: its SHA-256 is"):
+        checkpoint.load(tmp_path)
+    edit(tmp_path, weights_sha256="")  # of a checkpoint that does not list it
+    checkpoint.load(tmp_path)
+
+
 def test_damaged_files_are_refused(tmp_path):
     checkpoint.save(make(), tmp_path)
     edit(tmp_path, crop_frames=160)  # another number of positions than the weights have

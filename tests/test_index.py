@@ -147,8 +147,16 @@ def test_a_shard_that_shrinks_after_its_metadata_were_read_is_refused(folder):
     features = load_features(folder)
     with (folder / "00002.h5").open("r+b") as file:
         file.truncate(features.frames[2].offset + 100)
-    with pytest.raises(ValueError, match=r"00002\.h5 ends before its 3 frames do"):
+    with pytest.raises(ValueError, match=r"00002\.h5 is damaged: its SHA-256"):
         features.read_frames(CPU)
+
+
+def test_a_flipped_bit_in_a_shard_is_noticed_when_all_frames_are_read(folder):
+    content = bytearray((folder / "00002.h5").read_bytes())
+    content[load_features(folder).frames[2].offset + 1] ^= 1
+    (folder / "00002.h5").write_bytes(content)
+    with pytest.raises(ValueError, match=r"00002\.h5 is damaged: .*dvc repro -f logmel"):
+        load_features(folder).read_frames(CPU)
 
 
 def test_frames_may_be_in_memory_already():

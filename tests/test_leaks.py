@@ -20,6 +20,7 @@ import stages.fingerprint
 import stages.leaks
 from pipeline.config import load_config
 from pipeline.core import shard_folder
+from pipeline.core.files import sha256
 from pipeline.core.shard_folder import Manifest
 from pipeline.core.stage import run
 from pipeline.features import excluded, hdf5_shards
@@ -64,6 +65,8 @@ def write_corpus(folder):
     folder.mkdir(parents=True)
     for i, part in enumerate((clips[:1], clips[1:])):
         hdf5_shards.write(shard_folder.shard_path(folder, i, ".h5"), part, LOG_MEL)
+    shards = sorted(folder.glob("*.h5"))
+    shard_folder.write_sums(folder, {path.name: sha256(path) for path in shards})
     shard_folder.write(folder, Manifest(SHARDS, 2 * CLIPS, CLIPS, CLIPS))
     (folder / "stats.json").write_text('{"mean": -7.0, "std": 4.0}\n')
 

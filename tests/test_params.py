@@ -347,6 +347,20 @@ def test_yes_is_not_a_boolean(tmp_path):
     assert load_value("a", path) == "yes"
 
 
+def test_nested_aliases_are_refused_before_they_are_expanded(tmp_path):
+    path = tmp_path / "params.yaml"
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"aliases expand to [0-9,]+ values, of 10,000"):
+        read(path)
+    path.write_text("a: &a [1, *a]\n")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read(path)
+    path.write_text("a: &a {x: 1}\nb: *a\n")
+    assert read(path) == {"a": {"x": 1}, "b": {"x": 1}}
+
+
 def test_a_missing_file_and_a_missing_key_and_broken_yaml_are_explained(tmp_path):
     path = tmp_path / "params.yaml"
     with pytest.raises(FileNotFoundError, match="from the repository's root"):

@@ -1,8 +1,8 @@
 """Reading `params.yaml`: typed, frozen sections, checked before any work starts.
 
-The sections are grouped by the part of the pipeline that reads them (`data`, `method`, `hear`), so
-that a new parameter of the evaluation does not mark the features as changed. They import nothing
-heavy: checking the whole file (`config`) takes a fraction of a second.
+Each package declares its sections in its `params.py`, so that a new parameter of the evaluation
+does not mark the features as changed. They import nothing heavy: checking the whole file
+(`pipeline.config`) takes a fraction of a second.
 """
 
 from copy import deepcopy
@@ -17,6 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
+MAX_VALUES = 10_000  # in the file, those of an alias counted each time
 
 
 class Section(BaseModel):
@@ -67,7 +68,20 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
 @cache
 def _parse(text: str) -> Any:
     """Parse YAML, once for each content of the file, since it takes 20 ms."""
-    return YAML(typ="safe", pure=True).load(text)
+    content = YAML(typ="safe", pure=True).load(text)
+    if (values := _count(content, {})) > MAX_VALUES:
+        raise ValueError(f"its aliases expand to {values:,} values, of {MAX_VALUES:,} allowed")
+    return content
+
+
+def _count(value: Any, counts: dict[int, int]) -> int:
+    """Return the number of values in a tree; `counts` holds those of its parts by their ids."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        parts = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(_count(part, counts) for part in parts)
+    return counts[id(value)]
 
 
 def _duplicate(error: DuplicateKeyError, text: str) -> str:

@@ -7,7 +7,7 @@ Shard i is the file "<i, five digits>.<suffix>" and holds the usable clips among
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +125,12 @@ def _parse(values: Any) -> Manifest:
             f"with {manifest.rows} clips at most, got {manifest.shards} with {manifest.clips}"
         )
     return manifest
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write the SHA-256 of each shard, given by file name, as `sha256sum --check` reads it."""
+    lines = [f"{checksum}  {name}\n" for name, checksum in sums.items()]
+    (folder / SUMS).write_text("".join(lines))
 
 
 def read_sums(folder: Path, shards: int, stage: str) -> list[str]:

@@ -1,7 +1,8 @@
 """The checkpoint of an encoder: weights, front end and statistics in one folder.
 
 encoder.safetensors    weights and buffers
-encoder.json           encoder and its settings, front end, mean and std of the training data
+encoder.json           encoder and its settings, front end, mean and std of the training data,
+                       SHA-256 of the weights
 """
 
 import json
@@ -13,6 +14,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.core.files import sha256
 from pipeline.core.params import Section, check
 from pipeline.encoders.build import Encoder, build_encoder
 from pipeline.encoders.params import EncoderParams, check_encoder
@@ -44,6 +46,7 @@ class Settings(Section):
     mean: float
     std: float = Field(gt=0)
     crop_frames: int = Field(ge=1)
+    weights_sha256: str = ""  # empty: unknown
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -64,6 +67,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "mean": checkpoint.mean,
         "std": checkpoint.std,
         "crop_frames": checkpoint.crop_frames,
+        "weights_sha256": sha256(folder / WEIGHTS),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -85,8 +89,9 @@ def load(path: Path) -> Checkpoint:
     except ValueError as error:
         raise _unusable(source, error) from None
     try:
-        encoder.load_state_dict(load_file(_existing(folder / WEIGHTS)))
-    except (RuntimeError, SafetensorError) as error:
+        _check_weights(folder / WEIGHTS, settings.weights_sha256)
+        encoder.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError, ValueError) as error:
         raise _unusable(folder / WEIGHTS, error) from error
     return Checkpoint(
         encoder=encoder.eval(),
@@ -111,6 +116,12 @@ def read_settings(folder: Path) -> Settings:
         return check(json.loads(path.read_bytes()), Settings, path=path)
     except (ValueError, RecursionError) as error:
         raise _unusable(path, error) from None
+
+
+def _check_weights(path: Path, expected: str) -> None:
+    checksum = sha256(_existing(path))
+    if expected and checksum != expected:
+        raise ValueError(f"its SHA-256 is {checksum}, expected {expected} as in {SETTINGS}.")
 
 
 def _existing(path: Path) -> Path:

@@ -25,6 +25,7 @@ class FrameFile:
     """Where the frames of one shard are in its file."""
 
     path: Path
+    sha256: str
     offset: int  # bytes before the first frame
     first: int  # number of its first frame, counted over all shards
     frames: int
@@ -94,13 +95,14 @@ class Features:
         """Return all frames on a device, read shard by shard.
 
         Raises:
-            ValueError: a shard is shorter than when its metadata were read.
+            ValueError: a shard is damaged, or shorter than when its metadata were read.
         """
         if isinstance(self.frames, Tensor):
             return self.frames.to(device)
         shape = int(self.start[-1]), self.n_mels
         result = torch.empty(shape, dtype=torch.float16, device=device)
         for file in tqdm(self.frames, desc="read features", unit="shard", disable=None):
+            shard_folder.check_sum(file.path, file.sha256, STAGE)
             values = np.fromfile(
                 file.path, np.float16, file.frames * self.n_mels, offset=file.offset
             )
@@ -123,10 +125,13 @@ def load_features(folder: Path) -> Features:
     files, starts, clip_id, total = [], [np.zeros(1, np.int64)], list[str](), 0
     front_ends = dict[LogMelParams, Path]()
     paths = shard_folder.shard_paths(folder, manifest, hdf5_shards.SUFFIX)
-    for path in tqdm(paths, desc="open features", unit="shard", disable=None):
+    sums = shard_folder.read_sums(folder, manifest.shards, STAGE)
+    for path, checksum in tqdm(
+        [*zip(paths, sums, strict=True)], desc="open features", unit="shard", disable=None
+    ):
         index = hdf5_shards.read_index(path)
         frames = int(index.start[-1])
-        files.append(FrameFile(path, index.offset, total, frames))
+        files.append(FrameFile(path, checksum, index.offset, total, frames))
         starts.append(total + index.start[1:])
         clip_id += index.clip_id
         total += frames

@@ -34,7 +34,6 @@ from pipeline.core import shard_folder
 from pipeline.core.files import link_or_copy, sha256
 from pipeline.core.locks import LockedError, exclusive, shared
 from pipeline.core.settings import ComputeParams
-from pipeline.core.shard_folder import SUMS
 from pipeline.core.stage import Stage, run, work_root
 from pipeline.corpus.clips.ledger import COLUMNS, Row
 from pipeline.parallel.processes import keep_freed_memory, map_shards
@@ -144,11 +143,11 @@ class ShardCache(Generic[J]):
 
     def place(self, paths: Iterable[Path], folder: Path) -> None:
         """Put the finished shards and the list of their SHA-256 into the output."""
-        sums = []
+        sums: dict[str, str] = {}
         for shard, path in zip(self.shards, paths, strict=True):
             link_or_copy(path, folder / shard.target.name)
-            sums.append(f"{_read_record(path)['sha256']}  {shard.target.name}\n")
-        (folder / SUMS).write_text("".join(sums))
+            sums[shard.target.name] = _read_record(path)["sha256"]
+        shard_folder.write_sums(folder, sums)
 
     def tidy(self) -> None:
         """Keep the shards that have been published in place of those of the output before.
