@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.core.files import sha256
+from pipeline.hear.embed import files
 from pipeline.hear.score.random_streams import RandomStreams
 
 
@@ -85,6 +87,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         patch.setenv("PL_GLOBAL_SEED", "")  # which it overwrites
         dimensions = next(folder.glob("*.embedding-dimensions.json"))
+        files.pickle_labels(folder, folder)
         try:
             kit.task_predictions(
                 embedding_path=folder,
@@ -179,18 +182,25 @@ def write_embedded_task(
         (folder / f"{split}.embeddings.npy").write_bytes(x.astype(np.float32).tobytes())
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps([count, dim]))
         row_labels = [[labels[i] for i in np.flatnonzero(row)] for row in y]
-        (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(row_labels))
+        files.labels_path(folder, split).write_text(json.dumps(row_labels))
+        write_checksum(folder, split)
         if kind != "event":
-            files = {f"{i}.wav": row for i, row in enumerate(row_labels)}
+            clips = {f"{i}.wav": row for i, row in enumerate(row_labels)}
         else:
             timestamps = [[f"{i // per_file}.wav", hop * (i % per_file)] for i in range(count)]
             (folder / f"{split}.filename-timestamps.json").write_text(json.dumps(timestamps))
-            files = {
+            clips = {
                 f"{i}.wav": [
                     {"label": labels[c], "start": hop * int(s), "end": hop * int(s + 5)}
                     for c, s in enumerate(row)
                 ]
                 for i, row in enumerate(starts)
             }
-        (folder / f"{split}.json").write_text(json.dumps(files))
+        (folder / f"{split}.json").write_text(json.dumps(clips))
     return folder
+
+
+def write_checksum(folder: Path, split: str) -> None:
+    """Write the SHA-256 of a split's embeddings."""
+    path = files.embeddings_path(folder, split)
+    files.checksum_path(folder, split).write_text(f"{sha256(path)}  {path.name}\n")

@@ -79,7 +79,8 @@ def read_split(folder: Path, split: str) -> np.ndarray:
 
 
 def row_labels(folder: Path, split: str) -> list[set]:
-    rows = pickle.loads((folder / f"{split}.target-labels.pkl").read_bytes())
+    text, pickled = (folder / f"{split}.target-labels.{kind}" for kind in ("json", "pkl"))
+    rows = json.loads(text.read_text()) if text.exists() else pickle.loads(pickled.read_bytes())
     assert isinstance(rows, list)
     return [set(row) for row in rows]
 
@@ -110,7 +111,8 @@ def test_the_files_are_those_of_heareval(tmp_path, module, checkpoint_folder, ta
 
 def test_nothing_else_is_written(tmp_path, module, task_folders):
     folder = embed(task_folders["scene"], module, tmp_path / "scene")
-    endings = ("json", "embedding-dimensions.json", "embeddings.npy", "target-labels.pkl")
+    endings = ("json", "embedding-dimensions.json", "embeddings.npy", "target-labels.json")
+    endings += ("embeddings.sha256",)
     names = {f"{split}.{end}" for split in ("train", "valid", "test") for end in endings}
     names |= {"task_metadata.json", "labelvocabulary.csv"}
     assert {path.name for path in folder.iterdir()} == names

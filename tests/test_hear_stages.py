@@ -79,7 +79,7 @@ def test_each_model_ends_in_one_score_file(repository, monkeypatch):
         summary = json.loads((repository / f"reports/scores/{model}/{TASK}.json").read_text())
         assert (summary["task"], summary["model"], summary["metric"]) == (TASK, model, "top1_acc")
         assert summary["score"] == 0.5
-    assert len(list((repository / "data/embeddings/pretrained" / TASK).iterdir())) == 14
+    assert len(list((repository / "data/embeddings/pretrained" / TASK).iterdir())) == 17
 
 
 def test_the_batched_engine_scores_what_was_embedded(repository):

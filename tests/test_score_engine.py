@@ -2,13 +2,12 @@
 
 import json
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from heareval.score import available_scores
-from kit_in_process import write_embedded_task
+from kit_in_process import write_checksum, write_embedded_task
 from sklearn.metrics import average_precision_score
 
 from pipeline.hear.score.batches import Batch, epoch_batches
@@ -230,10 +229,11 @@ def change(path, value):
         x = np.fromfile(path, np.float32)
         x[3 * 6 + 2] = value
         path.write_bytes(x.tobytes())
-    elif path.suffix == ".pkl":
-        content = pickle.loads(path.read_bytes())
+        write_checksum(path.parent, path.name.partition(".")[0])
+    elif "labels" in path.name:
+        content = json.loads(path.read_text())
         content[3] = value
-        path.write_bytes(pickle.dumps(content))
+        path.write_text(json.dumps(content))
     else:
         path.write_text(json.dumps(value))
 
@@ -243,9 +243,9 @@ def change(path, value):
     [
         ("valid.embeddings.npy", np.nan, r"valid.embeddings.npy, row 3 .*the value nan, all must"),
         ("train.embeddings.npy", -np.inf, r"train.embeddings.npy, row 3 .*the value -inf"),
-        ("test.target-labels.pkl", ["cat"], r"test.target-labels.pkl, row 3 .*'cat' is not in"),
-        ("test.target-labels.pkl", [], r"test.target-labels.pkl, row 3 .*0 labels, one is expec"),
-        ("test.target-labels.pkl", ["l0", "l1"], r"row 3 .*2 labels, one is expected"),
+        ("test.target-labels.json", ["cat"], r"test.target-labels.json, row 3 .*'cat' is not in"),
+        ("test.target-labels.json", [], r"test.target-labels.json, row 3 .*0 labels, one is expec"),
+        ("test.target-labels.json", ["l0", "l1"], r"row 3 .*2 labels, one is expected"),
         ("test.embedding-dimensions.json", [41, 7], r"of \[6, 7\] dimensions, which must be the"),
         (
             "test.embedding-dimensions.json",
@@ -262,33 +262,43 @@ def test_invalid_files_are_refused_by_name(tmp_path, file, value, message):
         read_data(folder)
 
 
-def test_labels_that_would_run_code_are_refused(tmp_path):
-    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
-    path.write_bytes(pickle.dumps([print] * 90))
-    with pytest.raises(ValueError, match=r"not a list of labels \(it refers to builtins.print\)"):
+def test_a_flipped_bit_in_embeddings_is_refused(tmp_path):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "test.embeddings.npy"
+    content = bytearray(path.read_bytes())
+    content[8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"test\.embeddings\.npy is damaged: its SHA-256 is"):
         read_data(path.parent)
+
+
+def test_a_pickle_beside_the_labels_is_never_read(tmp_path):
+    folder = write_embedded_task(tmp_path / "toy", USUAL)
+    expected = read_data(folder)
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.target-labels.pkl").write_bytes(b"cbuiltins\nexit\n(tR.")
+    np.testing.assert_array_equal(read_data(folder).y, expected.y)
 
 
 @pytest.mark.parametrize("content", [5, [["l0"]] * 89 + ["l0"], [["l0"]] * 89 + [[0.5]], {}])
 def test_anything_but_lists_of_labels_is_refused(tmp_path, content):
-    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"train\.target-labels\.pkl must be a list of lists"):
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.target-labels\.json must be a list of lists"):
         read_data(path.parent)
 
 
 def test_truncated_labels_are_refused(tmp_path):
-    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.json"
     content = path.read_bytes()
     for size in (0, 1, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
-        with pytest.raises(ValueError, match=r"train\.target-labels\.pkl is damaged or not a list"):
+        with pytest.raises(ValueError, match=r"target-labels\.json is damaged or not a list"):
             read_data(path.parent)
 
 
 def test_a_missing_row_of_labels_is_refused(tmp_path):
-    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.pkl"
-    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes())[1:]))
+    path = write_embedded_task(tmp_path / "toy", USUAL) / "train.target-labels.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[1:]))
     with pytest.raises(ValueError, match="labels of 89 rows for 90 embeddings"):
         read_data(path.parent)
 

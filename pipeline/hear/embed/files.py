@@ -1,18 +1,20 @@
-"""The embeddings of a HEAR task on disk, in the format that hear-eval-kit's predictions read.
+"""The embeddings of a HEAR task on disk, nearly in the format of hear-eval-kit.
 
 One folder per task and model. For each split:
 
     <split>.embeddings.npy             raw float32 [rows, D]: no header, despite the name
     <split>.embedding-dimensions.json  [rows, D]
-    <split>.target-labels.pkl          list of label lists, one per row
+    <split>.embeddings.sha256          SHA-256 of that file, as `sha256sum --check` reads it
+    <split>.target-labels.json         list of label lists, one per row
     <split>.filename-timestamps.json   events only: [[file, ms], ...], one per row
 
 and copies of task_metadata.json, labelvocabulary.csv and <split>.json. A scene task has one row
 per clip, an event task one per timestamp; the rows of a clip are consecutive. hear-eval-kit
-unpickles the labels; they are read here without running any code that a pickle may contain.
+reads the labels from a pickle, which can run code, so it is written from them for it alone
+(`pickle_labels`): embeddings may come from a remote.
 """
 
-import io
+import hashlib
 import json
 import pickle
 from collections.abc import Iterable
@@ -23,19 +25,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
+from pipeline.core.files import sha256
 from pipeline.hear.tasks.task import require_file
 
+LABELS = "target-labels.json"
 BLOCK = 2**14  # rows that are read and checked at a time
-DAMAGED = (  # what reading a damaged pickle raises
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
 REMEDY = "Run `dvc repro` again to rebuild the embeddings."
 
 Labels = list[list[str | int]]  # of each row
@@ -65,7 +59,7 @@ def write_split(
     labels: list[Labels] = [[] for _ in range(count)]
     timestamps: list[tuple[str, float]] = []
     size = None
-    with _path(folder, split, "embeddings.npy").open("wb") as file:
+    with embeddings_path(folder, split).open("wb") as file:
         for clip in clips:
             if clip.timestamps is None:
                 file.seek(clip.position * clip.embeddings.nbytes)
@@ -76,7 +70,9 @@ def write_split(
             size = clip.embeddings.shape[1]
     rows = [row for clip_labels in labels for row in clip_labels]
     _path(folder, split, "embedding-dimensions.json").write_text(json.dumps([len(rows), size]))
-    _path(folder, split, "target-labels.pkl").write_bytes(pickle.dumps(rows))
+    labels_path(folder, split).write_text(json.dumps(rows))
+    embeddings = embeddings_path(folder, split)
+    checksum_path(folder, split).write_text(f"{sha256(embeddings)}  {embeddings.name}\n")
     if embedding_type == "event":
         _path(folder, split, "filename-timestamps.json").write_text(json.dumps(timestamps))
     return size
@@ -105,19 +101,22 @@ def read_embeddings(folder: Path, split: str, out: Float32[np.ndarray, "N D"]) -
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it has another size, or an embedding is not finite.
+        ValueError: it has another size or SHA-256, or an embedding is not finite.
     """
-    path = require_file(_path(folder, split, "embeddings.npy"))
+    path = require_file(embeddings_path(folder, split))
+    expected = require_file(checksum_path(folder, split)).read_text().partition(" ")[0]
     size = path.stat().st_size
     if size != out.nbytes:
         raise ValueError(
             f"{path} has {size} bytes, expected {out.nbytes}: {out.shape[0]} float32 embeddings of "
             f"{out.shape[1]} dimensions. {REMEDY}"
         )
+    checksum = hashlib.sha256()
     with path.open("rb") as file:
         for start in range(0, len(out), BLOCK):
             block = out[start : start + BLOCK]
             block[:] = np.fromfile(file, np.float32, block.size).reshape(block.shape)
+            checksum.update(block.data)
             faulty = ~np.isfinite(block).all(axis=1)
             if faulty.any():
                 row, values = start + int(faulty.argmax()), block[faulty][0]
@@ -126,6 +125,11 @@ def read_embeddings(folder: Path, split: str, out: Float32[np.ndarray, "N D"]) -
                     f"{values[~np.isfinite(values)][0]}, all must be finite. The encoder has "
                     "diverged or the file is damaged: pre-train again, or run `dvc repro embed`."
                 )
+    if checksum.hexdigest() != expected:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {checksum.hexdigest()}, expected {expected!r} as "
+            f"in {checksum_path(folder, split).name}. {REMEDY}"
+        )
 
 
 def read_labels(folder: Path, split: str, rows: int) -> Labels:
@@ -137,14 +141,26 @@ def read_labels(folder: Path, split: str, rows: int) -> Labels:
     """
     path = require_file(labels_path(folder, split))
     try:
-        labels: Labels = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except DAMAGED as error:
+        labels: Labels = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not a list of labels ({error}). {REMEDY}") from None
     if not isinstance(labels, list) or not all(_are_labels(row) for row in labels):
         raise ValueError(f"{path} must be a list of lists of text or integers. {REMEDY}")
     if len(labels) != rows:
         raise ValueError(f"{path}: labels of {len(labels)} rows for {rows} embeddings. {REMEDY}")
     return labels
+
+
+def pickle_labels(folder: Path, target: Path) -> None:
+    """Write the labels of all splits into another folder, as hear-eval-kit reads them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_shape` and `read_labels`.
+    """
+    for path in folder.glob(f"*.{LABELS}"):
+        split = path.name.removesuffix(f".{LABELS}")
+        labels = read_labels(folder, split, read_shape(folder, split)[0])
+        _path(target, split, "target-labels.pkl").write_bytes(pickle.dumps(labels))
 
 
 def read_timestamps(folder: Path, split: str, rows: int) -> list[tuple[str, float]]:
@@ -163,7 +179,17 @@ def read_timestamps(folder: Path, split: str, rows: int) -> list[tuple[str, floa
 
 def labels_path(folder: Path, split: str) -> Path:
     """Return the path of a split's labels."""
-    return _path(folder, split, "target-labels.pkl")
+    return _path(folder, split, LABELS)
+
+
+def embeddings_path(folder: Path, split: str) -> Path:
+    """Return the path of a split's embeddings."""
+    return _path(folder, split, "embeddings.npy")
+
+
+def checksum_path(folder: Path, split: str) -> Path:
+    """Return the path of the SHA-256 of a split's embeddings."""
+    return _path(folder, split, "embeddings.sha256")
 
 
 def timestamps_path(folder: Path, split: str) -> Path:
@@ -177,10 +203,3 @@ def _path(folder: Path, split: str, kind: str) -> Path:
 
 def _are_labels(row: Any) -> bool:
     return isinstance(row, list) and all(isinstance(label, str | int) for label in row)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Refuses whatever a pickle could import, and with it all code: it may come from a remote."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.hear.embed import files
 from pipeline.hear.score import heareval_seed
 from pipeline.hear.score.data import check_batches, read_data
 from pipeline.hear.score.params import ScoreParams
@@ -100,6 +101,7 @@ def run_heareval(
     task.mkdir(parents=True)
     for path in embeddings.iterdir():
         (task / path.name).symlink_to(path.resolve())
+    files.pickle_labels(embeddings, task)
     log = scratch / LOG
     logger.info("%s: hear-eval-kit is running; its log is %s", task.name, log)
     code = _run(heareval_command(task.name, params, device, seed), scratch, log)
