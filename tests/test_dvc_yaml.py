@@ -74,7 +74,7 @@ def closure(script: Path) -> set[Path]:
         needed = {file for path in modules for file in imports(path)}
         queue = needed.union(*map(assets, queue)) - found
     needed = {path for path in found if path.suffix != ".py" or not is_docstring_only(path)}
-    return needed - {Path("stages/__init__.py")}  # which only handles signals
+    return needed - {Path("stages/__init__.py")}  # which only handles signals and imports that fail
 
 
 def import_closure(script: Path) -> set[Path]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -175,6 +176,12 @@ def test_another_configuration_has_another_work_folder():
             r"No space left on device: 'data/x'\nFree space: \d+\.\d GB at /.*; nothing was publ",
         ),
         (OSError("errno = 28, error message = 'No space left on device'"), "Free space"),
+        (
+            shutil.Error(
+                [(f"a/{i}", f"b/{i}", "[Errno 28] No space left on device") for i in "xyz"]
+            ),
+            r"^demo: a/x and 2 more files cannot be copied to b/x: .*left on device\nFree space",
+        ),
     ],
 )
 def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, message, caplog):
@@ -338,3 +345,28 @@ def test_a_stage_that_is_interrupted_while_it_imports_says_so(path, how, tmp_pat
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr == ("Interrupted before the stage began; nothing was published. Run it again.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            "ImportError('numpy says\\nOriginal error was: libblas.so: failed to map segment x')",
+            r"not enough memory .*\(libblas.so: failed to map .*`ulimit -v` of 9\d\.\d GB",
+        ),
+        ("MemoryError()", "not enough memory to load a library"),
+        ("ModuleNotFoundError('no module x')", "no module x\n.*requirements.lock: `make doctor`"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_is_one_message(error, message, tmp_path):
+    (tmp_path / "torch.py").write_text(f"raise {error}")
+    process = subprocess.run(
+        ["bash", "-c", f"ulimit -v 90000000; exec {sys.executable} -m stages.embed a b"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert re.search(message, process.stderr)
+    assert "Traceback" not in process.stderr

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -35,11 +34,6 @@ def ignore() -> None:
     """Ignore signals: what is left is a message, or the end of the process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def is_run_as_module() -> bool:
-    """Whether Python is looking for the module of `python -m`."""
-    return sys.argv[0] == "-m"
 
 
 def _handle(handler: Handler) -> None:

@@ -188,6 +188,10 @@ def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
 
 def _message(error: Exception, stage: Stage) -> str:
     text = str(error)
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        source, target, reason = error.args[0][0]  # of every file of a folder
+        count = len(error.args[0])
+        text = f"{source} and {count - 1} more files cannot be copied to {target}: {reason}"
     if NO_SPACE not in text:
         return text
     free = _free_space([work_root(), *stage.targets])
