@@ -101,6 +101,7 @@ WITHOUT_EFFECT = {  # on the weights of the paper's runs
     "pretrain.log_every",
     "pretrain.rank_clips",
     "pretrain.snapshot_epochs",
+    "pretrain.random_calibration_clips",
 }
 UNUSED = {
     "audiontt": {"optimizer.beta1", "optimizer.beta2"},

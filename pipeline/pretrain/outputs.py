@@ -19,6 +19,7 @@ from pipeline.encoders import checkpoint
 from pipeline.encoders.checkpoint import Checkpoint
 from pipeline.encoders.snapshots import find_snapshots, snapshot_folder
 from pipeline.pretrain import diagnostics, distributed
+from pipeline.pretrain.calibration import calibrate_batch_norms
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.resume import TrainingStates, remove_forgotten
 
@@ -39,7 +40,12 @@ class Writer:
 
     def write_initial(self, trainer: Trainer) -> None:
         """Write the encoder before any update."""
-        checkpoint.save(frozen_encoder(trainer), self.random)
+        initial, p = frozen_encoder(trainer), trainer.settings.pretrain
+        if p.random_calibration_clips:
+            clips = diagnostics.spread_clips(trainer.loader, p.random_calibration_clips)
+            _, crops = diagnostics.random_crops(trainer.loader, clips, p.seed)
+            calibrate_batch_norms(initial.encoder.eval(), crops)
+        checkpoint.save(initial, self.random)
 
     def observe(self, trainer: Trainer) -> None:
         """Write the curves so far, and a snapshot of the encoder if one is due."""

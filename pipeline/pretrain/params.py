@@ -82,6 +82,7 @@ class PretrainParams(Section):
     log_every: int = Field(ge=1, le=1_000_000)  # steps
     rank_clips: int = Field(ge=0, le=2**17)  # 0: never, else 2 or more
     snapshot_epochs: int = Field(ge=0, le=1_000_000)  # 0: never
+    random_calibration_clips: int = Field(ge=0, le=2**17)  # 0: none
 
     @field_validator("rank_clips")
     @classmethod
