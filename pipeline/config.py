@@ -63,11 +63,11 @@ class Config(Section):
 
     def _check_probe(self) -> None:
         """Only the tasks of `hear.tasks` are prepared."""
-        unknown = [task for task in self.probe.tasks if task not in self.hear.tasks]
+        unknown = [task for task in self.probe.tasks or () if task not in self.hear.tasks]
         if unknown:
             raise ValueError(
                 f"probe.tasks: {', '.join(unknown)} must be among hear.tasks "
-                f"({', '.join(self.hear.tasks)}). Add it there, or set probe.tasks to [] for none."
+                f"({', '.join(self.hear.tasks)}). Add it there, or set probe.tasks to auto."
             )
 
     def _check_tasks_apart(self) -> None:

@@ -1,12 +1,14 @@
 """Stage `probe <task>`: quick scores of every encoder that pre-training saved.
 
 Reads   data/hear/<task> (never a test split; of a k-fold task the first fold validates),
-        data/random, data/pretrained with its snapshots
-Writes  reports/probe/<task>.csv   epoch, knn, linear: scores on the validation split
+        data/random, data/pretrained with its snapshots, reports/probed.json
+Writes  reports/probe/<task>.csv   epoch, knn, linear: scores on the validation split; no rows if
+        the task is not among those to be probed
 Params  probe.neighbors, .inverse_l2; hear.mode, .normalization, .window_ms, .hop_ms, .edges,
         .layers, .mel_mean
 """
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -30,13 +32,15 @@ from pipeline.hear.tasks.task import read_task
 logger = logging.getLogger(__name__)
 
 SEED = 0  # of the dropout that `hear.mode = reference` leaves on
+PROBED = Path("reports/probed.json")
 PRETRAIN, RANDOM = Path("data/pretrained"), Path("data/random")
 
 
 def main(stage: Stage, name: str) -> None:
     """Run the stage."""
     task = read_task(Path("data/hear", name))
-    encoders = probe.encoder_folders(PRETRAIN, RANDOM)
+    chosen = name in json.loads(PROBED.read_bytes())
+    encoders = probe.encoder_folders(PRETRAIN, RANDOM) if chosen else {}
     extraction = read_extraction(stage)
     classifiers = {
         "neighbors": stage.value("probe.neighbors"),
@@ -46,7 +50,7 @@ def main(stage: Stage, name: str) -> None:
     compute = params.load("compute", ComputeParams)
     device, workers = choose_device(compute.device), compute.local_workers or cores()
     log_mel, statistics = checkpoint.read_settings(PRETRAIN).logmel, None
-    if extraction.normalization == "task":
+    if chosen and extraction.normalization == "task":
         statistics = task_statistics(task, log_mel, workers)
     rows = []
     with stage.output(f"reports/probe/{name}.csv", file=True) as table:
@@ -61,7 +65,7 @@ def main(stage: Stage, name: str) -> None:
             scores = probe.score(*splits, multilabel=multilabel, **classifiers)
             rows.append({"epoch": epoch} | scores)
             logger.info("%s, epoch %d: %s", name, epoch, scores)
-        pd.DataFrame(rows).to_csv(table, index=False)
+        pd.DataFrame(rows, columns=probe.COLUMNS).to_csv(table, index=False)
 
 
 if __name__ == "__main__":

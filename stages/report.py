@@ -1,13 +1,14 @@
 """Stage `report`: scores, curves and data of a run as one page and as metrics for DVC.
 
 Reads   data/ledger.csv, data/excluded.csv, data/pretrained, reports/throughput.csv,
-        reports/leaks/<task>.json, reports/probe/<task>.csv, reports/scores/<model>/<task>.json,
-        names of labels
+        reports/leaks/<task>.json, reports/probed.json, reports/probe/<task>.csv,
+        reports/scores/<model>/<task>.json, names of labels
 Writes  reports/index.html, reports/metrics.json, reports/scores.csv, reports/probe.csv;
         reports/tables.md, reports/tables.csv, reports/leaderboard.csv
 Params  all that a result depends on: the page shows them
 """
 
+import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,7 +48,9 @@ def main(stage: Stage) -> None:
 def read_results(stage: Stage) -> Results:
     """Read the outputs of all stages; scores and probes of earlier parameters are left out."""
     hear, protocol = stage.load("hear", HearParams), stage.load("score", ScoreParams)
-    pretrain, probe = stage.load("pretrain", PretrainParams), stage.load("probe", ProbeParams)
+    pretrain = stage.load("pretrain", PretrainParams)
+    stage.load("probe", ProbeParams)
+    probed = json.loads((REPORTS / "probed.json").read_bytes())
     source, encoder = stage.value("source"), stage.value("encoder")
     stage.load("report", ReportParams)
     stage.record(f"sources.{source}", "download", "resample", "logmel", "leaks")
@@ -61,7 +64,7 @@ def read_results(stage: Stage) -> Results:
         ),
         scores=read_table(REPORTS / "scores", hear.tasks, protocol, hear.models, is_current),
         probe=read_probe(
-            REPORTS / "probe", probe.tasks, pretrain.epochs, pretrain.snapshot_epochs, is_current
+            REPORTS / "probe", probed, pretrain.epochs, pretrain.snapshot_epochs, is_current
         ),
         ledger=leak_table.mark(ledger, excluded.read(DATA / "excluded.csv")),
         leaks=leak_table.read(leaks, [t for t in hear.tasks if (leaks / f"{t}.json").exists()]),

@@ -58,6 +58,10 @@ class SyntheticRun:
         for part in sections:
             section = section[part]
         section[name] = value
+        if key == "probe.tasks":
+            path = self.root / "reports" / "probed.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(value))
         YAML(typ="safe", pure=True).dump(self.params, self.root / "params.yaml")
 
     def score(

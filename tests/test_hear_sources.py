@@ -43,6 +43,8 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "data/sample").mkdir(parents=True)
+    (tmp_path / "data/sample/segments.csv").touch()
     handler = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, handler)
@@ -238,8 +240,8 @@ def test_validate_looks_into_the_chosen_folder(repository, caplog):
 
 
 def test_tasks_inside_the_pre_training_corpus_are_refused(repository):
-    use_folder("data/folder/tasks")
-    load_config()
     use_folder("data/folder/tasks", source="folder")
+    load_config()  # the defaults go together
+    use(hear__source="folder", source="folder", sources__folder__path="data/folder")
     with pytest.raises(ValueError, match=r"hear\.sources\.folder\.path = 'data/folder/tasks' lies"):
         load_config()

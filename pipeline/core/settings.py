@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
 
-from pipeline.core.params import Section
+from pipeline.core.params import LocalPath, Section
 
 MAX_WORKERS = 1024
 SCHEDULER = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
@@ -87,7 +87,7 @@ class NetworkParams(Section):
     pause_s: float = Field(gt=0, le=86_400)  # first one; doubles with each
     longest_pause_s: float = Field(gt=0, le=86_400)
     pauses: int = Field(ge=0, le=1000)  # in a row, after which the stage stops
-    cookies: str  # file in Netscape's format, of an account; empty: none
+    cookies: LocalPath  # file in Netscape's format, of an account; empty: none
     proxy: str  # http(s)://[user:password@]host:port; empty: none
     max_tool_age_days: int = Field(ge=0)  # of yt-dlp, where YouTube is asked; 0 = any
 

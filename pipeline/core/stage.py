@@ -32,6 +32,7 @@ from pipeline.core import params, signals
 from pipeline.core.files import nearest_folder
 from pipeline.core.locks import exclusive
 from pipeline.core.params import Section
+from pipeline.core.repository import in_copy, root
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,15 @@ class Stage:
         The path is an empty folder, or, with `file`, that of a file to write.
 
         Raises:
-            RuntimeError: another process runs the same configuration, or params.yaml was edited
-                meanwhile, so that DVC would record parameters that the output does not have.
+            RuntimeError: another process runs the same configuration (a copy of the repository
+                waits for it instead), or params.yaml was edited meanwhile, so that DVC would
+                record parameters that the output does not have.
         """
         work = self.work_folder()
         self.targets.append(Path(target))
         lock = work / f"{Path(target).name}.lock"
-        with exclusive(lock, f"running the same configuration in {work}"):
+        doing = f"running the same configuration in {work}"
+        with exclusive(lock, doing, wait=in_copy()):
             path = work / Path(target).name
             _remove(path)
             if not file:
@@ -109,11 +112,6 @@ class Stage:
                     "value for a result of the old one. Run `dvc repro` again, or use "
                     "`dvc exp run --queue`, which works on a copy."
                 )
-
-
-def root() -> Path:
-    """Return the root of the repository: of the main one, also in a temporary experiment."""
-    return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def work_root() -> Path:

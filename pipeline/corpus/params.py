@@ -5,9 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.core.params import Section, classes
+from pipeline.core.params import LocalPath, Section, classes
+from pipeline.core.repository import locate
 
-Place = Annotated[str, Field(min_length=1)]  # a path; "" would be the repository itself
+Place = Annotated[
+    str, Field(min_length=1), AfterValidator(locate)
+]  # a path; "" would be the repository itself
 
 
 def _only(known: str, template: str) -> str:
@@ -31,7 +34,7 @@ def _for_a_subset(lists: str) -> str:
     return _only("{subset}", lists)
 
 
-RecordingUrl = Annotated[str, AfterValidator(_for_every_recording)]
+RecordingUrl = Annotated[LocalPath, AfterValidator(_for_every_recording)]
 
 
 class SegmentListParams(Section):
@@ -39,7 +42,7 @@ class SegmentListParams(Section):
 
     segments: Place  # AudioSet-format CSV
     url: RecordingUrl  # path or URL of a recording; {recording_id} is its id
-    clips: str  # list of the ids to take, "" for all; as in each of the sections below
+    clips: LocalPath  # list of the ids to take, "" for all; as in each of the sections below
 
 
 class AudioSetParams(Section):
@@ -49,7 +52,7 @@ class AudioSetParams(Section):
     lists: Annotated[Place, AfterValidator(_for_a_subset)]  # or address, of a {subset}'s list
     labels: Place  # or address, of class_labels_indices.csv
     url: RecordingUrl  # path or address of a recording; {recording_id} is its id
-    clips: str
+    clips: LocalPath
 
     @model_validator(mode="after")
     def _for_every_one(self) -> "AudioSetParams":
@@ -66,7 +69,7 @@ class FolderParams(Section):
 
     path: Place  # file or folder
     max_clip_s: float = Field(ge=0, le=100_000)  # longer recordings are cut; 0: none is
-    clips: str
+    clips: LocalPath
 
     @field_validator("max_clip_s")
     @classmethod
@@ -81,7 +84,7 @@ class Fsd50kParams(Section):
 
     path: Place  # folder with FSD50K.dev_audio and FSD50K.ground_truth
     splits: list[Literal["train", "val"]] = Field(min_length=1)  # of the development set
-    clips: str
+    clips: LocalPath
 
 
 class TarParams(Section):
@@ -89,7 +92,7 @@ class TarParams(Section):
 
     path: Place  # file or folder
     label_key: str  # in the JSON member of a sample
-    clips: str
+    clips: LocalPath
 
 
 class ParquetParams(Section):
@@ -97,7 +100,7 @@ class ParquetParams(Section):
 
     path: Place  # file or folder
     label_column: str  # "": none
-    clips: str
+    clips: LocalPath
 
 
 class Hdf5Params(Section):
@@ -105,8 +108,8 @@ class Hdf5Params(Section):
 
     path: Place  # file or folder
     sample_rate: int = Field(ge=0, le=10_000_000)  # Hz, of waveforms whose file does not say it
-    classes: str  # CSV of AudioSet's ids by class number, "": none
-    clips: str
+    classes: LocalPath  # CSV of AudioSet's ids by class number, "": none
+    clips: LocalPath
 
 
 class Sources(Section):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.core.params import Section, check, classes
+from pipeline.core.repository import locate
 from pipeline.core.stage import Stage
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # a single word for DVC and shells
@@ -124,7 +125,7 @@ class BaselineParams(Section):
 class TaskFolderParams(Section):
     """Section `hear.sources.sample` or `.folder`: tasks on this disk."""
 
-    path: str = Field(min_length=1)  # of their parent folder
+    path: Annotated[str, Field(min_length=1), AfterValidator(locate)]  # of their parent folder
 
 
 class ZenodoParams(Section):
@@ -184,9 +185,16 @@ def check_layers(layers: str, encoder: str) -> None:
         )
 
 
+def _auto_is_none(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value != "auto"):
+        raise ValueError(f"{value!r} must be auto or a list, such as [esc50-v2.0.0-full].")
+    return None if value == "auto" else value
+
+
 class ProbeParams(Section):
     """Section `probe`: quick scores of the encoder snapshots of pre-training."""
 
-    tasks: Tasks  # scene tasks among hear.tasks; empty: no probe
+    # scene tasks among hear.tasks; empty: no probe; None: auto, as the stage `validate` chooses
+    tasks: Annotated[Tasks | None, BeforeValidator(_auto_is_none)]
     neighbors: int = Field(ge=1, le=100_000)  # of the kNN classifier
     inverse_l2: float = Field(gt=0, le=1e6)  # of the logistic regression; scikit-learn's C

@@ -30,6 +30,7 @@ from pipeline.hear.embed import files
 from pipeline.hear.embed.embed import HearModule, write_embeddings
 from pipeline.hear.tasks.task import Event, Task
 
+COLUMNS = ["epoch", "knn", "linear"]  # of the table of scores
 MAX_ITERATIONS = 1000  # of the solver; about 50 are needed
 
 

@@ -15,8 +15,9 @@ from pipeline.commands.doctor.source_size import FLAC, SourceSize, address, sour
 from pipeline.commands.download_status import gb, open_hours
 from pipeline.config import Config
 from pipeline.core import files, params
+from pipeline.core.repository import root
 from pipeline.core.settings import cores
-from pipeline.core.stage import EXPECTED_ERRORS, last_record, root
+from pipeline.core.stage import EXPECTED_ERRORS, last_record
 from pipeline.corpus.fetch.cutting import local_path
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.locks import exclusive
+from pipeline.core.repository import in_copy
 from pipeline.corpus.clips.ledger import OK
 
 RETRIED = {"transient", "blocked"}  # statuses that say nothing about the clip itself
@@ -91,11 +92,12 @@ class ClipStore:
         """Keep other processes from writing until the block ends.
 
         Raises:
-            RuntimeError: another one is writing.
+            RuntimeError: another one is writing; a copy of the repository waits for it instead.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         why = " Two downloads at once would ask the site twice as often as allowed."
-        with exclusive(self.folder / "lock", f"fetching clips into {self.folder}", why):
+        doing = f"fetching clips into {self.folder}"
+        with exclusive(self.folder / "lock", doing, why, wait=in_copy()):
             if _size(self._journal) != self._read_bytes:  # another process has written meanwhile
                 self._outcomes = self._read_journal()
             yield

@@ -22,6 +22,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
 from pipeline.core.locks import exclusive
+from pipeline.core.repository import in_copy
 from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import work_root
 from pipeline.hear.params import ZenodoParams
@@ -76,14 +77,15 @@ def downloaded_archive(params: ZenodoParams, task: str, network: NetworkParams) 
     Raises:
         ValueError: the record has no such task.
         OSError: the record or the archive cannot be downloaded.
-        RuntimeError: another process is using the archive.
+        RuntimeError: another process is using the archive; a copy of the repository waits instead.
     """
     with _session(network) as session:
         archive = _find(_listing(session, params, network), params, task)
         work = work_root()
         path = work / "archives" / f"{archive.md5[:8]}-{archive.key}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(work / f"{path.name}.lock", f"using {path}"), path.open("ab") as file:
+        lock = work / f"{path.name}.lock"
+        with exclusive(lock, f"using {path}", wait=in_copy()), path.open("ab") as file:
             _download_and_verify(session, archive, file, network)
             yield path
             path.unlink()

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.core.files import sha256
+from pipeline.core.repository import locate
 from pipeline.features.params import LogMelParams
 from pipeline.hear.params import BaselineParams, Model
 
@@ -56,12 +57,15 @@ def describe(name: Model, params: BaselineParams, log_mel: LogMelParams) -> dict
         settings = params.crepe.model_dump()
         return content | settings | {"packages": _versions("torchcrepe")}
     if name == "wav2vec2":
-        weights = Path(params.wav2vec2.weights)
-        content |= {"bundle": params.wav2vec2.bundle, "weights": str(weights)}
-        return content | {"sha256": checksum(weights), "packages": _versions("torchaudio")}
+        weights = params.wav2vec2.weights
+        content |= {"bundle": params.wav2vec2.bundle, "weights": str(Path(weights))}
+        return content | {
+            "sha256": checksum(Path(locate(weights))),
+            "packages": _versions("torchaudio"),
+        }
     external = params.module
     content |= {"import": external.import_, "weights": external.weights}
-    content["sha256"] = checksum(Path(external.weights)) if external.weights else None
+    content["sha256"] = checksum(Path(locate(external.weights))) if external.weights else None
     return content | {"packages": _versions(external.import_.split(".")[0])}
 
 
@@ -105,7 +109,7 @@ def checksum(path: Path) -> str:
 
 
 def _require_wav2vec2(bundle: str, weights: str) -> None:
-    if not Path(weights).is_file():
+    if not Path(locate(weights)).is_file():
         raise FileNotFoundError(
             f"hear.models has wav2vec2, but hear.wav2vec2.weights = {weights!r} is not a file. "
             "Print the address of the bundle's file with "
@@ -121,7 +125,7 @@ def _require_module(name: str, weights: str) -> None:
             "hear.models has module, but hear.module.import is empty. Set it to the import path of "
             "an installed module with the HEAR API, such as hearbaseline.torchcrepe."
         )
-    if weights and not Path(weights).exists():
+    if weights and not Path(locate(weights)).exists():
         raise FileNotFoundError(f"hear.module.weights = {weights!r} does not exist.")
     import_hear_module(name)
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.core.repository import locate
 from pipeline.hear.embed.embed import HearModule
 from pipeline.hear.models import baselines
 
@@ -49,7 +50,7 @@ def load_external_module(folder: Path) -> HearModule:
         RuntimeError: it cannot be imported, or its load_model fails.
     """
     settings = baselines.read(folder)
-    name, weights = settings["import"], settings["weights"]
+    name, weights = settings["import"], locate(settings["weights"])
     api = baselines.import_hear_module(name)
     with _errors_named(f"{name}.load_model"):
         model = api.load_model(weights) if weights else api.load_model()

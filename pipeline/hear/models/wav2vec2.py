@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.core.repository import locate
 from pipeline.hear.api.inputs import deterministic, validate_audio
 from pipeline.hear.models import baselines
 
@@ -53,7 +54,7 @@ def load_model(model_file_path: str = "") -> Wav2Vec2:
         ValueError: model.json is invalid, the bundle does not exist, or the weights do not fit it.
     """
     settings = baselines.read(Path(model_file_path))
-    name, weights = settings["bundle"], Path(settings["weights"])
+    name, weights = settings["bundle"], Path(locate(settings["weights"]))
     bundle = getattr(torchaudio.pipelines, name, None)
     if bundle is None:
         bundles = [n for n in dir(torchaudio.pipelines) if n.startswith(("WAV2VEC2", "HUBERT"))]
