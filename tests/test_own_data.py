@@ -95,6 +95,9 @@ def test_changed_data_run_again_from_workspace_and_copy(main):
 
     dvc(main, "exp", "apply", "lying-1", fails=True)
     assert changed() == set()
+    graph = dvc(main, "dag", "--dot")
+    for stage in ("download", "validate"):
+        assert f'"data/folder/added.dvc" -> "{stage}"' in graph
     for place in ("lying", "added"):
         shutil.copy(VIDEOS[4], main / PLACES[place][0])
         if place == "added":
