@@ -21,6 +21,8 @@ SMALL = {
     "vitc": {"size": "tiny", "patch_mels": 16, "patch_frames": 16},
     "vit": {"size": "tiny", "patch_mels": 16, "patch_frames": 16},
 }
+# Views that differ by dropout alone: the loss of a few steps falls with every seed.
+NO_AUGMENTATION = {"augment__mixup": False, "augment__rrc": False, "augment__rlf": False}
 
 
 def settings(encoder="audiontt", **changes):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from synthetic_training import CPU, features, settings, trainer, with_optimizer
+from synthetic_training import CPU, NO_AUGMENTATION, features, settings, trainer, with_optimizer
 
 from pipeline.pretrain.loop import Trainer
 from pipeline.pretrain.loss import barlow_twins_loss, cross_correlation
@@ -181,7 +181,7 @@ def test_masks_hide_patches_of_view_1_alone():
 @pytest.mark.parametrize("name", ["lars", "adamw", "adam", "sgd"])
 def test_every_optimizer_lowers_the_loss(name):
     lr = {"lars": 2.0, "adamw": 0.01, "adam": 0.01, "sgd": 0.01}[name]
-    run = settings(pretrain__epochs=12, pretrain__warmup_epochs=1.0)
+    run = settings(pretrain__epochs=12, pretrain__warmup_epochs=1.0, **NO_AUGMENTATION)
     run = with_optimizer(run, name=name, lr=lr, weight_decay=1e-5)
     training = uncompiled(run, fast=False)
     training.run()
