@@ -34,7 +34,8 @@ def change_params(changes, base=Path("params.yaml")):
 
 def use(source, **changes):
     """Choose a source, with some of its parameters changed."""
-    change_params({"source": source, f"sources.{source}": changes})
+    place = {"path": "data/folder"} if source == "folder" else {}
+    change_params({"source": source, f"sources.{source}": place | changes})
 
 
 def make(source):
