@@ -46,10 +46,11 @@ def task_folders(tmp_path_factory):
     return {name: write(root / name) for name, write in TASKS.items()}
 
 
-def embedded_by_heareval(checkpoint_folder: Path, tasks: Path, folder: Path) -> Path:
+def embedded_by_heareval(checkpoint_folder: Path, tasks: Path, folder: Path, **options) -> Path:
     """Folder of the embeddings that heareval's own runner makes of all tasks."""
     command = [sys.executable, "-m", "heareval.embeddings.runner", "pipeline.hear.api.model"]
     command += ["--model", checkpoint_folder, "--tasks-dir", tasks]
+    command += ["--model-options", json.dumps(options)]
     done = subprocess.run(
         [*command, "--embeddings-dir", folder / "embeddings"],
         cwd=folder,
@@ -59,7 +60,8 @@ def embedded_by_heareval(checkpoint_folder: Path, tasks: Path, folder: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder / "embeddings" / "pipeline.hear.api.model"
+    name = next((folder / "embeddings").iterdir()).name  # of the module and its options
+    return folder / "embeddings" / name
 
 
 @pytest.fixture
@@ -107,6 +109,24 @@ def test_the_files_are_those_of_heareval(tmp_path, module, checkpoint_folder, ta
             assert_same_split(ours, theirs, split)
         for copy in ("task_metadata.json", "labelvocabulary.csv", *(f"{s}.json" for s in splits)):
             assert (ours / copy).read_bytes() == (theirs / copy).read_bytes()
+
+
+def test_a_batch_dependent_model_gets_the_batches_of_heareval(tmp_path):
+    """Clips of a batch change each other's embeddings; the splits have 2, 1 and 3."""
+    options = {"mode": "reference", "normalization": "reference", "edges": "cut"}
+    checkpoint = write_checkpoint(tmp_path / "still", "audiontt", **SMALL, dropout=0.0)
+    tasks = {"scene": write_scene_task, "event": write_event_task}
+    for name, write in tasks.items():
+        write(tmp_path / "tasks" / name, (6, 4, 9))
+        metadata = tmp_path / "tasks" / name / "task_metadata.json"
+        content = json.loads(metadata.read_text()) | {"sample_duration": 20.0}  # batches of 4
+        metadata.write_text(json.dumps(content))
+    embedded = embedded_by_heareval(checkpoint, tmp_path / "tasks", tmp_path, **options)
+    module = HearModule(api, api.load_model(str(checkpoint), **options))
+    for name in tasks:
+        ours = embed(tmp_path / "tasks" / name, module, tmp_path / name)
+        for split in ("train", "valid", "test"):
+            assert_same_split(ours, embedded / name, split)
 
 
 def test_nothing_else_is_written(tmp_path, module, task_folders):

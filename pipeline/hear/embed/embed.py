@@ -1,7 +1,8 @@
 """Embeddings of a HEAR task by any module with the HEAR API.
 
-The clips of a split are in the order of hear-eval-kit's own embeddings: all splits of a task, in
-turn, are shuffled by one `Random(0)`.
+The rows of a split are in the order of hear-eval-kit's own embeddings: all splits of a task, in
+turn, are shuffled by one `Random(0)`. Its calls of the model take the clips in the order of
+<split>.json, which matters only where a clip's embedding depends on the other clips of the call.
 """
 
 import random
@@ -87,12 +88,16 @@ def write_embeddings(
     embedding_type, size = task.metadata.embedding_type, None
     for split, labels in task.labels.items():
         shutil.copyfile(task.folder / f"{split}.json", folder / f"{split}.json")
-        names = list(labels)
-        order.shuffle(names)
+        stored = list(labels)
+        order.shuffle(stored)
+        # Batches of one event clip need not keep the order of the JSON: no dropout is active there.
+        calls_matter = batch_size is not None and (batch_size > 1 or embedding_type == "scene")
+        names = list(labels) if calls_matter else stored
         paths = [task.audio(module.sample_rate, split) / name for name in names]
         clips = embed_files(paths, module, embedding_type, workers, batch_size, cache)
         progress = tqdm(clips, split, len(names), unit="clip", disable=None)
-        rows = _clip_rows(task, split, names, iter(progress), size)
+        rows = _clip_rows(task, split, names, stored, iter(progress), size)
+        rows = _sorted(rows) if embedding_type == "event" else rows
         size = files.write_split(folder, split, rows, len(names), embedding_type)
 
 
@@ -183,14 +188,36 @@ def frame_labels(
 
 
 def _clip_rows(
-    task: Task, split: str, names: Sequence[str], clips: Iterator[Embedded], size: int | None
+    task: Task,
+    split: str,
+    names: Sequence[str],
+    stored: Sequence[str],
+    clips: Iterator[Embedded],
+    size: int | None,
 ) -> Iterator[files.ClipRows]:
-    """Yield the rows of each clip, whose embeddings must be of `size`, if earlier ones set it."""
+    """Yield the rows of each clip, whose embeddings must be of `size`, if earlier ones set it.
+
+    Args:
+        names: of the files in the order in which they were passed to the model.
+        stored: the same in the order of their rows.
+    """
+    positions = {name: i for i, name in enumerate(stored)}
     for i, embeddings, timestamps in clips:
         check_size(embeddings, size, f"{task.name}: an embedding of {split}/{names[i]}")
         size = embeddings.shape[1]
         labels = _row_labels(task.labels[split][names[i]], timestamps)
-        yield files.ClipRows(i, names[i], embeddings, labels, timestamps)
+        yield files.ClipRows(positions[names[i]], names[i], embeddings, labels, timestamps)
+
+
+def _sorted(clips: Iterable[files.ClipRows]) -> Iterator[files.ClipRows]:
+    """Yield clips by position; those that come before their turn wait in memory."""
+    early: dict[int, files.ClipRows] = {}
+    turn = 0
+    for clip in clips:
+        early[clip.position] = clip
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
 
 
 def _row_labels(
