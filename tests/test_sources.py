@@ -389,11 +389,20 @@ def test_names_with_unusual_spaces_or_a_colon_are_accepted():
     assert {row.recording_id: row.status for row in rows.values()} == dict.fromkeys(names, "ok")
 
 
-def test_two_files_with_one_id_are_refused_by_name(caplog):
-    synthetic.write("data/folder", {"x/a.wav": audio(), "x/a.ogg": audio()})
+def test_files_of_one_stem_keep_their_suffixes_in_their_ids(caplog):
+    names = ["x/a.wav", "x/a.ogg", "x/a.wav.ogg", "x/b.wav", "a.wav"]
+    synthetic.write(
+        "data/folder", {name: audio(300 + i, name[-3:]) for i, name in enumerate(names)}
+    )
     use("folder")
-    error = failure_of(caplog)
-    assert "data/folder/x/a.wav: id 'x/a' is in data/folder/x/a.ogg already" in error
+    with caplog.at_level("INFO"):
+        rows = download()
+    ids = ["a", "x/a.ogg", "x/a.wav", "x/a.wav.ogg", "x/b"]
+    assert {row.recording_id: row.status for row in rows.values()} == dict.fromkeys(ids, "ok")
+    clips = stored_clips()
+    for name, clip in [("x/a.wav", "x/a.wav_0.wav"), ("x/a.wav.ogg", "x/a.wav.ogg_0.ogg")]:
+        assert clips[clip] == Path("data/folder", name).read_bytes()
+    assert "3 files are like others but for their suffixes, which their ids keep" in caplog.text
 
 
 @pytest.mark.parametrize(("files", "message"), [

@@ -1,8 +1,11 @@
 """Source `folder`: any tree of audio files, one recording each; long ones are cut into clips.
 
-The id of a recording is its path in the tree without the suffix; there are no labels.
+The id of a recording is its path in the tree without the suffix, unless another file's id would be
+the same (`x.wav` beside `x.mp3`); there are no labels.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +24,8 @@ SUFFIXES = {
 }
 KEY = "sources.folder.path"
 
+logger = logging.getLogger(__name__)
+
 
 class Folder:
     """See `source.Container`."""
@@ -38,10 +43,8 @@ class Folder:
     def segments(self) -> list[Segment]:
         """List the recordings by path, each cut into clips of at most `max_clip_s`."""
         base = self._root.parent if self._root.is_file() else self._root
-        files = (
-            (file.relative_to(base).with_suffix("").as_posix(), "", (str(file),))
-            for file in self._files
-        )
+        ids = _ids([file.relative_to(base) for file in self._files])
+        files = [(name, "", (str(file),)) for name, file in zip(ids, self._files, strict=True)]
         recordings, self._locations = one_segment_each(files, KEY)
         if not self._max_clip_s:
             return recordings
@@ -68,6 +71,19 @@ class Folder:
                 yield read_file(path)
             else:
                 yield from probing.pieces(path, pieces)
+
+
+def _ids(paths: Sequence[Path]) -> list[str]:
+    """Return a different id for each path: without its suffix, where no other path has this id."""
+    stems = [path.with_suffix("").as_posix() for path in paths]
+    taken = Counter([*stems, *(path.as_posix() for path in paths)])
+    ids = [
+        stem if taken[stem] == 1 else path.as_posix()
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    if kept := sum(name != stem for name, stem in zip(ids, stems, strict=True)):
+        logger.info("%d files are like others but for their suffixes, which their ids keep", kept)
+    return ids
 
 
 def read_file(path: Path) -> bytes | UnavailableError:
