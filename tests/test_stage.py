@@ -176,6 +176,8 @@ def test_another_configuration_has_another_work_folder():
             r"No space left on device: 'data/x'\nFree space: \d+\.\d GB at /.*; nothing was publ",
         ),
         (OSError("errno = 28, error message = 'No space left on device'"), "Free space"),
+        (MemoryError(), r"demo: There is not enough memory\. Free some"),
+        (MemoryError("Unable to allocate 7 TiB"), r"enough memory \(Unable to allocate 7 TiB\)\."),
         (
             shutil.Error(
                 [(f"a/{i}", f"b/{i}", "[Errno 28] No space left on device") for i in "xyz"]
@@ -225,6 +227,21 @@ def test_a_traceback_that_cannot_be_written_is_shown_and_not_claimed_to_be_in_a_
     assert "could not be written" in caplog.text
     assert "traceback in" not in caplog.text
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_an_error_is_reported_does_not_replace_the_report(how, caplog, monkeypatch):
+    def write(path):
+        os.kill(os.getpid(), how)
+        return "log"
+
+    def main(stage):
+        raise ValueError("the reason")
+
+    monkeypatch.setattr(stage_module, "_write_traceback", write)
+    with pytest.raises(SystemExit, match="1"):
+        run("demo", main)
+    assert caplog.messages == ["demo: the reason\n(log)"]
 
 
 def test_an_unexpected_error_keeps_its_traceback():

@@ -37,7 +37,7 @@ from pipeline.core.repository import in_copy, root
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Section)
-EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 NO_SPACE = os.strerror(errno.ENOSPC)  # in the text: errors of HDF5 and copytree have no errno
 
 
@@ -179,6 +179,7 @@ def run(name: str, main: Callable[[Stage], None], *instance: str) -> None:
         logger.error("%s: interrupted; %s. Run it again.", stage.name, stage.describe_published())
         sys.exit(signals.INTERRUPTED)
     except EXPECTED_ERRORS as error:
+        signals.ignore()
         log = work_root() / f"{stage.name}.error.log"
         logger.error("%s: %s\n(%s)", stage.name, _message(error, stage), _write_traceback(log))
         sys.exit(1)
@@ -190,6 +191,9 @@ def _message(error: Exception, stage: Stage) -> str:
         source, target, reason = error.args[0][0]  # of every file of a folder
         count = len(error.args[0])
         text = f"{source} and {count - 1} more files cannot be copied to {target}: {reason}"
+    if isinstance(error, MemoryError):
+        reason = f" ({text})" if text else ""
+        return f"There is not enough memory{reason}. Free some, then run it again."
     if NO_SPACE not in text:
         return text
     free = _free_space([work_root(), *stage.targets])
