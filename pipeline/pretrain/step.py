@@ -98,7 +98,10 @@ class Updater:
 
     @torch.no_grad()
     def _move_target(self) -> None:
-        """Move the target's weights towards the model's; it has batch statistics of its own."""
+        """Move the target's weights towards the model's new ones, as BYOL does.
+
+        It has batch statistics of its own. The authors' script moves it before the step.
+        """
         weight = 1 - self.settings.loss.ema_decay
         old: list[Tensor] = [*self.target.parameters()]
         new: list[Tensor] = [*self.model.parameters()]
@@ -118,7 +121,9 @@ class Updater:
     ) -> BarlowTwinsLoss:
         """Return the objective of one pair of embeddings, or, with a target network, of two.
 
-        BYOL sums the two, Barlow Twins averages them.
+        BYOL sums the two, Barlow Twins averages them. Batch norms, of the predictor too, see one
+        view at a time, and masks are on view 1 of the trained network alone, as with the target
+        `shared`. The authors' BYOL script has both views in one pass, and masks on both.
         """
         p = self.settings.loss
         with torch.autocast(view_1.device.type, torch.bfloat16, enabled=self.fast):
