@@ -111,6 +111,19 @@ def test_the_increase_of_the_mean_is_not_the_mean_of_the_increases(made_up):
     assert table.percent == pytest.approx(100 * (0.55 / 0.375 - 1))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "clips", "shown"),
+    [("vitc", 0, True), ("vitc", 512, False), ("audiontt", 0, False), ("vit", 0, False)],
+)
+def test_the_page_says_where_random_embeddings_are_nearly_equal(
+    made_up, without_figures, encoder, clips, shown
+):
+    made_up.set("encoder", encoder)
+    made_up.set("pretrain.random_calibration_clips", clips)
+    words = text(page_of(made_up))
+    assert ("the random ViT_C's batch norms have the statistics of" in words) == shown
+
+
 def test_a_lower_score_and_a_cross_validated_one_are_written_as_such(made_up, without_figures):
     made_up.score("pretrained", KIND, 0.45, {"std": 0.0123})
     words = text(page_of(made_up))
