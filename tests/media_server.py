@@ -73,6 +73,19 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "html":
             self.send_body(b"<html><head><title>x</title></head><body>No video</body></html>",
                            "text/html")  # fmt: skip
+        elif kind == "endless":
+            self.send_endless_page()
+        elif kind == "loop":
+            self.redirect(self.path)
+        elif kind == "tofile" or (kind == "mediatofile" and "Range" in self.headers):
+            self.redirect(self.file_url)
+        elif kind == "manifest":
+            lines = "#EXTM3U", "#EXT-X-TARGETDURATION:99", "#EXTINF:99,", self.file_url
+            self.send_body("\n".join([*lines, "#EXT-X-ENDLIST", ""]).encode(), "audio/mpegurl")
+        elif kind == "video":
+            self.send_body(
+                f"<html><video src='{self.file_url}'></video></html>".encode(), "text/html"
+            )
         elif (match := re.fullmatch(r"media(\d{3})", kind)) and "Range" in self.headers:
             self.send_error(int(match[1]))  # yt-dlp finds it, FFmpeg is refused
         elif kind == "reset":
@@ -86,6 +99,27 @@ class Handler(BaseHTTPRequestHandler):
             self.send_drops(self.server.folder / name)
         else:
             self.send_file(self.server.folder / name, kind)
+
+    @property
+    def file_url(self) -> str:
+        """Address of a recording on this machine, which no site may have read."""
+        return (self.server.folder / "ok-a.wav").as_uri()
+
+    def redirect(self, address: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", address)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send_endless_page(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html><body>")
+        while True:  # until the reader hangs up
+            self.wfile.write(b" " * (1 << 16))
+            self.server.bytes_sent += 1 << 16
 
     def refuse(self, status: int) -> None:
         self.send_response(status)

@@ -1,5 +1,6 @@
 """Fetching clips from a web site and from files: exact cuts, classes of failures, going on."""
 
+import errno
 import gc
 import io
 import os
@@ -18,10 +19,12 @@ import pytest
 import soundfile
 from fake_clock import FakeClock
 from media_server import serve
+from yt_dlp import YoutubeDL
+from yt_dlp.utils import DownloadError
 
 from pipeline.core.settings import NetworkParams
 from pipeline.corpus.clips.segments import Segment
-from pipeline.corpus.fetch import cutting, download_ledger, requirements
+from pipeline.corpus.fetch import cutting, download_ledger, look_up, requirements
 from pipeline.corpus.fetch import fetcher as fetching
 from pipeline.corpus.fetch import media as fetching_media
 from pipeline.corpus.fetch.clip_store import ClipStore
@@ -47,11 +50,12 @@ BEHAVIOURS = [
     "s503x2",
     "s429x1",
     "s429x2",
+    "mediatofile",
 ]
 PARAMS = NetworkParams(
     tries=2, timeout_s=1.0, backoff_s=0.02, clips_per_hour=0.0, limit=0, from_hour=0.0,
     to_hour=24.0, refusals=3, pause_s=0.2, longest_pause_s=1.0, pauses=2, cookies="", proxy="",
-    max_tool_age_days=90,
+    max_tool_age_days=90, look_up_mb=1.0,
 )  # fmt: skip
 
 
@@ -234,6 +238,11 @@ def test_a_clip_keeps_rate_and_channels_and_is_described_in_the_ledger(fetcher, 
         ("trunc-a", "transient", "", None),
         ("drip-a", "transient", "no complete clip within 1 s", None),
         ("html-a", "no_audio", "leads to a page", 2),
+        ("loop-a", "bad_address", "redirects without an end", 6),
+        ("tofile-a", "bad_address", "file://", 1),
+        ("mediatofile-a", "bad_address", "'file' not on whitelist", 2),
+        ("manifest-a", "bad_address", "'file' not on whitelist", 4),
+        ("video-a", "bad_address", "names media at file:", 1),
         ("ok-silentfilm", "no_audio", "matches no streams", None),
         ("ok-corrupt", "corrupt", "Invalid data", None),
         ("ok-empty", "corrupt", "", None),
@@ -290,6 +299,69 @@ def test_the_number_of_tries_depends_on_the_failure(fetcher, site, name, tries):
         assert fetch.store.last(clip_key(segment(name, 18.0, 28.0))).tries == tries
         fetch = fetcher(site.template, tries=4)
     assert bool(site.requests) == (row.status == "transient")  # a later run tries these alone
+
+
+def test_a_page_without_an_end_costs_one_clip_and_is_tried_once(fetcher, site):
+    asked = [segment(name, row=i) for i, name in enumerate(["ok-a", "endless-a", "ok-b"])]
+    rows = fetcher(site.template).run(asked, connections=2)
+    assert [row.status for row in rows] == ["ok", "bad_address", "ok"]
+    assert rows[1].reason == "its page is longer than network.look_up_mb = 1 MB"
+    fetcher(site.template).run(asked, connections=2)
+    assert site.requests["endless-a.wav"] == 1
+
+
+def test_a_page_is_read_up_to_a_limit(fetcher, site):
+    row, _ = fetch_one(fetcher(site.template), segment("endless-a"))
+    assert row.status == "bad_address"
+    assert 1e6 < site.bytes_sent < 20e6  # what the sockets hold is sent but not read
+
+
+def test_a_look_up_that_makes_ever_more_requests_is_given_up(fetcher, site, monkeypatch):
+    def follow(self, url, **_):
+        while True:
+            self.urlopen(url).read()
+
+    monkeypatch.setattr(YoutubeDL, "extract_info", follow)
+    row, _ = fetch_one(fetcher(site.template, look_up_mb=100.0), segment("html-a"))
+    assert (row.status, site.requests["html-a.wav"]) == ("bad_address", look_up.REQUESTS)
+
+
+def test_a_page_that_takes_too_long_is_given_up(fetcher, site, monkeypatch):
+    monkeypatch.setattr(look_up, "PATIENCE", 0)
+    row, _ = fetch_one(fetcher(site.template, tries=1), segment("html-a"))
+    assert (row.status, row.reason) == ("transient", "its page does not end within 0 s")
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError, MemoryError, RecursionError, AssertionError, KeyError, OSError]
+)
+def test_whatever_an_extractor_raises_costs_its_clip_alone(fetcher, site, monkeypatch, error):
+    extract = YoutubeDL.extract_info
+
+    def fail(self, url, **options):
+        if "ok-b" in url:
+            raise error("x")
+        return extract(self, url, **options)
+
+    monkeypatch.setattr(YoutubeDL, "extract_info", fail)
+    asked = [segment("ok-b"), segment("ok-a", row=1)]
+    rows = fetcher(site.template).run(asked, connections=1)
+    assert [row.status for row in rows] == ["transient", "ok"]
+    assert error.__name__ in rows[0].reason
+
+
+def test_too_many_open_files_stop_the_run_and_blame_no_clip(fetcher, site, monkeypatch):
+    def fail(*_, **__):
+        try:
+            raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as error:
+            raise DownloadError("x") from error
+
+    monkeypatch.setattr(YoutubeDL, "extract_info", fail)
+    fetch = fetcher(site.template)
+    with pytest.raises(OSError, match="Too many open files while"):
+        fetch.run([segment("ok-a")], connections=1)
+    assert fetch.store.last(clip_key(segment("ok-a"))) is None
 
 
 def test_refused_media_are_looked_up_again(fetcher, site):

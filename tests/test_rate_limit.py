@@ -27,6 +27,7 @@ PARAMS = NetworkParams(
     tries=2, timeout_s=1.0, backoff_s=1.0, clips_per_hour=360.0, limit=0, from_hour=0.0,
     to_hour=24.0, refusals=3, pause_s=60.0, longest_pause_s=200.0, pauses=3, cookies="", proxy="",
     max_tool_age_days=90,
+    look_up_mb=1.0,
 )  # fmt: skip
 BLOCKED = UnavailableError("blocked", "HTTP Error 429: Too Many Requests")
 

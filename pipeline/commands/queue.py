@@ -33,7 +33,7 @@ from pipeline.corpus.params import FETCHED, SOURCES
 from pipeline.corpus.sources import open_source, selection
 from pipeline.corpus.sources.audioset import AudioSet, cached_path
 
-LOST = {"gone", "geo", "login", "no_audio", "corrupt", "short", *RETRIED}
+LOST = {"gone", "geo", "login", "no_audio", "corrupt", "short", "bad_address", *RETRIED}
 SHOWN = 5  # addresses of a dry run
 
 

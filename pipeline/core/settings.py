@@ -78,6 +78,7 @@ class NetworkParams(Section):
 
     tries: int = Field(ge=1, le=100)  # attempts per clip and run for faults that may pass
     timeout_s: float = Field(gt=0, le=3600)  # without data before an attempt is given up
+    look_up_mb: float = Field(gt=0, le=100_000)  # read to find one recording's media
     backoff_s: float = Field(ge=0, le=3600)  # before the second attempt; doubles with each
     clips_per_hour: float = Field(ge=0, le=1_000_000)  # requests, all threads; 0 = no limit
     limit: int = Field(ge=0)  # clips that one run tries; 0 = all

@@ -6,7 +6,7 @@ CSV with one line per row, in the list's order:
     clip_id     "<recording_id>_<start in ms>"
     recording_id, start_s, end_s, labels    as in the segment list; labels comma-joined
     status      "ok", or the class of the failure: gone, geo, login, blocked, transient, no_audio,
-                corrupt, short, silent, clipped; "waiting": not tried yet
+                bad_address, too_large, corrupt, short, silent, clipped; "waiting": not tried yet
     stage       stage in which it failed; empty if ok
     reason      why it failed
     bytes, sha256    of the clip as fetched

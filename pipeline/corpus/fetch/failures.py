@@ -8,9 +8,12 @@ transient   may pass: time-outs, broken connections, 5xx, 403 of the media URL
 no_audio    the address holds no audio, but a web page for example
 corrupt     the recording is damaged
 short       the recording ends before the segment begins
+bad_address the address leads in circles, to a page without an end, or to files of this machine
+too_large   the clip has more bytes than `download.max_clip_mb` allows
 """
 
 import errno
+import os
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +28,7 @@ BLOCKED = {429}
 
 # The first match counts: "Sign in to confirm you're not a bot" is not about an account.
 EXTRACTION_MESSAGES = [
+    ("bad_address", r"file://|no connection adapters|unsupported url scheme|unknown url type"),
     ("blocked", r"not a bot|captcha|rate.?limit|too many requests"),
     ("geo", r"in your (country|location|region)|geo.?restrict"),
     ("gone", r"private video|removed|terminated|no longer available|video unavailable|copyright"),
@@ -33,6 +37,7 @@ EXTRACTION_MESSAGES = [
     ("login", r"requires payment"),
 ]
 CUTTING_MESSAGES = [
+    ("bad_address", r"protocol '.*' not on whitelist"),
     ("blocked", r"returned 429|too many requests"),
     ("login", r"returned 401"),
     ("transient", r"returned (403|5XX)|timed out|reset by peer|refused|broken pipe"),
@@ -42,6 +47,8 @@ CUTTING_MESSAGES = [
 ]
 
 CONTENT = {"no_audio", "corrupt", "short"}  # may also be caused by a broken transfer
+# Faults of this machine, which would fail every clip.
+OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 MEDIA_REFUSED = "returned 403"  # the media URL has expired; looking the recording up gives another
 
 
@@ -73,10 +80,13 @@ def tries_of(error: UnavailableError, tries: int) -> int:
 
 def classify_extraction(error: BaseException) -> UnavailableError:
     """Return the class and reason of an error that yt-dlp raised for a recording's address."""
+    check_machine(error)
     text = _essence(str(error))
     for cause in _causes(error):
         if isinstance(cause, HTTPError):
             cause.close()  # yt-dlp leaves the connection open
+            if cause.redirect_loop:
+                return UnavailableError("bad_address", "the address redirects without an end")
             wait_s = retry_after_s(cause.response.headers.get("Retry-After"))
             return UnavailableError(_class_of_status(cause.status), text, wait_s)
         if isinstance(cause, GeoRestrictedError):
@@ -84,6 +94,21 @@ def classify_extraction(error: BaseException) -> UnavailableError:
         if isinstance(cause, UnsupportedError):
             return UnavailableError("no_audio", "the address leads to a page, not to a recording")
     return UnavailableError(_match(EXTRACTION_MESSAGES, text) or "transient", text)
+
+
+def check_machine(error: BaseException) -> None:
+    """Stop at a fault of this machine, for which no recording is to blame.
+
+    Raises:
+        OSError: the disk is full, or too many files are open.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in OF_MACHINE:
+            raise _fault_of_machine(cause.errno)
+
+
+def _fault_of_machine(number: int) -> OSError:
+    return OSError(number, f"{os.strerror(number)} while a clip was fetched or read")
 
 
 def retry_after_s(header: str | None) -> float | None:
@@ -103,10 +128,11 @@ def classify_cutting(stderr: str) -> UnavailableError:
     """Return the class and reason of what FFmpeg wrote when it could not cut a segment.
 
     Raises:
-        OSError: the disk is full, for which the recording is not to blame.
+        OSError: see `check_machine`.
     """
-    if "No space left on device" in stderr:
-        raise OSError(errno.ENOSPC, "No space left on device while a clip was written")
+    for number in OF_MACHINE:
+        if os.strerror(number) in stderr:
+            raise _fault_of_machine(number)
     lines = [_essence(line) for line in stderr.splitlines() if line.strip()]
     for kind, pattern in CUTTING_MESSAGES:
         for line in lines:
@@ -134,16 +160,17 @@ def _class_of_status(status: int) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes; yt-dlp keeps them in `exc_info` and `cause`."""
+    """Return an error and its causes; yt-dlp keeps some in `exc_info` and `cause`."""
     causes: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
         current = pending.pop()
-        if current is None or current in causes:
+        if current is None or any(current is cause for cause in causes):
             continue
         causes.append(current)
         exc_info = getattr(current, "exc_info", None) or (None, None, None)
-        pending += [getattr(current, "cause", None), exc_info[1], current.__cause__]
+        pending += [getattr(current, "cause", None), exc_info[1]]
+        pending += [current.__cause__, current.__context__]
     return causes
 
 

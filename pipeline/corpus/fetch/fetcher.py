@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
-from yt_dlp import YoutubeDL
 
 from pipeline.core.settings import NetworkParams
 from pipeline.core.stage import work_root
@@ -26,7 +25,8 @@ from pipeline.corpus.fetch.clip_store import ClipStore, Outcome
 from pipeline.corpus.fetch.cutting import local_path
 from pipeline.corpus.fetch.download_ledger import clip_key, to_row
 from pipeline.corpus.fetch.failures import STAGE, UnavailableError
-from pipeline.corpus.fetch.media import downloader, fetch_clip, file_state, recording_url
+from pipeline.corpus.fetch.look_up import LookUp
+from pipeline.corpus.fetch.media import fetch_clip, file_state, recording_url
 from pipeline.corpus.fetch.rate_limit import BlockedError, Clock, Gate, StoppedError, back_off_s
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Fetcher:
         return recording_url(self.template, segment.recording_id)
 
     def _work(self, waiting: queue.SimpleQueue[Segment], bar: tqdm) -> None:
-        with downloader(self.params) as site:
+        with LookUp(self.params) as site:
             while not self._stop.is_set():
                 try:
                     segment = waiting.get_nowait()
@@ -173,7 +173,7 @@ class Fetcher:
                 else:
                     waiting.put(segment)
 
-    def _fetch_and_store(self, site: YoutubeDL, segment: Segment) -> bool:
+    def _fetch_and_store(self, site: LookUp, segment: Segment) -> bool:
         """Fetch a clip; return whether this run is done with it."""
         key, state = clip_key(segment), file_state(self._url(segment))
         clip = self.partial / f"{key}.{os.getpid()}.flac"  # FFmpeg may outlive a killed run
@@ -199,7 +199,7 @@ class Fetcher:
         self._refusals[key] += not error.is_excused
         return self._refusals[key] < self.params.tries
 
-    def _fetch_with_retries(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
+    def _fetch_with_retries(self, site: LookUp, segment: Segment, clip: Path) -> Outcome:
         failed = Counter[str]()
         while True:
             attempt = failed.total() + 1
@@ -221,7 +221,7 @@ class Fetcher:
         is_content = self.is_local and error.kind in failures.CONTENT
         return 1 if is_content else failures.tries_of(error, self.params.tries)
 
-    def _attempt(self, site: YoutubeDL, segment: Segment, clip: Path) -> Outcome:
+    def _attempt(self, site: LookUp, segment: Segment, clip: Path) -> Outcome:
         """Fetch a clip once, from a web site only when it may be asked."""
         arguments = (site, self._url(segment), segment, clip, self.params.timeout_s, self._stop)
         if self.is_local:

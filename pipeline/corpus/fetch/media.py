@@ -4,23 +4,20 @@ A recording is a local file or any address that yt-dlp supports; both are handle
 """
 
 import hashlib
-import io
-import logging
 import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from yt_dlp import YoutubeDL
 from yt_dlp.utils import YoutubeDLError
 
-from pipeline.core.settings import NetworkParams
 from pipeline.corpus.clips import ledger
 from pipeline.corpus.clips.segments import Segment
-from pipeline.corpus.fetch import failures, requirements
+from pipeline.corpus.fetch import failures
 from pipeline.corpus.fetch.clip_store import Outcome
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut, local_path
 from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.look_up import LookUp
 
 
 def recording_url(template: str, recording_id: str) -> str:
@@ -39,58 +36,45 @@ def file_state(url: str) -> str:
     return f"{state.st_size} bytes of {state.st_mtime_ns} ns"
 
 
-def downloader(params: NetworkParams) -> YoutubeDL:
-    """Return a yt-dlp that only looks recordings up; each thread needs its own.
-
-    Cookies are kept in memory: given a path, each thread would overwrite the user's file.
-    """
-    silent = logging.getLogger("yt_dlp")  # the exceptions repeat all that it logs of a failure
-    silent.setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {
-        "format": "bestaudio/best",
-        "socket_timeout": params.timeout_s,
-        "enable_file_urls": True,
-        "extract_flat": "in_playlist",  # a page that lists recordings is not one
-        "cachedir": False,
-        "js_runtimes": {name: {} for name in requirements.JS_RUNTIMES},
-        "color": "never",
-        "logger": silent,
-        "noprogress": True,
-    }
-    if params.cookies:
-        options["cookiefile"] = io.StringIO(Path(params.cookies).read_text(encoding="utf-8"))
-    if params.proxy:
-        options["proxy"] = params.proxy
-    return YoutubeDL(options)
-
-
-def resolve(site: YoutubeDL, url: str) -> Media:
+def resolve(site: LookUp, url: str) -> Media:
     """Find the media behind a recording's URL.
 
     Raises:
         UnavailableError: there are none, or the site does not serve them.
     """
-    path = local_path(url)
-    if path is not None and not path.exists():
-        raise UnavailableError("gone", f"there is no file {path.name}")
-    if path is not None and not path.is_file():  # reading a named pipe may never end
-        raise UnavailableError("no_audio", f"{path.name} is a folder, pipe or device, not a file")
+    if (path := local_path(url)) is not None:
+        return _local_media(path, url)
     try:
-        info = site.extract_info(url, download=False)
+        info = site.find(url)
+    except UnavailableError:
+        raise
     except YoutubeDLError as error:
         raise failures.classify_extraction(error) from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # An extractor met an answer that it cannot handle; one recording must not stop the rest.
+    except Exception as error:  # one recording must not stop the rest, whatever a site answers
+        failures.check_machine(error)
         raise UnavailableError("transient", f"yt-dlp failed: {error!r}") from error
     if not info or "url" not in info:
         raise UnavailableError("no_audio", "the address leads to a page, not to a recording")
     return media_of(site, info)
 
 
-def media_of(site: YoutubeDL, info: dict[str, Any]) -> Media:
-    """Return what FFmpeg needs of yt-dlp's answer, with the cookies that belong to its host."""
+def _local_media(path: Path, url: str) -> Media:
+    if not path.exists():
+        raise UnavailableError("gone", f"there is no file {path.name}")
+    if not path.is_file():  # reading a named pipe may never end
+        raise UnavailableError("no_audio", f"{path.name} is a folder, pipe or device, not a file")
+    return Media(url, {})
+
+
+def media_of(site: LookUp, info: dict[str, Any]) -> Media:
+    """Return what FFmpeg needs of yt-dlp's answer, with the cookies that belong to its host.
+
+    Raises:
+        UnavailableError: the media are not on the web; a page could name any file of this machine.
+    """
     if not info["url"].startswith(("http://", "https://")):
-        return Media(info["url"], {})
+        scheme = info["url"].partition(":")[0]
+        raise UnavailableError("bad_address", f"the site names media at {scheme}:, not on the web")
     headers = dict(info.get("http_headers") or {})
     if cookies := site.cookiejar.get_cookie_header(info["url"]):
         headers["Cookie"] = cookies
@@ -98,7 +82,7 @@ def media_of(site: YoutubeDL, info: dict[str, Any]) -> Media:
 
 
 def fetch_clip(
-    site: YoutubeDL,
+    site: LookUp,
     url: str,
     segment: Segment,
     target: Path,
