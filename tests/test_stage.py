@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import stage as stage_module
+from pipeline.core.files import open_files_hint
 from pipeline.core.stage import Stage, arguments, publish, run, runtimes
 from pipeline.pretrain.params import LossParams
 
 ROOT = Path(__file__).parents[1]
+OPEN_FILES = (
+    r"Too many open files'?\)?\nThis shell allows a process \d+ open files \(`ulimit -n`\)\. "
+)
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +189,8 @@ def test_another_configuration_has_another_work_folder():
             ),
             r"^demo: a/x and 2 more files cannot be copied to b/x: .*left on device\nFree space",
         ),
+        (OSError(errno.EMFILE, "Too many open files"), OPEN_FILES),
+        (OSError("unable to open file (errno = 24, 'Too many open files')"), OPEN_FILES),
     ],
 )
 def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, message, caplog):
@@ -196,6 +203,19 @@ def test_an_expected_error_is_one_message_and_its_traceback_is_in_a_log(error, m
     assert re.search(message, caplog.records[0].getMessage())
     assert "Traceback" not in caplog.text
     assert "Traceback" in Path(".work/demo.error.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "remedy"),
+    [
+        (40, 40, "Use a shell that allows more"),
+        (40, 256, "Raise it (`ulimit -n 256`)"),
+        (256, resource.RLIM_INFINITY, "Raise it (`ulimit -n 4096`)"),
+    ],
+)
+def test_the_hint_on_open_files_names_what_this_shell_may_do(soft, hard, remedy, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    assert f"{soft} open files (`ulimit -n`). {remedy}, or" in open_files_hint()
 
 
 def test_a_full_disk_is_told_for_the_work_folder_and_for_the_output(monkeypatch, caplog):
@@ -372,6 +392,8 @@ def test_a_stage_that_is_interrupted_while_it_imports_says_so(path, how, tmp_pat
             r"not enough memory .*\(libblas.so: failed to map .*`ulimit -v` of 9\d\.\d GB",
         ),
         ("MemoryError()", "not enough memory to load a library"),
+        ("OSError(24, 'Too many open files')", OPEN_FILES),
+        ("ImportError('x.so: cannot open: Too many open files')", OPEN_FILES),
         ("ModuleNotFoundError('no module x')", "no module x\n.*requirements.lock: `make doctor`"),
     ],
 )

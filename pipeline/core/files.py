@@ -1,9 +1,13 @@
-"""Files and folders: checksums, links, and where there is space."""
+"""Files and folders: checksums, links, where there is space, how many may be open."""
 
+import errno
 import hashlib
 import os
+import resource
 import shutil
 from pathlib import Path
+
+OPEN_FILES = os.strerror(errno.EMFILE)  # also the beginning of ENFILE's text
 
 
 def sha256(path: Path) -> str:
@@ -28,3 +32,13 @@ def nearest_folder(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Return the free space on the file system where a path is, or will be."""
     return shutil.disk_usage(nearest_folder(path)).free
+
+
+def open_files_hint() -> str:
+    """Return what limits the number of open files, and what to do about it."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"This shell allows a process {limit} open files (`ulimit -n`)."
+    may_rise = highest == resource.RLIM_INFINITY or highest > limit
+    wanted = 4096 if highest == resource.RLIM_INFINITY else min(highest, 4096)
+    remedy = f"Raise it (`ulimit -n {wanted}`)" if may_rise else "Use a shell that allows more"
+    return f"{text} {remedy}, or lower compute.connections and compute.workers; 1024 suffice."

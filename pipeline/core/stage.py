@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core import params, signals
-from pipeline.core.files import nearest_folder
+from pipeline.core.files import OPEN_FILES, nearest_folder, open_files_hint
 from pipeline.core.locks import exclusive
 from pipeline.core.params import Section
 from pipeline.core.repository import in_copy, root
@@ -194,6 +194,8 @@ def _message(error: Exception, stage: Stage) -> str:
     if isinstance(error, MemoryError):
         reason = f" ({text})" if text else ""
         return f"There is not enough memory{reason}. Free some, then run it again."
+    if OPEN_FILES in text:
+        return f"{text}\n{open_files_hint()}"
     if NO_SPACE not in text:
         return text
     free = _free_space([work_root(), *stage.targets])

@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 
 from pipeline.core import signals
+from pipeline.core.files import OPEN_FILES, open_files_hint
 
 NO_MEMORY = re.compile(r"\S*: (failed to map segment|cannot allocate memory)[^\n]*", re.IGNORECASE)
 
@@ -22,7 +23,7 @@ def prepare() -> None:
 def _report(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    if issubclass(kind, MemoryError | ImportError):
+    if issubclass(kind, MemoryError | ImportError) or OPEN_FILES in str(error):
         sys.stderr.write(f"{explain_import_error(error)}\n")
     else:
         sys.__excepthook__(kind, error, traceback)
@@ -30,6 +31,8 @@ def _report(
 
 def explain_import_error(error: BaseException) -> str:
     """Return why a package cannot be imported, and what to do about it."""
+    if OPEN_FILES in str(error):
+        return f"{error}\n{open_files_hint()}"
     cause = NO_MEMORY.search(str(error))
     if cause is None and not isinstance(error, MemoryError):
         return (
