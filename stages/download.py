@@ -57,7 +57,7 @@ def copy(stage: Stage, source: Container, section: Any, download: DownloadParams
     state = files.source_state(source.files(), section.clips)
     inputs = [section.model_dump(), state]
     segments = select(source.segments(), section.clips)
-    jobs = packing.make_jobs(source, inputs, segments, download.clips_per_shard)
+    jobs = packing.make_jobs(source, inputs, segments, download)
     code = packing.packing_code(source)
     shards = ShardCache(STAGE, CLIPS, tar_shards.SUFFIX, packing.write_shard, code, jobs)
     compute = params.load("compute", ComputeParams).model_copy(update={"workers": 1})

@@ -140,6 +140,43 @@ def audioset(root):
     })  # fmt: skip
 
 
+MIRRORED = ["--PJHxphWEs", "Y_abcdefghi", "0aBcDeFgHi_"]  # video ids
+
+
+def audioset_list(path, ids=(*MIRRORED, "goneVideo-1", "goneVideo-2")):
+    """Google's list of what a mirror should hold; each clip begins at another second."""
+    rows = "".join(f'{name}, {30 + i}.000, {31 + i}.000, "/m/{i}"\n' for i, name in enumerate(ids))
+    write(path.parent, {path.name: f"# Segments csv\n{rows}".encode()})
+
+
+def parquet_mirror(root):
+    """agkphysics/AudioSet: a folder for each subset; FLAC of 24 bits at 48 or 44.1 kHz."""
+    for subset, ids in {"unbal_train": MIRRORED, "eval": ["evalVideo-1"]}.items():
+        rows = [
+            {"video_id": name, "audio": {"bytes": flac_24(48000 if i else 44100), "path": None},
+             "labels": [f"/m/{i}", "/m/x"], "human_labels": ["Speech", "x"]}
+            for i, name in enumerate(ids)
+        ]  # fmt: skip
+        parquet(Path(root, "data", subset), rows, "00.parquet")
+
+
+def flac_24(rate):
+    file = io.BytesIO()
+    wave = tone(300, rate=rate, channels=2) / 32768
+    soundfile.write(file, wave, rate, format="FLAC", subtype="PCM_24")
+    return file.getvalue()
+
+
+def tar_mirror(root):
+    """confit/audioset-16khz-wds: numbered samples; id and names of the labels in the JSON."""
+    members = []
+    for i, name in enumerate(MIRRORED):
+        values = {"id": name, "label": ["Speech", f"Name, {i}"], "label_id": [0, i]}
+        members.append((f"sample-{i:09d}.json", json.dumps(values).encode()))
+        members.append((f"sample-{i:09d}.wav", audio(300, "wav", rate=16000)))
+    tar(Path(root, "2m", "train"), {"shard-00000.tar": members})
+
+
 # Source -> what makes it, parameters of its section, and its labels by clip id.
 SOURCES = {
     "url": (recordings, {}, {

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import synthetic_sources as synthetic
+from dvc.utils.hydra import apply_overrides
 from stage_runs import ROOT, change_params, make, run_stages, use
 from synthetic_sources import audio
 
@@ -27,6 +29,7 @@ from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.params import TarParams
 from pipeline.corpus.sources import packing, probing
+from pipeline.corpus.sources.comparison import compare
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.selection import select
 from pipeline.corpus.sources.tar import Tar, join_labels
@@ -90,9 +93,9 @@ def count_reads(monkeypatch):
     asked = []
     original = Tar.contents
 
-    def counted(self, segments):
+    def counted(self, segments, max_bytes):
         asked.extend(segment.recording_id for segment in segments)
-        return original(self, segments)
+        return original(self, segments, max_bytes)
 
     monkeypatch.setattr(Tar, "contents", counted)
     return asked
@@ -114,7 +117,8 @@ def test_a_repeated_download_reads_no_clip_unless_a_file_has_changed(monkeypatch
 def test_other_code_copies_all_clips_again(monkeypatch):
     make("tar")
     run_stages("download")
-    code = packing.packing_code(Tar(TarParams(path="data/tar", label_key="labels", clips="")))
+    section = TarParams(path="data/tar", label_key="labels", id_key="", segments=[], clips="")
+    code = packing.packing_code(Tar(section))
     asked = count_reads(monkeypatch)
     for identity, reads in ((code, []), ("other", ["-ab_1", "sub/two", "three", "four"])):
         monkeypatch.setattr(packing, "packing_code", lambda source, identity=identity: identity)
@@ -134,10 +138,10 @@ def test_an_interrupted_download_goes_on_after_the_last_complete_shard(monkeypat
     make("tar")
     original = Tar.contents
 
-    def stopped(self, segments):
+    def stopped(self, segments, max_bytes):
         if segments[0].recording_id == "three":
             raise KeyboardInterrupt
-        return original(self, segments)
+        return original(self, segments, max_bytes)
 
     with monkeypatch.context() as broken, pytest.raises(SystemExit):
         broken.setattr(Tar, "contents", stopped)
@@ -186,9 +190,9 @@ def test_files_that_change_while_they_are_read_are_an_error(monkeypatch, caplog)
     make("tar")
     original = Tar.contents
 
-    def meddled(self, segments):
+    def meddled(self, segments, max_bytes):
         os.utime("data/tar/tr-1.tar")
-        return original(self, segments)
+        return original(self, segments, max_bytes)
 
     monkeypatch.setattr(Tar, "contents", meddled)
     assert "changed while they were read" in failure_of(caplog)
@@ -543,6 +547,201 @@ def test_a_damaged_tar_is_an_error_that_names_it(how, caplog):
     use("tar")
     error = failure_of(caplog)
     assert "data/tar/a.tar" in error and "damaged" in error
+
+
+GNU_TAR = (
+    "GNU tar"
+    in subprocess.run(["tar", "--version"], capture_output=True, text=True, check=False).stdout
+)
+gnu_tar = pytest.mark.skipif(not GNU_TAR, reason="only GNU tar packs files sparsely")
+
+
+def write_with_holes(path, content):
+    with open(path, "wb") as file:
+        for start in range(0, len(content), 4096):
+            if any(block := content[start : start + 4096]):
+                file.seek(start)
+                file.write(block)
+        file.truncate(len(content))
+
+
+def pack_sparse(options, *names):
+    Path("data/tar").mkdir(parents=True)
+    command = ["tar", "-cSf", "data/tar/a.tar", *options.split(), *names]
+    subprocess.run(command, check=True)
+    use("tar")
+
+
+@gnu_tar
+@pytest.mark.parametrize("options", [
+    "--format=gnu", "--format=posix --sparse-version=0.0", "--format=posix --sparse-version=0.1",
+    "--format=posix --sparse-version=1.0",
+])  # fmt: skip
+def test_a_sparse_member_is_read_as_it_was_packed(options):
+    wave = synthetic.tone(300, 6.0, 16000)
+    for second in (1, 3, 5):
+        wave[second * 16000 : (second + 1) * 16000] = 0
+    file = io.BytesIO()
+    soundfile.write(file, wave, 16000, format="WAV")
+    write_with_holes("a.wav", file.getvalue())
+    synthetic.write(".", {"b.flac": audio()})
+    pack_sparse(f"--hole-detection=raw {options}", "a.wav", "b.flac")
+    assert Path("data/tar/a.tar").stat().st_size < Path("a.wav").stat().st_size
+    assert [row.status for row in download().values()] == ["ok", "ok"]
+    contents = {"a_0.wav": Path("a.wav").read_bytes(), "b_0.flac": audio()}
+    assert stored_clips() == contents
+
+
+@gnu_tar
+@pytest.mark.parametrize("options", ["--format=gnu", "--format=posix"])
+def test_a_member_that_claims_to_be_huge_costs_its_clip_alone_and_is_not_read(options):
+    synthetic.write(".", {"good.flac": audio(), "x.flac": audio(), "big.wav": b"", "x.json": b""})
+    for name in ("big.wav", "x.json"):
+        os.truncate(name, 1 << 40)
+    pack_sparse(options, "big.wav", "good.flac", "x.flac", "x.json")
+    assert Path("data/tar/a.tar").stat().st_size < 100_000
+    rows = download()
+    assert {key: row.status for key, row in rows.items()} == {
+        "big_0": "too_large", "good_0": "ok", "x_0": "too_large"}  # fmt: skip
+    assert rows["big_0"].reason == (
+        "'big' of data/tar/a.tar has 1,099,511,627,776 bytes, more than 1000 MB "
+        "(download.max_clip_mb)"
+    )
+    assert "'x.json' of data/tar/a.tar has 1,099,511,627,776 bytes" in rows["x_0"].reason
+
+
+@gnu_tar
+def test_a_truncated_sparse_member_is_a_fault_of_its_clip():
+    rng = np.random.default_rng(0)
+    write_with_holes("a.wav", rng.bytes(8192) + bytes(1 << 20) + rng.bytes(8192))
+    pack_sparse("--hole-detection=raw --format=gnu", "a.wav")
+    source = Tar(TarParams(path="data/tar", label_key="", id_key="", segments=[], clips=""))
+    segments = source.segments()
+    os.truncate("data/tar/a.tar", 12_000)
+    (fault,) = source.contents(segments, 1e9)
+    assert (fault.kind, fault.reason) == (
+        "corrupt", "its sparse member is damaged: unexpected end of data")  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["folder", "tar", "parquet", "hdf5"])
+def test_clips_larger_than_the_limit_are_named_in_the_ledger(source):
+    make(source)
+    before = download()
+    largest = max(row.bytes for row in before.values() if row.ok)
+    change_params({"download": {"max_clip_mb": (largest - 1) / 1e6}})
+    if source == "folder":
+        use("folder", max_clip_s=0.0)
+    rows = download()
+    lost = [row for row in rows.values() if row.status == "too_large"]
+    assert lost and any(row.ok for row in rows.values())
+    assert all("(download.max_clip_mb)" in row.reason for row in lost)
+
+
+def test_a_huge_file_is_not_read():
+    synthetic.write("data/folder", {"a.wav": audio(), "big.wav": b""})
+    os.truncate("data/folder/big.wav", 1 << 40)
+    use("folder")
+    rows = download()
+    assert {key: row.status for key, row in rows.items()} == {"a_0": "ok", "big_0": "too_large"}
+
+
+def test_a_row_of_samples_that_were_never_written_is_not_read():
+    make("hdf5")
+    with h5py.File("data/hdf5/huge.h5", "w") as file:
+        file["audio_name"] = np.array([b"huge.wav"])
+        file.create_dataset("waveform", (1, 1 << 40), np.int16, chunks=(1, 1 << 20))
+        file.attrs["sample_rate"] = 32000
+    rows = download()
+    assert rows["huge_0"].status == "too_large"
+    assert "row 0 of data/hdf5/huge.h5 has 2,199,023,255,552 bytes" in rows["huge_0"].reason
+    assert ledger.counts(rows.values())["ok"] == 3
+
+
+# ---- mirrors of AudioSet, against Google's list ------------------------------------------------
+
+
+@pytest.fixture
+def _no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def use_preset(name, source, path):
+    """Apply an option file, with a copy of Google's list on this disk."""
+    synthetic.audioset_list(Path("list.csv"))
+    options = (ROOT / "presets" / name).read_text().replace("-S ", "").split()
+    use(source, path=path)
+    apply_overrides("params.yaml", [re.sub(r"\[https:.*\]", "[list.csv]", x) for x in options])
+
+
+MIRRORS = [
+    ("audioset-parquet", "parquet", synthetic.parquet_mirror, "data/unbal_train", "/m/0,/m/x"),
+    ("audioset-16khz", "tar", synthetic.tar_mirror, "2m/train", "Speech,Name; 0"),
+]
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize(("preset", "source", "layout", "path", "labels"), MIRRORS)
+def test_a_mirror_is_compared_with_googles_list_without_a_request(
+    preset, source, layout, path, labels, caplog
+):
+    if source == "parquet":
+        pytest.importorskip("pyarrow")
+    layout("mirror")
+    use_preset(preset, source, f"mirror/{path}")
+    caplog.set_level("INFO")
+    rows = download()
+    assert {key: row.status for key, row in rows.items()} == {
+        "--PJHxphWEs_30000": "ok", "Y_abcdefghi_31000": "ok", "0aBcDeFgHi__32000": "ok",
+        "goneVideo-1_33000": "gone", "goneVideo-2_34000": "gone",
+    }  # fmt: skip
+    first = rows["--PJHxphWEs_30000"]
+    assert (first.start_s, first.end_s, first.labels) == (30.0, 31.0, labels)
+    lost = rows["goneVideo-1_33000"]
+    assert lost.reason == f"it is listed in sources.{source}.segments, but not in the files"
+    assert lost.labels == "/m/3"
+    assert "3 of 5 listed clips are here, 2 are missing" in caplog.text
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_recordings_that_the_list_lacks_are_left_out(caplog):
+    pytest.importorskip("pyarrow")
+    synthetic.parquet_mirror("mirror")  # with a clip of another subset
+    use_preset("audioset-parquet", "parquet", "mirror")
+    caplog.set_level("INFO")
+    rows = download()
+    assert "evalVideo-1_30000" not in rows and ledger.counts(rows.values())["ok"] == 3
+    assert "left out, as they are not listed: 1" in caplog.text
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_list_of_other_recordings_is_an_error(caplog):
+    make("tar")
+    synthetic.audioset_list(Path("list.csv"))
+    use("tar", segments=["list.csv"])
+    assert "None of the 4 recordings, such as '-ab_1', is in the lists of" in failure_of(caplog)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("abcdefghijk", "abcdefghijk"), ("Yabcdefghijk", "abcdefghijk"), ("Y_-cdefghij", "Y_-cdefghij"),
+    ("train/abcdefghijk", "abcdefghijk"), ("abcdefghijk_30.000_40.000", "abcdefghijk"),
+    ("abcdefghijk_30", "abcdefghijk"), ("abcdefghijkl", None), ("other", None), ("a", "a"),
+])  # fmt: skip
+def test_copies_name_recordings_in_several_ways(name, expected):
+    listed = [Segment(0, x, 3.0, 4.0, "") for x in ("abcdefghijk", "Y_-cdefghij", "a")]
+    found = [Segment(0, name, 0.0, 0.0, ""), Segment(1, "a", 0.0, 0.0, "")][: 2 - (name == "a")]
+    _, here = compare(found, listed, "x")
+    assert here.get(expected) == (name if expected else None)
+
+
+def test_two_recordings_of_one_listed_clip_are_an_error():
+    found = [
+        Segment(i, name, 0.0, 0.0, "") for i, name in enumerate(["Yabcdefghijk", "abcdefghijk"])
+    ]
+    with pytest.raises(ValueError, match="'Yabcdefghijk' and 'abcdefghijk' are both 'abcdefghijk'"):
+        compare(found, [Segment(0, "abcdefghijk", 3.0, 4.0, "")], "x")
 
 
 # ---- parquet -----------------------------------------------------------------------------------

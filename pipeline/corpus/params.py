@@ -91,7 +91,10 @@ class TarParams(Section):
     """Section `sources.tar`: WebDataset tars."""
 
     path: Place  # file or folder
+    # AudioSet-format CSVs of what the files should hold, or their addresses; likewise below
     label_key: str  # in the JSON member of a sample
+    id_key: str  # likewise, of the id; "": the name of the member
+    segments: list[Place]
     clips: LocalPath
 
 
@@ -100,6 +103,7 @@ class ParquetParams(Section):
 
     path: Place  # file or folder
     label_column: str  # "": none
+    segments: list[Place]
     clips: LocalPath
 
 
@@ -107,6 +111,7 @@ class Hdf5Params(Section):
     """Section `sources.hdf5`: AudioSet packed for PANNs or PaSST."""
 
     path: Place  # file or folder
+    segments: list[Place]
     sample_rate: int = Field(ge=0, le=10_000_000)  # Hz, of waveforms whose file does not say it
     classes: LocalPath  # CSV of AudioSet's ids by class number, "": none
     clips: LocalPath
@@ -134,6 +139,7 @@ class DownloadParams(Section):
 
     max_failed: float = Field(ge=0, le=1)  # share of segments that may be unavailable
     publish_partial: bool  # publish what is there although clips were not tried yet
+    max_clip_mb: float = Field(gt=0, le=1_000_000)  # of a clip in a container
     # rows of the segment list per tar shard, here and downstream
     clips_per_shard: int = Field(ge=1, le=10_000_000)
 

@@ -11,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline.corpus.clips.segments import Segment
-from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.failures import UnavailableError, check_machine
 from pipeline.corpus.params import FolderParams
 from pipeline.corpus.sources import probing
 from pipeline.corpus.sources.files import list_files
+from pipeline.corpus.sources.source import too_large
 from pipeline.corpus.sources.whole_recordings import one_segment_each
 
 SUFFIXES = {
@@ -58,17 +59,20 @@ class Folder:
         """Return (start, end) in seconds of the clips; (0, 0) is the whole file."""
         try:
             duration_s = probing.duration_s(Path(self._locations[recording.recording_id][0]))
-        except (OSError, UnavailableError):  # `contents` gives the reason
+        except (OSError, UnavailableError) as error:  # `contents` gives the reason
+            check_machine(error)
             return [(0.0, 0.0)]
         cuts = probing.spans(duration_s or 0.0, self._max_clip_s)
         return cuts if len(cuts) > 1 else [(0.0, 0.0)]
 
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+    def contents(
+        self, segments: Sequence[Segment], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
         for recording_id, group in groupby(segments, key=lambda segment: segment.recording_id):
             path, pieces = Path(self._locations[recording_id][0]), list(group)
             if pieces[0].end_s == 0.0:
-                yield read_file(path)
+                yield read_file(path, max_bytes)
             else:
                 yield from probing.pieces(path, pieces)
 
@@ -86,11 +90,13 @@ def _ids(paths: Sequence[Path]) -> list[str]:
     return ids
 
 
-def read_file(path: Path) -> bytes | UnavailableError:
+def read_file(path: Path, max_bytes: float) -> bytes | UnavailableError:
     """Return the content of a file, or why it cannot be read."""
     try:
-        return path.read_bytes()
+        size = path.stat().st_size
+        return path.read_bytes() if size <= max_bytes else too_large(path.name, size, max_bytes)
     except FileNotFoundError:
         return UnavailableError("gone", f"there is no file {path.name}")
     except OSError as error:
+        check_machine(error)
         return UnavailableError("corrupt", f"the file cannot be read: {error.strerror}")

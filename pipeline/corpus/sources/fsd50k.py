@@ -66,6 +66,9 @@ class Fsd50k:
                 )
             yield line, cells
 
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
+    def contents(
+        self, segments: Sequence[Segment], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
         """See `source.Container`."""
-        return (read_file(self._audio / f"{segment.recording_id}.wav") for segment in segments)
+        paths = (self._audio / f"{segment.recording_id}.wav" for segment in segments)
+        return (read_file(path, max_bytes) for path in paths)

@@ -20,9 +20,9 @@ import numpy as np
 
 from pipeline import audio
 from pipeline.corpus import labels
-from pipeline.corpus.clips.segments import Segment
-from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.failures import UnavailableError, check_machine
 from pipeline.corpus.params import Hdf5Params
+from pipeline.corpus.sources.source import too_large
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
 KEY = "sources.hdf5.path"
@@ -42,7 +42,7 @@ class Hdf5(MultiRecordingFiles[Location]):
     """See `source.Container`."""
 
     def __init__(self, params: Hdf5Params) -> None:
-        super().__init__(params.path, {".h5", ".hdf", ".hdf5"}, KEY)
+        super().__init__("hdf5", params.path, {".h5", ".hdf", ".hdf5"}, params.segments)
         self._sample_rate = params.sample_rate
         self._classes = labels.read_ids(Path(params.classes)) if params.classes else []
 
@@ -68,21 +68,33 @@ class Hdf5(MultiRecordingFiles[Location]):
     def _label(self, number: int) -> str:
         return self._classes[number] if number < len(self._classes) else str(number)
 
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `source.Container`."""
-        locations = [self._locations[segment.recording_id] for segment in segments]
-        for path, in_file in groupby(locations, key=lambda location: location.path):
+    def _contents(
+        self, found: Sequence[tuple[str, Location]], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
+        for path, in_file in groupby(found, key=lambda item: item[1].path):
             with open_file(Path(path)) as file:
-                yield from (self._content(file, location) for location in in_file)
+                yield from (self._content(file, location, max_bytes) for _, location in in_file)
 
-    def _content(self, file: h5py.File, location: Location) -> bytes | UnavailableError:
+    def _content(
+        self, file: h5py.File, location: Location, max_bytes: float
+    ) -> bytes | UnavailableError:
         if location.empty:
             return UnavailableError("gone", "it was missing when the HDF5 file was packed")
+        name = f"row {location.row} of {location.path}"
         try:
             if "mp3" in file:
-                return bytes(file["mp3"][location.row].tobytes())
+                mp3 = file["mp3"][location.row]
+                return (
+                    mp3.tobytes()
+                    if mp3.nbytes <= max_bytes
+                    else too_large(name, mp3.nbytes, max_bytes)
+                )
+            size = file["waveform"].nbytes // len(file["waveform"])
+            if size > max_bytes:
+                return too_large(name, size, max_bytes)
             samples = file["waveform"][location.row]
         except OSError as error:
+            check_machine(error)
             return UnavailableError("corrupt", f"its row cannot be read: {error}")
         return audio.encode_flac(samples, self._rate(file))
 

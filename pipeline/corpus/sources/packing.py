@@ -14,6 +14,7 @@ from pipeline.corpus.clips import ledger, tar_shards
 from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S
 from pipeline.corpus.fetch.failures import STAGE, UnavailableError
+from pipeline.corpus.params import DownloadParams
 from pipeline.corpus.sources import probing
 from pipeline.corpus.sources.source import Container
 
@@ -28,20 +29,22 @@ class Job:
     inputs: Any  # parameters and state of the source, as JSON
     segments: Sequence[Segment]
     rows: list[ledger.Row]
+    max_bytes: float  # of a clip
 
     def identity(self) -> Any:
         """Return all that determines the shard's bytes, as JSON."""
         segments = [(s.recording_id, s.start_s, s.end_s, s.labels) for s in self.segments]
-        return self.inputs, segments
+        return self.inputs, segments, self.max_bytes
 
 
 def make_jobs(
-    source: Container, inputs: Any, segments: Sequence[Segment], clips_per_shard: int
+    source: Container, inputs: Any, segments: Sequence[Segment], params: DownloadParams
 ) -> list[Job]:
     """Return a job for each shard, in order."""
-    starts = range(0, len(segments), clips_per_shard)
-    parts = [segments[start : start + clips_per_shard] for start in starts]
-    return [Job(source, inputs, part, list(map(ledger.from_segment, part))) for part in parts]
+    count, max_bytes = params.clips_per_shard, params.max_clip_mb * 1e6
+    parts = [segments[start : start + count] for start in range(0, len(segments), count)]
+    rows = [list(map(ledger.from_segment, part)) for part in parts]
+    return [Job(source, inputs, *job, max_bytes) for job in zip(parts, rows, strict=True)]
 
 
 def packing_code(source: Container) -> str:
@@ -54,7 +57,7 @@ def write_shard(job: Job, target: Path) -> list[ledger.Row]:
     rows: list[ledger.Row] = []
 
     def usable() -> Iterator[tuple[str, bytes]]:
-        contents = job.source.contents(job.segments)
+        contents = job.source.contents(job.segments, job.max_bytes)
         for row, content in zip(job.rows, contents, strict=True):
             try:
                 rows.append(describe(row, content))

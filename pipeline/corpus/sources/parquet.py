@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from pipeline.corpus.clips.segments import Segment
-from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.failures import UnavailableError, check_machine
 from pipeline.corpus.params import ParquetParams
+from pipeline.corpus.sources.source import too_large
 from pipeline.corpus.sources.tar import join_labels
 from pipeline.corpus.sources.whole_recordings import MultiRecordingFiles
 
-KEY = "sources.parquet.path"
 ID, AUDIO = "video_id", "audio"
 BATCH = 32  # rows of audio in memory
 BUFFER = 1 << 20  # bytes read at a time
+OVERHEAD = 1 << 20  # bytes of a row group that are not audio
 
 
 class Location(NamedTuple):
@@ -37,7 +37,7 @@ class Parquet(MultiRecordingFiles[Location]):
     """See `source.Container`."""
 
     def __init__(self, params: ParquetParams) -> None:
-        super().__init__(params.path, {".parquet"}, KEY)
+        super().__init__("parquet", params.path, {".parquet"}, params.segments)
         self._labels = params.label_column
 
     def _recordings(self) -> Iterator[tuple[str, str, Location]]:
@@ -52,11 +52,12 @@ class Parquet(MultiRecordingFiles[Location]):
                         yield str(values[ID] or ""), labels, Location(path, group, row)
                         row += 1
 
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """See `source.Container`."""
-        locations = [self._locations[segment.recording_id] for segment in segments]
-        for (path, group), in_group in groupby(locations, key=lambda location: location[:2]):
-            yield from read_rows(path, group, [location.row for location in in_group])
+    def _contents(
+        self, found: Sequence[tuple[str, Location]], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
+        for (path, group), in_group in groupby(found, key=lambda item: item[1][:2]):
+            rows = [location.row for _, location in in_group]
+            yield from read_rows(path, group, rows, max_bytes)
 
 
 def pyarrow_parquet() -> Any:
@@ -98,27 +99,42 @@ def open_file(path: str, columns: Sequence[str]) -> Any:
     return file
 
 
-def read_rows(path: str, group: int, rows: Sequence[int]) -> Iterator[bytes | UnavailableError]:
+def read_rows(
+    path: str, group: int, rows: Sequence[int], max_bytes: float
+) -> Iterator[bytes | UnavailableError]:
     """Yield the audio of some rows of a row group, in ascending order, or why it cannot be read."""
     done, first = 0, 0
     try:
         file = open_file(path, [AUDIO])
+        name = f"row group {group} of {path}"
+        size, count = unpacked_size(file.metadata.row_group(group))
+        if size > max_bytes * count + OVERHEAD:
+            yield from [too_large(name, size, max_bytes * count)] * len(rows)
+            return
         for batch in file.iter_batches(BATCH, row_groups=[group], columns=[AUDIO]):
             while done < len(rows) and rows[done] < first + len(batch):
                 value = batch.column(0)[rows[done] - first].as_py()
                 done += 1
-                yield _content(value)
+                yield _content(value, name, max_bytes)
             if done == len(rows):
                 return
             first += len(batch)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
+        check_machine(error)
         fault = UnavailableError("corrupt", f"row group {group} is damaged: {error}")
         yield from [fault] * (len(rows) - done)
 
 
-def _content(value: Any) -> bytes | UnavailableError:
+def unpacked_size(group: Any) -> tuple[int, int]:
+    """Return the bytes of the audio in a row group once unpacked, and its number of rows."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    audio = (column for column in columns if column.path_in_schema.split(".")[0] == AUDIO)
+    return sum(column.total_uncompressed_size for column in audio), group.num_rows
+
+
+def _content(value: Any, name: str, max_bytes: float) -> bytes | UnavailableError:
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, bytes):
-        return content
+        return content if len(content) <= max_bytes else too_large(name, len(content), max_bytes)
     path = value.get("path") if isinstance(value, dict) else None
     return UnavailableError("gone", f"its row holds no bytes, only the path {path!r}")

@@ -39,6 +39,17 @@ class Container(Protocol):
         """See `Recordings`."""
         ...
 
-    def contents(self, segments: Sequence[Segment]) -> Iterator[bytes | UnavailableError]:
-        """Yield an audio file for each segment, in order, or the reason why there is none."""
+    def contents(
+        self, segments: Sequence[Segment], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
+        """Yield an audio file for each segment, in order, or the reason why there is none.
+
+        One of more than `max_bytes` is not read: a small container may claim to hold a huge one.
+        """
         ...
+
+
+def too_large(name: str, size: int, max_bytes: float) -> UnavailableError:
+    """Return why a file of `size` bytes is not read."""
+    limit = f"{max_bytes / 1e6:g} MB (download.max_clip_mb)"
+    return UnavailableError("too_large", f"{name} has {size:,} bytes, more than {limit}")

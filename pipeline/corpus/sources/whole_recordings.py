@@ -2,11 +2,14 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.corpus.clips.segments import Segment, check_labels
+from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.sources.comparison import compare, read_lists
 from pipeline.corpus.sources.files import list_files
 from pipeline.corpus.sources.selection import shortened
 
@@ -21,12 +24,17 @@ class MultiRecordingFiles(ABC, Generic[Location]):
     """Base of each `Container` whose files hold many recordings.
 
     Args:
-        path, suffixes, key: see `list_files`.
+        section: the section of `sources`, for messages.
+        path, suffixes: see `list_files`.
+        lists: segment lists of what the files should hold, see `comparison`.
     """
 
-    def __init__(self, path: str, suffixes: Collection[str], key: str) -> None:
-        self._key = key
-        self._files = list_files(Path(path), suffixes, key)
+    def __init__(
+        self, section: str, path: str, suffixes: Collection[str], lists: Sequence[str]
+    ) -> None:
+        self._section = f"sources.{section}"
+        self._files = list_files(Path(path), suffixes, f"{self._section}.path")
+        self._lists = lists
         self._locations: dict[str, Location] = {}
 
     def files(self) -> list[Path]:
@@ -34,13 +42,36 @@ class MultiRecordingFiles(ABC, Generic[Location]):
         return self._files
 
     def segments(self) -> list[Segment]:
-        """List the recordings of all files in order."""
-        segments, self._locations = one_segment_each(self._recordings(), self._key)
+        """List the recordings of all files in order, then those that only the lists have."""
+        segments, locations = one_segment_each(self._recordings(), f"{self._section}.path")
+        if self._lists:
+            listed = read_lists(self._lists)
+            segments, here = compare(segments, listed, f"{self._section}.segments")
+            locations = {name: locations[recording_id] for name, recording_id in here.items()}
+        self._locations = locations
         return segments
+
+    def contents(
+        self, segments: Sequence[Segment], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
+        """See `source.Container`."""
+        for is_here, group in groupby(segments, lambda s: s.recording_id in self._locations):
+            if is_here:
+                found = [(s.recording_id, self._locations[s.recording_id]) for s in group]
+                yield from self._contents(found, max_bytes)
+            else:
+                why = f"it is listed in {self._section}.segments, but not in the files"
+                yield from (UnavailableError("gone", why) for _ in group)
 
     @abstractmethod
     def _recordings(self) -> Iterable[tuple[str, str, Location]]:
         """Return id, labels and location of each recording."""
+
+    @abstractmethod
+    def _contents(
+        self, found: Sequence[tuple[str, Location]], max_bytes: float
+    ) -> Iterator[bytes | UnavailableError]:
+        """Yield the recordings at some locations, which come with their ids."""
 
 
 def one_segment_each(
