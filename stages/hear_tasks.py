@@ -2,7 +2,7 @@
 
 Reads   <hear.sources.<source>.path>/<task>, or its archive in a Zenodo record
 Writes  data/hear/<task>
-Params  hear.source, hear.sources.<source>, logmel.sample_rate
+Params  hear.source, hear.sources.<source>, hear.max_file_mb, logmel.sample_rate
 """
 
 import logging
@@ -27,6 +27,7 @@ def main(stage: Stage, name: str) -> None:
     source = stage.value("hear.source")
     chosen: Any = stage.load(f"hear.sources.{source}", TASK_SOURCES[source])
     sample_rate = stage.value("logmel.sample_rate")
+    max_bytes = 1e6 * stage.value("hear.max_file_mb")
     target = f"data/hear/{name}"
     if source == "zenodo":
         network = params.load("network", NetworkParams)
@@ -34,11 +35,11 @@ def main(stage: Stage, name: str) -> None:
             zenodo.downloaded_archive(chosen, name, network) as archive,
             stage.output(target) as folder,
         ):
-            task = unpack_task(archive, name, folder, sample_rate)
+            task = unpack_task(archive, name, folder, sample_rate, max_bytes)
     else:
         task = read_task(find_task(Path(chosen.path), name))
         with stage.output(target) as folder:
-            publish_task(task, folder, sample_rate)
+            publish_task(task, folder, sample_rate, max_bytes)
     clips = {split: len(files) for split, files in task.labels.items()}
     logger.info("%s: %s task, clips %s", name, task.metadata.embedding_type, clips)
 

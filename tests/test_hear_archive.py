@@ -20,13 +20,13 @@ BASE = f"tasks/{NAME}"
 CLIP = f"{BASE}/48000/fold01/fold01_2.wav"
 
 
-def unpacked(tmp_path, contents, name=NAME, sample_rate=16_000):
+def unpacked(tmp_path, contents, name=NAME, sample_rate=16_000, max_bytes=1e9):
     """Unpack an archive of these files (or with these bytes) into tmp_path/task."""
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(contents if isinstance(contents, bytes) else pack(contents))
     folder = tmp_path / "task"
     folder.mkdir()
-    unpack_task(archive, name, folder, sample_rate)
+    unpack_task(archive, name, folder, sample_rate, max_bytes)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_an_archive_gives_the_same_files_as_its_unpacked_folder(tmp_path, name, 
         tar.extractall(tmp_path / "plain", filter="data")
     published = tmp_path / "published"
     published.mkdir()
-    publish_task(read_task(tmp_path / "plain/tasks" / name), published, 16_000)
+    publish_task(read_task(tmp_path / "plain/tasks" / name), published, 16_000, 1e9)
     assert contents_of(unpacked(tmp_path, contents, name)) == contents_of(published)
 
 
@@ -123,6 +123,74 @@ def test_a_link_inside_the_archive_gives_its_targets_content(tmp_path):
 def test_a_dangling_link_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be unpacked: .*absent"):
         unpacked(tmp_path, pack(files(NAME), member(CLIP, tarfile.SYMTYPE, "absent")))
+
+
+def sized(name, size):
+    """A sparse member that claims `size` bytes of which none are stored."""
+    info = member(name)
+    map_of = {"major": "0", "minor": "1", "map": f"{size},0", "size": str(size), "name": name}
+    info.pax_headers = {f"GNU.sparse.{key}": value for key, value in map_of.items()}
+    return info
+
+
+@pytest.mark.parametrize("name", [CLIP, f"{BASE}/fold00.json"])
+def test_a_listed_file_that_claims_to_be_huge_is_named_and_not_read(tmp_path, name):
+    contents = files(NAME)
+    del contents[name]
+    message = rf"a\.tar\.gz.*'{name}' has 1,000,000,000,000 bytes, more than 1000 MB \(hear"
+    with pytest.raises(ValueError, match=message):
+        unpacked(tmp_path, pack(contents, sized(name, 10**12)))
+
+
+def test_an_unlisted_file_that_claims_to_be_huge_is_skipped(tmp_path):
+    expected = contents_of(unpacked(tmp_path, files(NAME)))
+    (tmp_path / "second").mkdir()
+    huge = sized(f"{BASE}/48000/fold00/unlisted.wav", 10**12)
+    assert contents_of(unpacked(tmp_path / "second", pack(files(NAME), huge))) == expected
+
+
+def test_a_link_to_a_file_that_is_too_large_is_not_followed(tmp_path):
+    contents = files(NAME)
+    target = f"{BASE}/48000/fold00/fold00_0.wav"
+    contents |= {target: wav(np.tile(TONE, 10))}
+    del contents[CLIP]
+    links = pack(contents, member(CLIP, tarfile.SYMTYPE, "../fold00/fold00_0.wav"))
+    with pytest.raises(ValueError, match=r"has 96,044 bytes, more than 0\.05 MB"):
+        unpacked(tmp_path, links, max_bytes=5e4)
+
+
+def with_zero_byte(name):
+    info = member(name)
+    info.pax_headers = {"path": name.replace(".", "\0.")}
+    return info
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (member(CLIP, tarfile.SYMTYPE, "fold01_2.wav"), "fold01_2.wav' is a link that leads to"),
+        (member(f"{BASE}/{LONG}.json"), f"{LONG}.json' cannot be the name of a file"),
+        (member(f"{BASE}/48000/fold00/{LONG}.wav"), f"{LONG}.wav' cannot be the name"),
+        (member(f"{BASE}/48000/{LONG}/a.wav"), f"{LONG}/a.wav' cannot be the name"),
+        (with_zero_byte(f"{BASE}/a.json"), r"a\\x00.json' cannot be the name"),
+    ],
+    ids=["link to itself", "long list", "long clip", "long folder", "zero byte"],
+)
+def test_a_member_that_cannot_be_written_is_named(tmp_path, bad, message):
+    contents = files(NAME)
+    contents.pop(bad.name, None)
+    with pytest.raises(ValueError, match=rf"a\.tar\.gz cannot be unpacked: .*{message}"):
+        unpacked(tmp_path, pack(contents, bad))
+
+
+def test_a_file_that_has_the_name_of_a_folder_is_skipped(tmp_path):
+    expected = contents_of(unpacked(tmp_path, files(NAME)))
+    (tmp_path / "second").mkdir()
+    content = pack(files(NAME), member(f"{BASE}/16000"))
+    assert contents_of(unpacked(tmp_path / "second", content)) == expected
 
 
 def wav(samples, rate=RATE, **options):

@@ -1,5 +1,6 @@
 """Published audio of HEAR tasks: its sample rate, and errors that name the file."""
 
+import os
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.hear.tasks.task import read_task
 def published(folder, tmp_path, sample_rate=RATE):
     target = tmp_path / "published"
     target.mkdir()
-    publish_task(read_task(folder), target, sample_rate)
+    publish_task(read_task(folder), target, sample_rate, 1e9)
     return target
 
 
@@ -135,3 +136,12 @@ def test_other_formats_are_refused(tmp_path):
     (tmp_path / "a.mp3").write_bytes(b"ID3")
     with pytest.raises(ValueError, match=r"a\.mp3: .* must be \.wav or \.flac"):
         read_clip(tmp_path / "a.mp3")
+
+
+def test_a_huge_file_of_a_task_is_named_and_not_read(tmp_path):
+    folder = write_scene_task(tmp_path / "toy")
+    os.truncate(folder / "16000/train/0.wav", 10**12)
+    with pytest.raises(
+        ValueError, match=r"train/0.wav has 1,000,000,000,000 bytes, more than 1000"
+    ):
+        published(folder, tmp_path)

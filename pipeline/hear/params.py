@@ -152,6 +152,7 @@ class HearParams(ExtractionParams, BaselineParams):
 
     source: Literal["sample", "folder", "zenodo"]  # one of `sources`
     sources: HearSources
+    max_file_mb: float = Field(gt=0, le=1_000_000)  # of a file of a task
     tasks: Tasks = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -17,19 +17,25 @@ from pipeline.hear.tasks.audio import publish_clip
 from pipeline.hear.tasks.task import METADATA, VOCABULARY, Task, read_task
 
 DAMAGED = (tarfile.TarError, EOFError, KeyError, zlib.error, lzma.LZMAError)
+LISTS = (".json", ".csv")  # suffixes of what a task has beside audio
+LONGEST_NAME = 255  # bytes, on all usual file systems
 
 Faults = dict[Path, ValueError]  # clip -> its error
 
 
-def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Task:
+class TooLargeError(tarfile.TarError):
+    """A member has more bytes than may be read; a small archive may claim to hold a huge file."""
+
+
+def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int, max_bytes: float) -> Task:
     """Write a task into an existing folder, with its audio at `sample_rate`, and check it.
 
-    Files that no split lists are skipped.
+    Files that no split lists are skipped, and files of more than `max_bytes` are not read.
 
     Raises:
         FileNotFoundError: the archive lacks the task or one of its files.
-        ValueError: the archive is damaged, would write outside the folder, or has audio of several
-            sample rates; or the task is invalid.
+        ValueError: the archive is damaged, would write outside the folder, has audio of several
+            sample rates, or a file that is too large or cannot be written; or the task is invalid.
     """
     faults: Faults = {}
     rates: set[str] = set()
@@ -44,7 +50,9 @@ def unpack_task(archive: Path, name: str, folder: Path, sample_rate: int) -> Tas
                 for member in tar:
                     parts = _task_path(member, name)
                     if parts and not member.isdir():
-                        rates |= _write_member(tar, member, parts, folder, sample_rate, faults)
+                        rates |= _write_member(
+                            tar, member, parts, folder, sample_rate, max_bytes, faults
+                        )
         except DAMAGED as error:
             raise ValueError(
                 f"{archive} cannot be unpacked: {error}. If you trust its contents, unpack it "
@@ -72,6 +80,8 @@ def _task_path(member: tarfile.TarInfo, name: str) -> tuple[str, ...]:
     path = PurePosixPath(member.name)
     base = path.parent if member.issym() else PurePosixPath()
     link = os.path.normpath(base / member.linkname) if member.linkname else ""
+    if "\0" in member.name or max(map(len, map(os.fsencode, path.parts)), default=0) > LONGEST_NAME:
+        raise tarfile.TarError(f"{member.name!r} cannot be the name of a file")
     for target in (member.name, link):
         if target.startswith("/") or ".." in PurePosixPath(target).parts:
             raise tarfile.TarError(f"{member.name!r} points outside the archive")
@@ -87,6 +97,7 @@ def _write_member(
     parts: tuple[str, ...],
     folder: Path,
     sample_rate: int,
+    max_bytes: float,
     faults: Faults,
 ) -> set[str]:
     """Write one file; return the sample rate in its path if it is audio.
@@ -94,20 +105,35 @@ def _write_member(
     Invalid audio is only recorded, since the lists of clips may come later in the archive.
     """
     is_audio = len(parts) == 3 and parts[0].isdecimal()
-    if len(parts) != 1 and not is_audio:
-        return set()
-    file = tar.extractfile(member)
-    content = file.read() if file else b""
+    if len(parts) == 1 and parts[0].endswith(LISTS):
+        (folder / parts[0]).write_bytes(_read(tar, member, max_bytes))
     if not is_audio:
-        (folder / parts[0]).write_bytes(content)
         return set()
     target = folder.joinpath(str(sample_rate), *parts[1:])
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        publish_clip(content, member.name, target, sample_rate)
-    except ValueError as error:
-        faults[target] = error
+        publish_clip(_read(tar, member, max_bytes), member.name, target, sample_rate)
+    except (ValueError, TooLargeError) as error:
+        faults[target] = ValueError(str(error))
     return {parts[0]}
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: float) -> bytes:
+    """Return the content of a file, or of the one that a link leads to."""
+    try:
+        file = tar.extractfile(member)
+    except RecursionError:
+        raise tarfile.TarError(f"{member.name!r} is a link that leads to itself") from None
+    if file is None:
+        return b""
+    size = file.seek(0, os.SEEK_END)
+    if size > max_bytes:
+        raise TooLargeError(
+            f"{os.path.basename(str(tar.name))}: {member.name!r} has {size:,} bytes, more than "
+            f"{max_bytes / 1e6:g} MB (hear.max_file_mb)"
+        )
+    file.seek(0)
+    return file.read()
 
 
 def _remove_unlisted(task: Task, sample_rate: int, faults: Faults, source: str) -> None:

@@ -19,14 +19,15 @@ SUFFIXES = (".wav", ".flac")
 READ_AHEAD_BYTES = 2**24  # size of the files that are decoded ahead of use
 
 
-def publish_task(task: Task, target: Path, sample_rate: int) -> None:
+def publish_task(task: Task, target: Path, sample_rate: int, max_bytes: float) -> None:
     """Copy a task into an existing folder, with its audio at `sample_rate`.
 
     Files of that rate are copied unchanged; others are resampled and written with 16 bits.
 
     Raises:
         FileNotFoundError: an audio file is missing.
-        ValueError: a file is not WAV or FLAC, is damaged, not mono, or empty.
+        ValueError: a file is not WAV or FLAC, is damaged, not mono, empty, or has more than
+            `max_bytes`.
     """
     for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in task.metadata.splits)):
         shutil.copyfile(require_file(task.folder / name), target / name)
@@ -36,7 +37,15 @@ def publish_task(task: Task, target: Path, sample_rate: int) -> None:
         folder.mkdir(parents=True)
         for name in tqdm(files, desc=split, unit="clip", disable=None):
             path = task.audio(source_rate, split) / name
-            publish_clip(require_file(path).read_bytes(), str(path), folder / name, sample_rate)
+            publish_clip(_read(path, max_bytes), str(path), folder / name, sample_rate)
+
+
+def _read(path: Path, max_bytes: float) -> bytes:
+    size = require_file(path).stat().st_size
+    if size > max_bytes:
+        limit = f"{max_bytes / 1e6:g} MB (hear.max_file_mb)"
+        raise ValueError(f"{path} has {size:,} bytes, more than {limit}. Replace it, or raise it.")
+    return path.read_bytes()
 
 
 def read_clip(path: Path) -> tuple[Float32[np.ndarray, " S"], int]:
