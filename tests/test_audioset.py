@@ -323,7 +323,7 @@ def test_lost_clips_of_a_class_are_tried_again_on_demand(site, params, capsys):
     run_stage()
     assert set(site.requests) == {"n404-bbbbbb.wav", "n429-aaaaaa.wav"}
     with pytest.raises(
-        SystemExit, match=r"lost: not a class of failures .* are blocked, corrupt, geo, gone"
+        SystemExit, match=r"lost: not a class of failures .* are bad_address, blocked, corrupt, geo"
     ):
         download_queue.main(["retry", "lost"])
 

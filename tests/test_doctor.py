@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 from datetime import date
 from importlib import metadata
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import synthetic_sources
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
@@ -197,9 +199,43 @@ def test_times_are_cpu_time_by_clips_by_cores(monkeypatch):
 def test_the_rate_for_a_web_site_decides_how_long_a_download_takes():
     size = source_size.SourceSize(2_041_789, 10.0, 1.0, "")
     config = settings({"source": "audioset", "network.clips_per_hour": 300.0})
-    assert forecast.downloading(config, size, "").startswith("283.6 days at 300 clips an hour")
+    assert forecast.downloading(config, size, "").text.startswith("283.6 days at 300 clips an hour")
     config = settings({"source": "audioset", "network.to_hour": 12.0})
-    assert forecast.downloading(config, size, "").startswith("680.6 days at 250 clips an hour")
+    assert forecast.downloading(config, size, "").text.startswith("680.6 days at 250 clips an hour")
+
+
+@pytest.mark.parametrize(
+    ("changes", "clips", "level", "remedy"),
+    [
+        ({"source": "audioset"}, 2_041_789, "warning", "mirrors of AudioSet"),
+        ({"source": "audioset"}, 22_160, "ok", ""),
+        ({"sources.url.url": "https://x.org/{recording_id}"}, 2_041_789, "warning", "fewer clips"),
+        ({"network.clips_per_hour": 0.0, "source": "audioset"}, 2_041_789, "ok", ""),
+        ({"sources.url.url": "{recording_id}.ogg"}, 2_041_789, "ok", ""),
+    ],
+)
+def test_a_download_of_many_days_is_a_warning_with_a_remedy(changes, clips, level, remedy):
+    size = source_size.SourceSize(clips, 10.0, 1.0, "")
+    found = forecast.downloading(settings(changes), size, "")
+    assert found.level == level
+    assert remedy in found.text
+
+
+@pytest.mark.parametrize(("limit", "level"), [(40, "warning"), (1024, "ok"), (-1, "ok")])
+def test_a_low_limit_on_open_files_is_a_warning(monkeypatch, limit, level):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert examination.open_files().level == level
+
+
+def test_a_mirror_is_counted_without_a_list_that_is_not_here(monkeypatch):
+    synthetic_sources.tar_mirror("mirror")
+    changes = {"source": "tar", "sources.tar.path": "mirror", "sources.tar.id_key": "id"}
+    web = {"sources.tar.segments": ["http://127.0.0.1:1/list.csv"]}
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was used"))
+    assert source_size.source_size(settings(changes | web)).clips == 3
+    synthetic_sources.audioset_list(Path("list.csv"))
+    here = {"sources.tar.segments": ["list.csv"]}
+    assert source_size.source_size(settings(changes | here)).clips == 5
 
 
 def test_speeds_on_an_h100_are_those_of_the_benchmarks():
@@ -251,8 +287,8 @@ def test_a_suitable_machine_has_no_problem_and_needs_no_network(capsys, monkeypa
     assert lines[-1].startswith("0 problem(s)")
     subjects = {line[9:20].strip() for line in lines[:-1]}
     assert subjects >= {
-        *doctor.PACKAGES, "python", "params", "ffmpeg", "gpu", "cores", "memory", "dvc cache",
-        "dvc remote", "source", "disk", "download", "resample", "logmel", "pretrain",
+        *doctor.PACKAGES, "python", "params", "ffmpeg", "gpu", "cores", "memory", "open files",
+        "dvc cache", "dvc remote", "source", "disk", "download", "resample", "logmel", "pretrain",
     }  # fmt: skip
     assert "javascript" not in subjects
 

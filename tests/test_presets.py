@@ -113,6 +113,7 @@ UNUSED = {
         "optimizer.trust_coefficient",
     },
 }
+MIRRORS = {"audioset-parquet": "parquet", "audioset-16khz": "tar"}  # option file -> source
 GROUPS = {"hear": 18, "hear-l": 5}  # option file -> number of tasks
 
 
@@ -137,7 +138,16 @@ def changed(folder, *names):
 
 
 def test_every_file_is_tested():
-    assert {path.name for path in PRESETS.iterdir()} == {*ENCODER, *GROUPS, "byol"}
+    assert {path.name for path in PRESETS.iterdir()} == {*ENCODER, *GROUPS, *MIRRORS, "byol"}
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_mirror_can_be_the_data_of_a_run_of_the_paper(name, tmp_path):
+    config = changed(tmp_path, "audioset-audiontt", name)
+    source = getattr(config.sources, MIRRORS[name])
+    (audioset,) = config.sources.audioset.subsets
+    assert source.segments == [config.sources.audioset.lists.replace("{subset}", audioset)]
+    assert (config.pretrain.epochs, config.download.clips_per_shard) == (100, 4096)
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -214,7 +224,7 @@ def test_the_report_finds_every_setting_that_differs_from_the_paper_s(encoder, t
         assert key in {name for name, *_ in differing(flat | {key: "other"})}
 
 
-@pytest.mark.parametrize("name", [*ENCODER, *GROUPS])
+@pytest.mark.parametrize("name", [*ENCODER, *GROUPS, *MIRRORS])
 def test_an_option_is_not_the_source_and_reads_as_yaml_as_the_paper_writes_it(name):
     yaml = YAML(typ="safe", pure=True)
     config = load_config()

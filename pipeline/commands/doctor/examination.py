@@ -1,5 +1,6 @@
 """Findings on parameters, tools, devices and DVC's cache."""
 
+import resource
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -8,10 +9,12 @@ import torch
 from pipeline.commands.doctor import cache, forecast, source_size
 from pipeline.commands.doctor.finding import Finding, Level
 from pipeline.config import Config, load_config
+from pipeline.core import files
 from pipeline.core.settings import cores
 from pipeline.core.stage import EXPECTED_ERRORS
 from pipeline.corpus.fetch import requirements
 
+MIN_OPEN_FILES = 256
 MIN_MEMORY = 3e9  # bytes; the sample run takes 2.2 GB, AudioSet's list 1.9 GB
 
 
@@ -29,6 +32,7 @@ def examine() -> Iterator[Finding]:
     yield from gpus
     yield Finding("ok", "cores", str(cores()))
     yield from memory()
+    yield open_files()
     sharing = cache.sharing()
     yield from sharing.findings()
     yield from forecast.findings(config, sharing, gpus[0].text)
@@ -80,3 +84,11 @@ def memory() -> Iterator[Finding]:
         yield Finding("warning", "memory", text)
     else:
         yield Finding("ok", "memory", text)
+
+
+def open_files() -> Finding:
+    """Return how many files a process may open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < MIN_OPEN_FILES:
+        return Finding("warning", "open files", files.open_files_hint())
+    return Finding("ok", "open files", "no limit" if limit < 0 else str(limit))

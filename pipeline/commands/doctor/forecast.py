@@ -22,6 +22,7 @@ from pipeline.corpus.fetch.cutting import local_path
 
 DATA = ("data/clips", "data/audio16k", "data/logmel")
 WORK = (".work/clips", ".work/download")
+MANY_DAYS = 14  # of download, after which there is a better way
 THROUGHPUT = Path("reports/throughput.csv")
 # Samples per second on one H100: encoder, size of the transformer, batch (benchmarks/RESULTS.md).
 H100 = {
@@ -112,22 +113,35 @@ def data_stages(config: Config, size: SourceSize) -> Iterator[Finding]:
         took = cpu_s * share * size.clips / min(workers, cores())
         text = f"{duration(took)}: {1e3 * cpu_s * share:.1f} ms of CPU per clip"
         if stage == "download":
-            text = downloading(config, size, text)
-        yield Finding("ok", stage, text)
+            yield downloading(config, size, text)
+        else:
+            yield Finding("ok", stage, text)
 
 
-def downloading(config: Config, size: SourceSize, from_files: str) -> str:
+def downloading(config: Config, size: SourceSize, from_files: str) -> Finding:
     """Return the time of the stage `download`, which depends on the rate for a web site."""
     url, network = address(config), config.network
     if not url:
-        return f"a copy of {gb(size.clips * size.fetched_bytes)}"
+        return Finding("ok", "download", f"a copy of {gb(size.clips * size.fetched_bytes)}")
     if local_path(url) is not None:
-        return from_files
+        return Finding("ok", "download", from_files)
     if not network.clips_per_hour:
-        return f"as fast as the site serves; on this machine {from_files}"
+        text = f"as fast as the site serves; on this machine {from_files}"
+        return Finding("ok", "download", text)
     days = size.clips / network.clips_per_hour / open_hours(network)
-    rate = f"{network.clips_per_hour:g} clips an hour"
-    return f"{days:,.1f} days at {rate} (what is left: python -m pipeline.commands.queue status)"
+    text = (
+        f"{days:,.1f} days at {network.clips_per_hour:g} clips an hour (what is left: python -m "
+        "pipeline.commands.queue status)"
+    )
+    if days <= MANY_DAYS:
+        return Finding("ok", "download", text)
+    remedy = "take fewer clips (`clips`), or raise network.clips_per_hour as far as the site allows"
+    if config.source == "audioset":
+        remedy = (
+            "mirrors of AudioSet need no request to the site (docs/data.md, presets/audioset-16khz "
+            f"and audioset-parquet); or {remedy}"
+        )
+    return Finding("warning", "download", f"{text}; {remedy}")
 
 
 def pretraining(config: Config, size: SourceSize, gpu: str) -> Finding:

@@ -62,7 +62,15 @@ def source_size(config: Config) -> SourceSize | None:
             return size_of_list(count(path), USUAL_S, str(path), section)
         rows = segments.read(path)
         return size_of_list(len(rows), mean_s(rows), str(path), section)
-    return size_of_container(open_source(section), section)
+    return size_of_container(open_source(offline(section)), section)
+
+
+def offline(section: Any) -> Any:
+    """Return a container's section without lists to compare with that are not on this disk yet."""
+    lists = getattr(section, "segments", [])
+    if all(cached_path(location).exists() for location in lists):
+        return section
+    return section.model_copy(update={"segments": []})
 
 
 def size_of_list(clips: int, duration_s: float, known_from: str, section: Any) -> SourceSize:

@@ -13,7 +13,7 @@ import soundfile
 from pipeline import audio
 from pipeline.corpus.clips.segments import Segment
 from pipeline.corpus.fetch.cutting import MIN_CLIP_S, Media, cut
-from pipeline.corpus.fetch.failures import UnavailableError
+from pipeline.corpus.fetch.failures import UnavailableError, check_machine
 
 CUT_TIMEOUT_S = 60.0  # for FFmpeg
 
@@ -56,6 +56,7 @@ def _duration_of_packets(recording: Path | bytes) -> float | None:
             packets = container.demux(container.streams.audio[0])
             return float(sum((p.duration or 0) * (p.time_base or 0) for p in packets)) or None
     except (av.FFmpegError, ValueError, OverflowError) as error:
+        check_machine(error)
         message = getattr(error, "strerror", None) or str(error)
         raise UnavailableError("corrupt", f"it is not audio, or damaged: {message}") from error
 
