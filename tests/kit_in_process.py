@@ -24,6 +24,7 @@ from torch import nn
 from pipeline.core.files import sha256
 from pipeline.hear.embed import files
 from pipeline.hear.score.random_streams import RandomStreams
+from pipeline.hear.tasks.task import read_task
 
 
 @dataclass
@@ -87,7 +88,7 @@ def run_kit(monkeypatch, folder: Path, grid: str, points: int, precision: int) -
         patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         patch.setenv("PL_GLOBAL_SEED", "")  # which it overwrites
         dimensions = next(folder.glob("*.embedding-dimensions.json"))
-        files.pickle_labels(folder, folder)
+        files.pickle_labels(folder, read_task(folder).metadata.splits, folder)
         try:
             kit.task_predictions(
                 embedding_path=folder,

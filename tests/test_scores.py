@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,10 +53,8 @@ def fake_heareval(tmp_path, monkeypatch):
 
 @pytest.fixture
 def embeddings(tmp_path):
-    folder = tmp_path / "embeddings" / "toy-v1-full"
-    folder.mkdir(parents=True)
-    (folder / "task_metadata.json").write_text("{}")
-    return folder
+    rows = {"train": 60, "valid": 30, "test": 30}
+    return write_embedded_task(tmp_path / "embeddings" / "toy-v1-full", rows)
 
 
 @pytest.fixture
@@ -72,17 +71,52 @@ def test_heareval_gets_its_own_options(fake_heareval, embeddings, scratch, devic
     seen = run_heareval(embeddings, scratch, FAST, device)
     options = ["--grid", "fast", "--grid-points", "2"]
     assert seen["arguments"] == ["toy-v1-full", *options, *gpus]
-    assert seen["files"] == ["task_metadata.json"]
+    kinds = ("embedding-dimensions.json", "embeddings.npy", "json", "target-labels.pkl")
+    own = [f"{split}.{kind}" for split in ("train", "valid", "test") for kind in kinds]
+    assert seen["files"] == sorted([*own, "labelvocabulary.csv", "task_metadata.json"])
 
 
 def test_heareval_works_in_the_scratch_folder_and_leaves_the_embeddings_alone(
     fake_heareval, embeddings, scratch
 ):
     fake_heareval(RESULT)
+    before = {path.name: path.read_bytes() for path in embeddings.iterdir()}
     seen = run_heareval(embeddings, scratch, FAST, "auto")
     assert seen["cwd"] == str(scratch / "42")
-    assert [path.name for path in embeddings.iterdir()] == ["task_metadata.json"]
+    assert {path.name: path.read_bytes() for path in embeddings.iterdir()} == before
     assert (scratch / "42" / "toy-v1-full" / "prediction.log").exists()
+
+
+class Planted:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("engine", ["heareval", "batched"])
+@pytest.mark.parametrize("name", ["train.target-labels.pkl", "other.target-labels.pkl"])
+def test_a_pickle_among_shared_embeddings_is_neither_read_nor_written(
+    fake_heareval, embeddings, scratch, engine, name
+):
+    read_all = "import pickle\nfor path in task.glob('*.pkl'): pickle.loads(path.read_bytes())\n"
+    fake_heareval(read_all + RESULT)
+    content = pickle.dumps(Planted(scratch / "it-ran"))
+    (embeddings / name).write_bytes(content)
+    scores.score(embeddings, scratch, FAST.model_copy(update={"engine": engine}), "cpu")
+    assert not (scratch / "it-ran").exists()
+    assert (embeddings / name).read_bytes() == content
+
+
+def test_a_pickle_in_place_of_the_labels_is_refused(embeddings, scratch):
+    path = embeddings / "train.target-labels.json"
+    path.write_bytes(pickle.dumps(Planted(scratch / "it-ran")))
+    with pytest.raises(ValueError, match=r"train\.target-labels\.json"):
+        scores.score(embeddings, scratch, FAST, "cpu")
+    assert not (scratch / "it-ran").exists()
 
 
 def test_only_heareval_may_load_checkpoints_unsafely(fake_heareval, embeddings, scratch):

@@ -17,7 +17,7 @@ reads the labels from a pickle, which can run code, so it is written from them f
 import hashlib
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,15 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from pipeline.core.files import sha256
-from pipeline.hear.tasks.task import require_file
+from pipeline.hear.tasks.task import METADATA, VOCABULARY, require_file
 
 LABELS = "target-labels.json"
+FOR_HEAREVAL = (  # of each split
+    "json",
+    "embedding-dimensions.json",
+    "embeddings.npy",
+    "filename-timestamps.json",
+)
 BLOCK = 2**14  # rows that are read and checked at a time
 REMEDY = "Run `dvc repro` again to rebuild the embeddings."
 
@@ -151,14 +157,28 @@ def read_labels(folder: Path, split: str, rows: int) -> Labels:
     return labels
 
 
-def pickle_labels(folder: Path, target: Path) -> None:
-    """Write the labels of all splits into another folder, as hear-eval-kit reads them.
+def link_for_heareval(folder: Path, splits: Sequence[str], target: Path) -> None:
+    """Link what hear-eval-kit reads into an empty folder, and write the labels there as pickles.
+
+    Other files are left out: hear-eval-kit would read a pickle among them, or write into them.
 
     Raises:
         FileNotFoundError, ValueError: see `read_shape` and `read_labels`.
     """
-    for path in folder.glob(f"*.{LABELS}"):
-        split = path.name.removesuffix(f".{LABELS}")
+    own = [f"{split}.{kind}" for split in splits for kind in FOR_HEAREVAL]
+    for path in [folder / name for name in (METADATA, VOCABULARY, *own)]:
+        if path.exists():  # timestamps: of events only
+            (target / path.name).symlink_to(path.resolve())
+    pickle_labels(folder, splits, target)
+
+
+def pickle_labels(folder: Path, splits: Sequence[str], target: Path) -> None:
+    """Write the labels of some splits into another folder, as hear-eval-kit reads them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_shape` and `read_labels`.
+    """
+    for split in splits:
         labels = read_labels(folder, split, read_shape(folder, split)[0])
         _path(target, split, "target-labels.pkl").write_bytes(pickle.dumps(labels))
 

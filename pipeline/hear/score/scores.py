@@ -26,6 +26,7 @@ from pipeline.hear.score import heareval_seed
 from pipeline.hear.score.data import check_batches, read_data
 from pipeline.hear.score.params import ScoreParams
 from pipeline.hear.score.protocol import folds, hyperparameter_grid
+from pipeline.hear.tasks.task import read_task
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,7 @@ def run_heareval(
     scratch = scratch / str(seed)
     task = scratch / embeddings.name
     task.mkdir(parents=True)
-    for path in embeddings.iterdir():
-        (task / path.name).symlink_to(path.resolve())
-    files.pickle_labels(embeddings, task)
+    files.link_for_heareval(embeddings, read_task(embeddings).metadata.splits, task)
     log = scratch / LOG
     logger.info("%s: hear-eval-kit is running; its log is %s", task.name, log)
     code = _run(heareval_command(task.name, params, device, seed), scratch, log)
