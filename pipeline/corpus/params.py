@@ -8,9 +8,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pipeline.core.params import LocalPath, Section, classes
 from pipeline.core.repository import locate
 
-Place = Annotated[
-    str, Field(min_length=1), AfterValidator(locate)
-]  # a path; "" would be the repository itself
+# A path; "" would be the repository itself.
+Place = Annotated[str, Field(min_length=1), AfterValidator(locate)]
 
 
 def _only(known: str, template: str) -> str:
@@ -91,10 +90,9 @@ class TarParams(Section):
     """Section `sources.tar`: WebDataset tars."""
 
     path: Place  # file or folder
-    # AudioSet-format CSVs of what the files should hold, or their addresses; likewise below
     label_key: str  # in the JSON member of a sample
     id_key: str  # likewise, of the id; "": the name of the member
-    segments: list[Place]
+    segments: list[Place]  # AudioSet-format CSVs of what it should hold, or their addresses
     clips: LocalPath
 
 
